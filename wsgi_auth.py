@@ -1,0 +1,908 @@
+"""Sign-in for any WSGI application: JSON Web Tokens, password hashes, and a guard for paths.
+
+Whoever knows a password gets a token; whoever has a token gets past the guard::
+
+    import wsgi_auth
+
+    signer = wsgi_auth.TokenSigner(key)  # 32 random bytes or more: secrets.token_hex(32)
+    application = wsgi_auth.BearerAuthMiddleware(application, signer, exempt=["/public"])
+
+    if wsgi_auth.verify_password(password, stored_hash):
+        token = signer.sign({"sub": "alice"})
+
+Behind the guard, an application finds in its environ, and may trust:
+
+- ``wsgi_auth.claims``: the verified claims, a dict
+- ``REMOTE_USER``: the claim ``sub``
+- ``AUTH_TYPE``: ``"Bearer"``
+
+The module defends against forged, stolen-and-expired and malformed tokens (RFC 8725), against the
+guessing of passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths
+that are written so that a guard and an application read them differently. It needs the standard
+library alone, does no I/O, reads no environment and keeps no state: copy it into any project.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+import unicodedata
+from binascii import Error as Base64Error, a2b_base64, b2a_base64
+from typing import (
+    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
+    Sequence, Tuple, Union,
+)
+from urllib.parse import unquote
+
+__all__ = [
+    "BearerAuthMiddleware",
+    "DecodeError",
+    "ExpiredSignatureError",
+    "ImmatureSignatureError",
+    "InvalidAlgorithmError",
+    "InvalidAudienceError",
+    "InvalidClaimError",
+    "InvalidIssuerError",
+    "InvalidKeyError",
+    "InvalidSignatureError",
+    "InvalidTokenError",
+    "MAX_TOKEN_BYTES",
+    "MissingRequiredClaimError",
+    "PBKDF2_ITERATIONS",
+    "TokenSigner",
+    "decode",
+    "encode",
+    "hash_password",
+    "is_password_usable",
+    "needs_rehash",
+    "parse_json_object",
+    "verify_password",
+]
+
+MAX_TOKEN_BYTES = 16 * 1024  # what is read of a token, before anything else is known of it
+MIN_KEY_BYTES = 32  # RFC 7518 §3.2: as many bits as the hash has
+PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
+MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
+MAX_PASSWORD_BYTES = 1024  # of UTF-8
+SALT_BYTES = 16  # NIST SP 800-132 §5.1
+
+Claims = Dict[str, Any]
+Environ = Dict[str, Any]
+StartResponse = Callable[..., Any]
+WSGIApplication = Callable[[Environ, StartResponse], Iterable[bytes]]
+Key = Union[str, bytes]
+Mac = Callable[[bytes], bytes]
+
+
+# --- Errors -------------------------------------------------------------------------------------
+
+
+class InvalidKeyError(ValueError):
+    """A signing key that cannot be used. The message says how to make a good one."""
+
+
+class InvalidTokenError(Exception):
+    """The root of every refusal of a token. The message may be shown to the client."""
+
+
+class DecodeError(InvalidTokenError):
+    """The token is malformed."""
+
+
+class InvalidSignatureError(DecodeError):
+    """The signature is not that of this token under any of the keys."""
+
+
+class InvalidAlgorithmError(InvalidTokenError):
+    """The header names another algorithm than HS256."""
+
+
+class ExpiredSignatureError(InvalidTokenError):
+    """The time in `exp` has come."""
+
+
+class ImmatureSignatureError(InvalidTokenError):
+    """The time in `nbf` or `iat` has not come yet."""
+
+
+class InvalidClaimError(InvalidTokenError):
+    """A claim has a value that it must not have."""
+
+
+class InvalidAudienceError(InvalidClaimError):
+    """The token is meant for somebody else, or `aud` is malformed."""
+
+
+class InvalidIssuerError(InvalidClaimError):
+    """The token is from somebody else, or `iss` is malformed."""
+
+
+class MissingRequiredClaimError(InvalidTokenError):
+    """A required claim is not there; `claim` is its name."""
+
+    def __init__(self, claim: str) -> None:
+        super().__init__(f"Token is missing the {claim} claim")
+        self.claim = claim
+
+
+# --- base64url and JSON -------------------------------------------------------------------------
+
+_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
+# From base64url's alphabet to base64's; what only base64 has becomes what neither has.
+_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
+_PADDING = (b"", b"===", b"==", b"=")
+
+
+def _b64encode(data: bytes) -> bytes:
+    return b2a_base64(data, newline=False).translate(_TO_BASE64URL, b"=")
+
+
+def _b64decode(text: bytes) -> bytes:
+    """Decode base64url in its one canonical spelling (RFC 7515 §2, RFC 4648 §3.5).
+
+    Decoders skip what they do not know and drop stray bits, so that many texts mean one token;
+    encoding the result again accepts the one that an encoder writes.
+    """
+    padded = text.translate(_TO_BASE64) + _PADDING[len(text) % 4]
+    try:
+        data = a2b_base64(padded)
+    except Base64Error:
+        raise DecodeError("Invalid base64url") from None
+    if b2a_base64(data, newline=False) != padded:
+        raise DecodeError("Invalid base64url")
+    return data
+
+
+def _unique_members(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):  # RFC 7515 §4, RFC 7519 §4: two readers may pick different ones
+        raise DecodeError("Duplicate member name in JSON")
+    return members
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise DecodeError("Invalid JSON")  # NaN and Infinity, which RFC 8259 §6 does not have
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise DecodeError("Number out of range in JSON")
+    return number
+
+
+_read_json = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite_float).raw_decode
+_read_json_strictly = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_members,
+).raw_decode
+_write_json = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"),
+).encode
+
+
+def parse_json_object(data: bytes) -> Dict[str, Any]:
+    """Parse one JSON object in UTF-8, strictly (RFC 8259).
+
+    Duplicate member names, NaN, Infinity, numbers that overflow and lone surrogates are refused.
+
+    Raises:
+        DecodeError: it is anything else, however deeply nested.
+
+    >>> parse_json_object(b'{"a": 1}')
+    {'a': 1}
+    >>> parse_json_object(b'{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    wsgi_auth.DecodeError: Duplicate member name in JSON
+    """
+    try:
+        text = data.decode().strip(" \t\n\r")
+        value, end = _read_json(text)
+        if end != len(text) or type(value) is not dict:
+            raise DecodeError("Not one JSON object")
+        # Each member has its colon. If there are no more colons than names, no name came twice;
+        # else it takes the hook, a call of Python for each object, to know.
+        if text.count(":") != len(value):
+            _read_json_strictly(text)
+        if "\\" in text:
+            _write_json(value).encode()  # fails on a lone surrogate, which nobody could pass on
+    except (ValueError, RecursionError):
+        raise DecodeError("Invalid JSON") from None
+    return value
+
+
+# --- Tokens, the outer layer: bytes and signatures ----------------------------------------------
+
+_HEADER = _b64encode(b'{"alg":"HS256","typ":"JWT"}')
+_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068 §4
+_ASYMMETRIC_KEY = re.compile(
+    rb"-----BEGIN |---- BEGIN SSH2|PuTTY-User-Key|ssh-(?:rsa|dss|ed)|ecdsa-sha2-|sk-(?:ssh|ecdsa)-"
+)
+_KEY_ADVICE = (
+    "a key is at least 32 random bytes of text or bytes; make one with"
+    ' python -c "import secrets; print(secrets.token_hex(32))"'
+)
+
+
+def _key_bytes(key: Any) -> bytes:
+    """The bytes of a key, unless it is weak or was made for something else.
+
+    A public key as an HMAC secret is the algorithm confusion of RFC 8725 §2.1: everybody knows it.
+    """
+    if not isinstance(key, (str, bytes)):
+        raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}")
+    try:
+        data = key.encode() if isinstance(key, str) else key
+    except UnicodeEncodeError:
+        raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}") from None
+    if len(data) < MIN_KEY_BYTES:
+        raise InvalidKeyError(f"The key is too short, {len(data)} bytes: {_KEY_ADVICE}")
+    if _ASYMMETRIC_KEY.search(data) or _is_json_object(data):
+        raise InvalidKeyError(f"A PEM, SSH or JWK document is no HMAC key: {_KEY_ADVICE}")
+    return data
+
+
+def _is_json_object(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _macs(keys: Union[Key, Sequence[Key]]) -> List[Mac]:
+    """One signing function for each key, in their order."""
+    listed = keys if isinstance(keys, (list, tuple)) else [keys]
+    if not listed:
+        raise InvalidKeyError(f"There is no key: {_KEY_ADVICE}")
+    return [_mac(_key_bytes(key)) for key in listed]
+
+
+def _mac(key: bytes) -> Mac:
+    """HMAC-SHA256 (RFC 2104 §2), the key's two hashes done once: half the cost of hmac.digest()."""
+    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
+    inner = hashlib.sha256(block.translate(hmac.trans_36))
+    outer = hashlib.sha256(block.translate(hmac.trans_5C))
+
+    def mac(message: bytes) -> bytes:
+        inside, outside = inner.copy(), outer.copy()
+        inside.update(message)
+        outside.update(inside.digest())
+        return outside.digest()
+
+    return mac
+
+
+def _check_header(header: Dict[str, Any]) -> None:
+    """Refuse every header that asks for more than HS256 (RFC 8725 §3.1, RFC 7515 §4.1.11)."""
+    if header.get("alg") != "HS256":
+        raise InvalidAlgorithmError("The algorithm must be HS256")
+    if "crit" in header or "b64" in header:
+        raise DecodeError("The token uses an extension that is not supported")
+    typ = header.get("typ", "JWT")
+    if not isinstance(typ, str) or typ.lower() not in _TYPES:
+        raise DecodeError("The type must be JWT")
+
+
+def _signed(header: bytes, claims: Claims, mac: Mac) -> str:
+    if not isinstance(claims, dict):
+        raise TypeError("claims must be a dict")
+    signing_input = header + b"." + _b64encode(_write_json(claims).encode())
+    return (signing_input + b"." + _b64encode(mac(signing_input))).decode()
+
+
+def _verified(token: Any, macs: List[Mac]) -> Claims:
+    """The claims of a token that one of the keys signed, not looked at any further."""
+    if not isinstance(token, (str, bytes)):
+        raise DecodeError("A token is text or bytes")
+    if len(token) > MAX_TOKEN_BYTES:
+        raise DecodeError("The token is too long")
+    try:
+        data = token.encode("ascii") if isinstance(token, str) else token
+    except UnicodeEncodeError:
+        raise DecodeError("Invalid base64url") from None
+    signing_input, _, signature = data.rpartition(b".")
+    header, dot, payload = signing_input.partition(b".")
+    if not dot:
+        raise DecodeError("A token has three parts")
+    if header != _HEADER:  # ours, and PyJWT's and jsonwebtoken's: no need to parse what we know
+        _check_header(parse_json_object(_b64decode(header)))
+    for mac in macs:
+        # Compared as text, so that no other spelling of the same signature will do.
+        if hmac.compare_digest(_b64encode(mac(signing_input)), signature):
+            return parse_json_object(_b64decode(payload))
+    raise InvalidSignatureError("Signature verification failed")
+
+
+# --- Tokens, the inner layer: claims ------------------------------------------------------------
+
+OneOrMore = Union[str, Sequence[str], None]
+
+_NUMBER = (int, float)  # and not bool, which is an int in Python
+
+
+def _validate_claims(
+    claims: Claims, require: Iterable[str], now: float, leeway: float, audience: OneOrMore,
+    issuer: OneOrMore,
+) -> None:
+    for name in require:
+        if name not in claims:
+            raise MissingRequiredClaimError(name)
+    _validate_times(claims, now, leeway)
+    if type(claims.get("sub", "")) is not str or type(claims.get("jti", "")) is not str:
+        raise InvalidClaimError("sub and jti must be strings")
+    if issuer is not None or "iss" in claims:
+        _validate_issuer(claims, issuer)
+    if audience is not None or "aud" in claims:
+        _validate_audience(claims, audience)
+
+
+def _validate_times(claims: Claims, now: float, leeway: float) -> None:
+    """RFC 7519 §4.1.4 to §4.1.6. A token from the future tells of a wrong clock or a forger."""
+    try:
+        if "exp" in claims:
+            if type(claims["exp"]) not in _NUMBER:
+                raise InvalidClaimError("exp must be a number")
+            if now >= claims["exp"] + leeway:
+                raise ExpiredSignatureError("Token has expired")
+        for name in ("nbf", "iat"):
+            if name in claims:
+                if type(claims[name]) not in _NUMBER:
+                    raise InvalidClaimError(f"{name} must be a number")
+                if now < claims[name] - leeway:
+                    raise ImmatureSignatureError(f"Token is not valid yet, says {name}")
+    except OverflowError:  # an integer beyond every float
+        raise InvalidClaimError("A time is out of range") from None
+
+
+def _validate_issuer(claims: Claims, issuer: OneOrMore) -> None:
+    if "iss" not in claims:
+        raise MissingRequiredClaimError("iss")
+    if type(claims["iss"]) is not str:
+        raise InvalidIssuerError("iss must be a string")
+    allowed = [issuer] if isinstance(issuer, str) else issuer
+    if allowed is not None and claims["iss"] not in allowed:
+        raise InvalidIssuerError("Invalid issuer")
+
+
+def _validate_audience(claims: Claims, audience: OneOrMore) -> None:
+    """RFC 7519 §4.1.3: whoever does not find himself in `aud` must refuse the token."""
+    if "aud" not in claims:
+        raise MissingRequiredClaimError("aud")
+    bearers = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
+    if not isinstance(bearers, list) or not all(type(name) is str for name in bearers):
+        raise InvalidAudienceError("aud must be a string or a list of strings")
+    allowed = [audience] if isinstance(audience, str) else audience or ()
+    if not any(name in allowed for name in bearers):
+        raise InvalidAudienceError("Invalid audience")
+
+
+# --- Tokens, in public --------------------------------------------------------------------------
+
+
+def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = None) -> str:
+    """Sign `claims` with HMAC-SHA256 as a JSON Web Token (RFC 7519, RFC 7515 §3.1).
+
+    `claims` are written as they are, none is added; `headers` are further header parameters.
+
+    Raises:
+        InvalidKeyError: the key is shorter than 32 bytes or was made for something else.
+        InvalidTokenError: `headers` ask for what `decode` would refuse.
+        TypeError, ValueError: the claims are not a dict that JSON can express.
+
+    >>> encode({"sub": "alice"}, "k" * 32)[:42]
+    'eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzd'
+    """
+    header = {"alg": "HS256", "typ": "JWT", **(headers or {})}
+    _check_header(header)
+    return _signed(_b64encode(_write_json(header).encode()), claims, _macs(key)[0])
+
+
+def decode(
+    token: Union[str, bytes], key: Union[Key, Sequence[Key]], *, audience: OneOrMore = None,
+    issuer: OneOrMore = None, leeway: float = 0, require: Iterable[str] = (),
+    now: Optional[float] = None,
+) -> Claims:
+    """Verify a token and return its claims (RFC 7519 §7.2, RFC 8725).
+
+    `key` may be a list of keys, any of which may have signed. `audience` and `issuer` are a name or
+    several, of which one must be in the token; `leeway`, in seconds, forgives clocks that differ;
+    `require` names the claims that must be there; `now` is the time in seconds since 1970.
+
+    Raises:
+        InvalidTokenError: the token is refused; a subclass says why.
+        InvalidKeyError: the key cannot be used.
+
+    >>> decode(encode({"sub": "alice"}, "k" * 32), "k" * 32)
+    {'sub': 'alice'}
+    """
+    claims = _verified(token, _macs(key))
+    _validate_claims(
+        claims, require, time.time() if now is None else now, leeway, audience, issuer)
+    return claims
+
+
+class TokenSigner:
+    """Signs and verifies tokens of one kind, by one policy.
+
+    `keys` is a key or a list of keys: the first signs, each verifies. `lifetime` and `leeway` are
+    in seconds; `clock` returns seconds since 1970.
+
+    Raises:
+        InvalidKeyError: a key cannot be used.
+
+    >>> signer = TokenSigner("k" * 32, lifetime=600)
+    >>> claims = signer.verify(signer.sign({"sub": "alice"}))
+    >>> claims["sub"], claims["exp"] - claims["iat"]
+    ('alice', 600)
+    """
+
+    def __init__(
+        self, keys: Union[Key, Sequence[Key]], *, issuer: Optional[str] = None,
+        audience: OneOrMore = None, lifetime: float = 3600, leeway: float = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._macs = _macs(keys)
+        self.issuer = issuer
+        self.audience = audience
+        self.lifetime = lifetime
+        self.leeway = leeway
+        self.clock = clock
+
+    def sign(self, claims: Claims) -> str:
+        """Sign `claims`, with `iat`, `exp`, `jti`, `iss` and `aud` added where they are not given.
+
+        Raises:
+            TypeError, ValueError: the claims are not a dict that JSON can express.
+        """
+        now = int(self.clock())
+        added: Claims = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
+        if self.issuer is not None:
+            added["iss"] = self.issuer
+        if self.audience is not None:
+            added["aud"] = self.audience
+        return _signed(_HEADER, {**added, **claims}, self._macs[0])
+
+    def verify(self, token: Union[str, bytes]) -> Claims:
+        """Return the claims of a token that has `exp` and `sub` and keeps to the policy.
+
+        Raises:
+            InvalidTokenError: the token is refused; a subclass says why.
+        """
+        claims = _verified(token, self._macs)
+        _validate_claims(
+            claims, ("exp", "sub"), self.clock(), self.leeway, self.audience, self.issuer)
+        return claims
+
+
+# --- Passwords ----------------------------------------------------------------------------------
+
+
+class _PasswordHash(NamedTuple):
+    digest: str  # of hashlib
+    iterations: int
+    salt: bytes
+    checksum: bytes
+
+
+def _ab64decode(text: str) -> bytes:
+    """passlib's "adapted base64": no padding, and a dot for the plus."""
+    return base64.b64decode(text.replace(".", "+") + "=" * (-len(text) % 4))
+
+
+# Each form that is verified, and how it writes its salt and its checksum.
+_Decoder = Callable[[str], bytes]
+_HASH_FORMS: Tuple[Tuple["re.Pattern[str]", _Decoder, _Decoder], ...] = (
+    # Django, and ours: pbkdf2_sha256$600000$salt$base64
+    (re.compile(r"pbkdf2_(sha256|sha1)\$([1-9][0-9]{0,7})\$([^$]+)\$([A-Za-z0-9+/]+=*)"),
+     str.encode, base64.b64decode),
+    # Werkzeug: pbkdf2:sha256:600000$salt$hex
+    (re.compile(r"pbkdf2:(sha256):([1-9][0-9]{0,7})\$([^$]+)\$([0-9a-f]+)"),
+     str.encode, bytes.fromhex),
+    # passlib: $pbkdf2-sha256$29000$ab64$ab64
+    (re.compile(r"\$pbkdf2-(sha256)\$([1-9][0-9]{0,7})\$([A-Za-z0-9./]*)\$([A-Za-z0-9./]+)"),
+     _ab64decode, _ab64decode),
+)
+
+
+def _parse_hash(encoded: Any) -> Optional[_PasswordHash]:
+    if not isinstance(encoded, str):
+        return None
+    for pattern, decode_salt, decode_checksum in _HASH_FORMS:
+        match = pattern.fullmatch(encoded)
+        if match:
+            try:
+                parsed = _PasswordHash(
+                    match[1], int(match[2]), decode_salt(match[3]), decode_checksum(match[4]))
+            except ValueError:
+                return None
+            whole = len(parsed.checksum) == hashlib.new(parsed.digest).digest_size
+            return parsed if whole and parsed.iterations <= MAX_PBKDF2_ITERATIONS else None
+    return None
+
+
+def _password_bytes(password: str) -> bytes:
+    if not isinstance(password, str):
+        raise TypeError("a password is a str")
+    if not password:
+        raise ValueError("the password is empty")
+    try:
+        data = password.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the password is not valid Unicode") from None
+    if len(data) > MAX_PASSWORD_BYTES:
+        raise ValueError(f"the password is longer than {MAX_PASSWORD_BYTES} bytes")
+    return data
+
+
+def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
+    """Hash a password for storage, by PBKDF2-HMAC-SHA256 with a random salt (RFC 8018 §5.2, OWASP).
+
+    The form is Django's. It takes some tenths of a second, by design; other threads go on.
+
+    Raises:
+        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is not from
+            1 to 10,000,000.
+
+    >>> hash_password("correct horse", iterations=1000)[:19]
+    'pbkdf2_sha256$1000$'
+    """
+    data = _password_bytes(password)
+    if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
+        raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
+    salt = secrets.token_urlsafe(SALT_BYTES)
+    checksum = hashlib.pbkdf2_hmac("sha256", data, salt.encode(), iterations)
+    return f"pbkdf2_sha256${iterations}${salt}${base64.b64encode(checksum).decode()}"
+
+
+def verify_password(password: str, encoded: Optional[str], *, min_iterations: int = 0) -> bool:
+    """Tell whether `encoded` is a hash of `password`; junk of any kind is just False.
+
+    Understood are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256` and
+    passlib's `$pbkdf2-sha256`. A refusal costs at least `min_iterations`, even where there is no
+    hash, so that its time does not tell which users exist (OWASP Authentication Cheat Sheet).
+
+    >>> verify_password("correct horse", hash_password("correct horse", iterations=1000))
+    True
+    >>> verify_password("correct horse", None, min_iterations=1000)
+    False
+    """
+    try:
+        data = _password_bytes(password)
+    except (TypeError, ValueError):
+        return False
+    spent = 0
+    stored = _parse_hash(encoded)
+    if stored:
+        derived = hashlib.pbkdf2_hmac(stored.digest, data, stored.salt, stored.iterations)
+        if hmac.compare_digest(derived, stored.checksum):
+            return True
+        spent = stored.iterations
+    if spent < min_iterations:
+        hashlib.pbkdf2_hmac("sha256", data, b"nobody", min_iterations - spent)
+    return False
+
+
+def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
+    """Tell whether to hash the password anew at the next login: another form, or fewer iterations.
+
+    >>> needs_rehash(hash_password("correct horse", iterations=1000))
+    True
+    """
+    stored = _parse_hash(encoded)
+    return not (
+        stored and encoded.startswith("pbkdf2_sha256$") and stored.iterations >= iterations)
+
+
+def is_password_usable(encoded: str) -> bool:
+    """Tell whether `verify_password` understands this hash, without the cost of trying.
+
+    >>> is_password_usable("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy")  # bcrypt
+    False
+    """
+    return _parse_hash(encoded) is not None
+
+
+# --- Path rules ---------------------------------------------------------------------------------
+#
+# A server decodes a path once and hands it over. The application may decode it again, merge
+# slashes, ignore case, and so on, in any order, and then serve another path than the guard saw. So
+# a rule is held against two extremes: the leading segments that every application reads alike, and
+# the furthest that any could make of the whole. A path is only as open as both of them are.
+
+Segments = Tuple[str, ...]
+
+_RULE = re.compile(
+    r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?"
+    r"(?P<path>/|(?:/[^\x00-\x20\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
+
+# A path that all read alike, but for letter case: no empty segment, none that ends in a dot, no
+# character that means anything.
+_PLAIN_PATH = re.compile(r"(?:/[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
+_PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
+_CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
+_SCHEME_AND_AUTHORITY = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/]*)?")  # RFC 3986 §4
+_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
+_MAX_ODD_PATH = 4096  # characters; some milliseconds to read
+
+
+class _Rule(NamedTuple):
+    rank: Tuple[int, bool, bool]  # the lowest decides
+    methods: FrozenSet[str]  # empty: all
+    path: Segments
+    folded: Segments
+    scopes: Optional[Segments]  # None: exempt
+
+
+class _Reading(NamedTuple):
+    segments: Segments  # folded
+    dotted: bool  # it has `.` or `..` segments, in whatever spelling
+
+    def may_enter(self, path: Segments) -> bool:
+        """Tell whether this can lead to `path` or below it.
+
+        A dot segment may be taken for a name and a name may be taken back by one; whatever is left
+        in the end is still in order.
+        """
+        if self.dotted:
+            remaining = iter(self.segments)
+            return all(segment in remaining for segment in path)
+        return self.segments[: len(path)] == path
+
+
+class _Path(NamedTuple):
+    sure: Segments  # what every application reads alike
+    readings: Optional[List[_Reading]]  # the furthest ones; None: it might be any path
+
+    def may_enter(self, path: Segments) -> bool:
+        return self.readings is None or any(reading.may_enter(path) for reading in self.readings)
+
+
+def _read_path(path: str) -> _Path:
+    if _PLAIN_PATH.fullmatch(path):
+        folded = tuple(path.lower().split("/")[1:])
+        return _Path(tuple(path.split("/")[1:]), [_Reading(folded, False)])
+    if len(path) > _MAX_ODD_PATH:
+        return _Path((), None)
+    try:
+        data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
+    except UnicodeEncodeError:
+        data = path.encode("utf-8", "ignore")
+    readings = []
+    for encoding in ("utf-8", "latin-1"):
+        text = _decode_wholly(data.decode(encoding, "ignore"), encoding)
+        if text is None:
+            return _Path((), None)
+        text = text.replace("\\", "/").strip()
+        # `http://host/path`, and `//host/path`, which urlsplit() takes for a host as well.
+        readings += [_read_text(text), _read_text(_SCHEME_AND_AUTHORITY.sub("", text, count=1))]
+    return _Path(_sure_segments(data.decode("utf-8", "ignore"), readings[0]), readings)
+
+
+def _decode_wholly(text: str, encoding: str) -> Optional[str]:
+    """Undo all percent-encoding and drop control characters; None where anything may come of it.
+
+    A NUL ends a path for whoever hands it to C. No client sends one, nor so many encodings.
+    """
+    for _ in range(_MAX_ENCODINGS + 1):
+        before = text
+        text = unicodedata.normalize("NFKC", unquote(text, encoding, "ignore"))
+        text = _CONTROLS.sub("", text)
+        if "\x00" in text:
+            return None
+        if text == before:
+            return text
+    return None
+
+
+def _read_text(text: str) -> _Reading:
+    """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
+    parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
+    names = [part.rstrip(". ") for part in parts]
+    dotted = any(part and not name for part, name in zip(parts, names))
+    return _Reading(_fold(filter(None, names)), dotted)
+
+
+def _fold(segments: Iterable[str]) -> Segments:
+    return tuple(unicodedata.normalize("NFKC", segment).casefold() for segment in segments)
+
+
+def _sure_segments(text: str, reading: _Reading) -> Segments:
+    """The leading segments of `text` of which the furthest reading has made nothing else."""
+    root, *names = text.split("/")
+    if root or reading.dotted:
+        return ()
+    unlike = (i for i, (name, read) in enumerate(zip(names, reading.segments))
+              if name.casefold() != read)
+    return tuple(names[: next(unlike, len(reading.segments))])
+
+
+def _parse_rules(
+    protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]], exempt: Sequence[str],
+) -> List[_Rule]:
+    """Parse all rules, and put first what decides: longer paths before shorter ones and, for one
+    path, the exemption, then the rules for some methods, then those for all."""
+    if isinstance(protect, str) or isinstance(exempt, str):
+        raise ValueError("rules come in a list, not as one string")
+    needed = protect if isinstance(protect, Mapping) else {rule: () for rule in protect}
+    rules = [_parse_rule(rule, _parse_scopes(scopes)) for rule, scopes in needed.items()]
+    rules += [_parse_rule(rule, None) for rule in exempt]
+    if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
+        raise ValueError("rules that differ in letter case alone cannot be told apart")
+    return sorted(rules, key=lambda rule: rule.rank)
+
+
+def _parse_rule(text: str, scopes: Optional[Segments]) -> _Rule:
+    match = _RULE.fullmatch(text) if isinstance(text, str) else None
+    path = match["path"] if match else ""
+    names = tuple(filter(None, path.split("/")))
+    alone = _Reading(_fold(names), False)
+    if not match or unicodedata.normalize("NFKC", path) != path or _read_text(path) != alone:
+        raise ValueError(
+            f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
+    methods = frozenset(filter(None, (match["methods"] or "").split(",")))
+    rank = (-len(names), scopes is not None, not methods)
+    if "GET" in methods:
+        methods |= {"HEAD"}
+    return _Rule(rank, methods, names, alone.segments, scopes)
+
+
+def _parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
+    names = tuple(scopes.split() if isinstance(scopes, str) else scopes)
+    for name in names:
+        if not isinstance(name, str) or not _SCOPE.fullmatch(name):
+            raise ValueError(f"not a scope: {name!r}")
+    return names
+
+
+def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
+    """The rule that decides in every reading, and those that would decide in some."""
+    deciding = None
+    for rule in rules:
+        if deciding is not None and rule.rank != deciding:
+            return
+        if rule.methods and method not in rule.methods:
+            continue
+        if rule.path == path.sure[: len(rule.path)]:
+            deciding = rule.rank
+            yield rule
+        elif path.may_enter(rule.folded):
+            yield rule
+
+
+# --- Middleware ---------------------------------------------------------------------------------
+
+_IDENTITY = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
+
+
+class _Refusal(Exception):
+    """A request that does not get through, and what the client is told (RFC 6750 §3)."""
+
+    def __init__(self, status: str, message: str, **challenge: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.challenge = challenge
+
+
+def _invalid_token(reason: str) -> _Refusal:
+    return _Refusal(
+        "401 Unauthorized", "Invalid authorization token",
+        error="invalid_token", error_description=reason)
+
+
+def _granted(claims: Claims) -> List[str]:
+    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+    return scope.split() if isinstance(scope, str) else []
+
+
+class BearerAuthMiddleware:
+    """Lets requests to protected paths through only with a valid bearer token (RFC 6750).
+
+    A rule is a path, which covers all below it, optionally behind methods: `"/api"`,
+    `"POST,DELETE /articles"`; `"GET"` covers `HEAD`. The longest matching rule counts and, for one
+    path, the one that names the method.
+
+    - `protect`: the rules under which a token is needed, all paths if not given. As a mapping, from
+      rule to the scopes that the token must have: `{"/api": (), "/api/admin": "admin"}`.
+    - `exempt`: rules under which no token is needed, inside of protected paths.
+    - `realm`: the name that a refused client is told.
+    - `is_revoked`: is asked with the claims of a valid token; true refuses it. What it raises ends
+      the request.
+
+    An application may read a path otherwise than it is written: decode it twice, merge slashes,
+    resolve dots, ignore case. A token is needed if any reading is protected, with the scopes of all
+    of those; an exemption holds only if it covers every reading. Mounted, both `PATH_INFO` and
+    `SCRIPT_NAME + PATH_INFO` are readings. No header is looked at but `Authorization`: an
+    application that takes its path or method from another one must not be behind a rule for some.
+
+    Raises:
+        ValueError: a rule, a scope or the realm is malformed.
+
+    >>> def hello(environ, start_response):
+    ...     start_response("200 OK", [("Content-Type", "text/plain")])
+    ...     return [environ["REMOTE_USER"].encode()]
+    >>> signer = TokenSigner("k" * 32)
+    >>> guarded = BearerAuthMiddleware(hello, signer)
+    >>> environ = {"HTTP_AUTHORIZATION": "Bearer " + signer.sign({"sub": "alice"})}
+    >>> guarded(environ, lambda status, headers: None)
+    [b'alice']
+    """
+
+    def __init__(
+        self, app: WSGIApplication, signer: TokenSigner, *,
+        protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]] = ("/",),
+        exempt: Sequence[str] = (), realm: str = "api",
+        is_revoked: Optional[Callable[[Claims], bool]] = None,
+    ) -> None:
+        if _UNQUOTABLE.search(realm):
+            raise ValueError(f"not a realm: {realm!r}")
+        self.app = app
+        self.signer = signer
+        self.realm = realm
+        self.is_revoked = is_revoked
+        self._rules = _parse_rules(protect, exempt)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        for key in _IDENTITY:
+            if key in environ:
+                del environ[key]
+        try:
+            scopes = self._needed_scopes(environ)
+            if scopes is not None:
+                self._authenticate(environ, scopes)
+        except _Refusal as refusal:
+            return self._refuse(refusal, environ, start_response)
+        return self.app(environ, start_response)
+
+    def _needed_scopes(self, environ: Environ) -> Optional[Segments]:
+        """The scopes that the request needs; None where not even a token is needed."""
+        method = environ.get("REQUEST_METHOD", "GET").upper()  # as Werkzeug and Django read it
+        path = environ.get("PATH_INFO", "")
+        mount = environ.get("SCRIPT_NAME", "")
+        needed: Optional[Segments] = None
+        for spelling in (path, mount + path) if mount else (path,):
+            for rule in _covering(self._rules, method, _read_path(spelling)):
+                if rule.scopes is not None:
+                    needed = (needed or ()) + rule.scopes
+        return needed
+
+    def _authenticate(self, environ: Environ, scopes: Segments) -> None:
+        header = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+        if not header:
+            raise _Refusal("401 Unauthorized", "An authorization header is required")
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer":
+            raise _invalid_token("The scheme must be Bearer")
+        try:
+            claims = self.signer.verify(token.lstrip(" "))
+        except InvalidTokenError as error:
+            raise _invalid_token(str(error)) from None
+        if self.is_revoked is not None and self.is_revoked(claims):
+            raise _invalid_token("Token has been revoked")
+        if not set(scopes).issubset(_granted(claims)):
+            raise _Refusal(
+                "403 Forbidden", "Insufficient scope",
+                error="insufficient_scope", scope=" ".join(dict.fromkeys(scopes)))
+        environ["wsgi_auth.claims"] = claims
+        environ["REMOTE_USER"] = claims["sub"]
+        environ["AUTH_TYPE"] = "Bearer"
+
+    def _refuse(
+        self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        parameters = {"realm": self.realm, **refusal.challenge}
+        challenge = ", ".join(
+            f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
+        body = json.dumps({"success": False, "error": refusal.message}).encode()
+        start_response(refusal.status, [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("WWW-Authenticate", f"Bearer {challenge}"),
+            ("X-Content-Type-Options", "nosniff"),
+        ])
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
