@@ -59,6 +59,7 @@ __all__ = [
     "is_password_usable",
     "needs_rehash",
     "parse_json_object",
+    "parse_scopes",
     "verify_password",
 ]
 
@@ -720,6 +721,22 @@ def _sure_segments(text: str, reading: _Reading) -> Segments:
     return tuple(names[: next(unlike, len(reading.segments))])
 
 
+def parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
+    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or names already apart.
+
+    Raises:
+        ValueError: a name has a character that a scope must not have.
+
+    >>> parse_scopes("read write")
+    ('read', 'write')
+    """
+    names = tuple(scopes.split() if isinstance(scopes, str) else scopes)
+    for name in names:
+        if not isinstance(name, str) or not _SCOPE.fullmatch(name):
+            raise ValueError(f"not a scope: {name!r}")
+    return names
+
+
 def _parse_rules(
     protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]], exempt: Sequence[str],
 ) -> List[_Rule]:
@@ -728,7 +745,7 @@ def _parse_rules(
     if isinstance(protect, str) or isinstance(exempt, str):
         raise ValueError("rules come in a list, not as one string")
     needed = protect if isinstance(protect, Mapping) else {rule: () for rule in protect}
-    rules = [_parse_rule(rule, _parse_scopes(scopes)) for rule, scopes in needed.items()]
+    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed.items()]
     rules += [_parse_rule(rule, None) for rule in exempt]
     if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
         raise ValueError("rules that differ in letter case alone cannot be told apart")
@@ -748,14 +765,6 @@ def _parse_rule(text: str, scopes: Optional[Segments]) -> _Rule:
     if "GET" in methods:
         methods |= {"HEAD"}
     return _Rule(rank, methods, names, alone.segments, scopes)
-
-
-def _parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
-    names = tuple(scopes.split() if isinstance(scopes, str) else scopes)
-    for name in names:
-        if not isinstance(name, str) or not _SCOPE.fullmatch(name):
-            raise ValueError(f"not a scope: {name!r}")
-    return names
 
 
 def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
