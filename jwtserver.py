@@ -490,14 +490,14 @@ def _read_fields(environ: Environ) -> Dict[str, Any]:
         try:
             return parse_json_object(body)
         except DecodeError as error:
-            raise HTTPError(400, f"Malformed JSON: {error}") from None
+            raise HTTPError(400, f"Malformed body: {error}") from None
     if content_type == "application/x-www-form-urlencoded":
         try:
             pairs = parse_qsl(body.decode(), True, errors="strict", max_num_fields=100)
         except ValueError:
-            raise HTTPError(400, "Malformed form") from None
+            raise HTTPError(400, "Malformed body: Invalid form") from None
         if len(dict(pairs)) != len(pairs):
-            raise HTTPError(400, "Malformed form: a field is given twice")
+            raise HTTPError(400, "Malformed body: A field is given twice")
         return dict(pairs)
     raise HTTPError(415, "The body must be application/json or application/x-www-form-urlencoded")
 
@@ -736,7 +736,7 @@ class _ConnectionHandler(WSGIRequestHandler):
     def handle(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)
         if len(self.raw_requestline) > 65536:
-            self.requestline = self.request_version = self.command = ""
+            self.requestline = self.command = ""
             self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
         elif self.parse_request():  # which sends its errors itself
             handler = _RequestHandler(
@@ -758,6 +758,7 @@ class _ConnectionHandler(WSGIRequestHandler):
     ) -> None:
         """Tell of a malformed request, as JSON and without repeating it."""
         body = json.dumps({"success": False, "error": HTTPStatus(code).phrase}).encode()
+        self.request_version = "HTTP/1.0"  # in 0.9, which malformed lines count as, no head is sent
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -834,20 +835,20 @@ def _first_run(settings: Settings) -> Optional[Tuple[User, str]]:
 
 
 def _greet(url: str, settings: Settings, demo: Optional[Tuple[User, str]]) -> None:
-    print(f"jwtserver listens on {url} (Ctrl-C stops it)", flush=True)
+    lines = [f"jwtserver listens on {url} (Ctrl-C stops it)"]
     if demo:
         user, password = demo
         token = make_signer(settings).sign(claims_of(user))
-        print(f"""
-This is its first run: {settings.database} is new, with the user {user.name}.
-The password is {password}, and is shown only now.
-
-Sign in:
-curl -d username={user.name} -d password={password} {url}{settings.prefix}/authenticate
-
-Show the token to the guard:
-curl -H "Authorization: Bearer {token}" {url}/protected
-""", flush=True)
+        lines += [
+            f"\nThis is its first run: {settings.database} is new, with the user {user.name}.",
+            f"The password is {password}, and is shown only now.",
+            "\nSign in:",
+            f"curl -d username={user.name} -d password={password}"
+            f" {url}{settings.prefix}/authenticate",
+            "\nShow the token to the guard:",
+            f'curl -H "Authorization: Bearer {token}" {url}/protected\n',
+        ]
+    print("\n".join(lines), flush=True)
 
 
 def _hash(password: str, settings: Settings) -> str:

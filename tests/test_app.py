@@ -1,0 +1,612 @@
+"""The endpoints, and how create_app composes them with the guard and an application."""
+
+import io
+import json
+import os
+import sqlite3
+import threading
+import time
+from wsgiref.validate import validator
+
+import pytest
+from webtest import TestApp
+
+import jwtserver
+from jwtserver import Settings, Store, create_app
+from wsgi_auth import decode, hash_password, needs_rehash
+
+KEY = "0123456789abcdef" * 2
+PASSWORD = "correct horse"
+OLD_HASH = "pbkdf2_sha1$1000$n3RFFf2yKkyGrDsLxbSpFe$Em41LAFXKnPpAMTV8ooZ9gXHwnk="  # Django's
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(database=str(tmp_path / "users.db"), secret=KEY, pbkdf2_iterations=1000)
+
+
+@pytest.fixture
+def store(settings):
+    store = Store(settings.database)
+    store.prepare()
+    hashed = hash_password(PASSWORD, iterations=1000)
+    store.add([
+        jwtserver.User("alice", hashed, "read write", 0, 0),
+        jwtserver.User("Zoë", hashed, "", 0, 0),
+        jwtserver.User("mallory", hashed, "", 1, 0),
+        jwtserver.User("old", OLD_HASH, "", 0, 0),
+    ])
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def client(settings, store):
+    return TestApp(create_app(settings))
+
+
+def sign_in(client, name="alice", password=PASSWORD, **expected):
+    return client.post_json(
+        "/authenticate", {"username": name, "password": password}, **expected)
+
+
+def bearer(token):
+    return {"Authorization": f"Bearer {token}"}
+
+
+def call(app, **environ):
+    """Call a WSGI application with an environ that a well-behaved client could not make."""
+    answer = {}
+
+    def start_response(status, headers, exc_info=None):
+        answer.update(status=int(status[:3]), headers=dict(headers))
+
+    base = {"REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/authenticate",
+            "wsgi.input": io.BytesIO(), "CONTENT_TYPE": "application/json"}
+    body = b"".join(app({**base, **environ}, start_response))
+    return answer["status"], json.loads(body or "null"), answer["headers"]
+
+
+# --- Signing in
+
+
+@pytest.mark.parametrize("post", ["post_json", "post"])
+def test_authenticate_right_password_answers_token(client, post):
+    response = getattr(client, post)("/authenticate", {"username": "alice", "password": PASSWORD})
+
+    assert response.status_int == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.content_type == "application/json"
+    assert set(response.json) == {"token", "token_type", "expires_in"}
+    assert (response.json["token_type"], response.json["expires_in"]) == ("Bearer", 3600)
+
+
+def test_authenticate_token_holds_these_claims_alone(client):
+    claims = decode(sign_in(client).json["token"], KEY)
+
+    assert set(claims) == {"sub", "username", "iat", "exp", "jti", "sid", "scope"}
+    assert (claims["sub"], claims["username"], claims["scope"]) == ("alice", "alice", "read write")
+    assert claims["exp"] - claims["iat"] == 3600
+
+
+def test_authenticate_user_without_scope_gets_no_scope_claim(client):
+    claims = decode(sign_in(client, "Zoë").json["token"], KEY)
+
+    assert "scope" not in claims
+
+
+def test_authenticate_twice_gives_different_sessions(client):
+    first, second = (decode(sign_in(client).json["token"], KEY) for _ in range(2))
+
+    assert first["sid"] != second["sid"]
+    assert first["jti"] != second["jti"]
+
+
+def test_authenticate_issuer_and_audience_are_written_and_required(settings, store):
+    client = TestApp(create_app(Settings(**{
+        **vars(settings), "issuer": "https://issuer.example", "audience": "tool"})))
+    plain = sign_in(TestApp(create_app(settings))).json["token"]
+
+    token = sign_in(client).json["token"]
+
+    claims = decode(token, KEY, audience="tool")
+    assert (claims["iss"], claims["aud"]) == ("https://issuer.example", "tool")
+    client.get("/protected", headers=bearer(token))
+    client.get("/protected", headers=bearer(plain), status=401)
+
+
+def test_authenticate_name_in_other_unicode_form_is_the_same_user(client):
+    claims = decode(sign_in(client, "Zoe\u0308").json["token"], KEY)
+
+    assert claims["sub"] == "Zoë"
+
+
+@pytest.mark.parametrize("name, password", [
+    ("alice", "wrong"), ("nobody", PASSWORD), ("mallory", PASSWORD), ("Alice", PASSWORD),
+    ("alice ", PASSWORD), ("ali\0ce", PASSWORD),
+    ("a" * 151, PASSWORD), ("alice", "x" * 1025), ("' OR 1=1 --", PASSWORD), ("*", "*"),
+])
+def test_authenticate_wrong_credentials_are_refused_alike(client, name, password):
+    response = sign_in(client, name, password, status=401)
+
+    assert response.json == {"success": False, "message": "Invalid username and password"}
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"user": "alice"}, "A `username` is required"),
+    ({"username": "", "password": "x"}, "A `username` is required"),
+    ({"password": "x"}, "A `username` is required"),
+    ({"username": "alice"}, "A `password` is required"),
+    ({"username": "alice", "password": ""}, "A `password` is required"),
+])
+@pytest.mark.parametrize("post", ["post_json", "post"])
+def test_authenticate_missing_field_is_named(client, post, fields, message):
+    response = getattr(client, post)("/authenticate", fields, status=401)
+
+    assert response.json == {"success": False, "message": message}
+
+
+@pytest.mark.parametrize("value", [None, 1, True, False, 0, [], {}, ["alice"], 1.5])
+@pytest.mark.parametrize("name", ["username", "password"])
+def test_authenticate_field_of_another_type_is_malformed(client, name, value):
+    fields = {"username": "alice", "password": PASSWORD, name: value}
+
+    response = client.post_json("/authenticate", fields, status=400)
+
+    assert response.json == {"success": False, "message": f"`{name}` must be a string"}
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"[]", b'"alice"', b"null", b'{"username": "a", "username": "b"}', b"\xff",
+    b"\xef\xbb\xbf{}", b"[" * 60000, b'{"username": "\\ud800"}',
+    b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}",
+    '{"username": "alice"}'.encode("utf-16"),
+], ids=lambda body: ascii(body[:24]))
+def test_authenticate_malformed_json_is_refused(client, body):
+    response = client.post(
+        "/authenticate", body, content_type="application/json", status=400)
+
+    assert response.json["success"] is False
+    assert response.json["message"].startswith("Malformed body")
+
+
+@pytest.mark.parametrize("body", [
+    b"username=alice&username=bob&password=x", b"username=%ff&password=x", b"username=\xff",
+    b"&".join(b"x%d=1" % i for i in range(101)),
+], ids=["twice", "percent", "bytes", "many"])
+def test_authenticate_malformed_form_is_refused(client, body):
+    response = client.post("/authenticate", body, status=400)
+
+    assert response.json["message"].startswith("Malformed body")
+
+
+@pytest.mark.parametrize("content_type", [
+    "text/plain", "multipart/form-data; boundary=x", "application/xml", "application/jsonp", "",
+    ";application/json",
+])
+def test_authenticate_other_content_type_is_refused(settings, store, content_type):
+    status, body, _ = call(
+        create_app(settings), CONTENT_TYPE=content_type, CONTENT_LENGTH="2",
+        **{"wsgi.input": io.BytesIO(b"{}")})
+
+    assert (status, body["success"]) == (415, False)
+
+
+def test_authenticate_content_type_with_parameters_is_accepted(client):
+    client.post("/authenticate", json.dumps({"username": "alice", "password": PASSWORD}),
+                content_type="Application/JSON; charset=utf-8", status=200)
+
+
+@pytest.mark.parametrize("length, body, status", [
+    ("", b"{}", 411), (None, b"{}", 411), ("-1", b"", 400), ("+2", b"{}", 400), ("2 ", b"{}", 400),
+    ("0x2", b"{}", 400), ("\u0662", b"{}", 400), ("1e1", b"{}", 400), ("2", b"{", 400),
+    ("65536", b" " * 65534 + b"{}", 401), ("65537", b" " * 65537, 413),
+    ("9" * 5000, b"", 413), ("0" * 10 + "2", b"{}", 413),
+])
+def test_authenticate_length_is_checked(settings, store, length, body, status):
+    environ = {} if length is None else {"CONTENT_LENGTH": length}
+
+    answer = call(create_app(settings), **environ, **{"wsgi.input": io.BytesIO(body)})
+
+    assert answer[0] == status
+    assert answer[1]["success"] is False
+
+
+class Trickle(io.BytesIO):
+    """A body that arrives byte by byte, as sockets may have it."""
+
+    def read(self, size=-1):
+        return super().read(min(size, 1))
+
+
+@pytest.mark.parametrize("body, status", [
+    (json.dumps({"username": "alice", "password": PASSWORD}).encode(), 200),
+    (b" " * 65537, 413),
+])
+def test_authenticate_chunked_body_is_read_to_its_end(settings, store, body, status):
+    answer = call(
+        create_app(settings), **{"wsgi.input": Trickle(body), "wsgi.input_terminated": True})
+
+    assert answer[0] == status
+
+
+# --- Password hashes
+
+
+def test_authenticate_old_hash_is_upgraded(client, store):
+    sign_in(client, "old")
+
+    upgraded = store.find("old").password_hash
+    assert upgraded.startswith("pbkdf2_sha256$1000$")
+    assert not needs_rehash(upgraded, iterations=1000)
+    sign_in(client, "old")
+
+
+def test_authenticate_wrong_password_upgrades_nothing(client, store):
+    sign_in(client, "old", "wrong", status=401)
+
+    assert store.find("old").password_hash == OLD_HASH
+
+
+def count_iterations(monkeypatch):
+    """Note the iterations of each PBKDF2 that is really done."""
+    done = []
+    real = jwtserver.verify_password.__globals__["hashlib"].pbkdf2_hmac
+
+    def pbkdf2_hmac(name, password, salt, iterations):
+        done.append(iterations)
+        return real(name, password, salt, iterations)
+
+    monkeypatch.setattr("hashlib.pbkdf2_hmac", pbkdf2_hmac)
+    return done
+
+
+@pytest.mark.parametrize("name", ["alice", "nobody", "mallory", "old", "a\0b"])
+def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, monkeypatch, name):
+    client = TestApp(create_app(Settings(**{**vars(settings), "pbkdf2_iterations": 1500})))
+    done = count_iterations(monkeypatch)
+
+    sign_in(client, name, "wrong", status=401)
+
+    assert sum(done) == 1500
+
+
+@pytest.mark.parametrize("change", [
+    lambda store: store.remove("alice"),
+    lambda store: store.set_disabled("alice", True),
+    lambda store: store.set_password("alice", hash_password("other", iterations=1000)),
+], ids=["removed", "disabled", "other password"])
+def test_authenticate_user_changed_while_hashing_is_refused(client, store, monkeypatch, change):
+    real = jwtserver.verify_password
+
+    def verify_password(*args, **options):
+        change(store)  # a command that another process runs at this moment
+        return real(*args, **options)
+
+    monkeypatch.setattr(jwtserver, "verify_password", verify_password)
+
+    sign_in(client, status=401)
+
+
+def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch):
+    monkeypatch.setattr(jwtserver, "_hashing", threading.BoundedSemaphore(1))
+    token = sign_in(client).json["token"]
+    answers = []
+    login = threading.Thread(target=lambda: answers.append(sign_in(client).status_int))
+
+    with jwtserver._hashing:  # somebody else's login keeps the only core busy
+        login.start()
+        client.get("/protected", headers=bearer(token), status=200)
+        client.get("/health", status=200)
+        assert answers == []
+    login.join()
+
+    assert answers == [200]
+
+
+@pytest.mark.parametrize("affinity", [True, False])
+def test_cores_are_at_least_one(monkeypatch, affinity):
+    if affinity:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
+    else:
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: None)
+
+    assert jwtserver._cores() == (2 if affinity else 1)
+
+
+# --- The other endpoints
+
+
+def test_protected_with_token_welcomes(client):
+    token = sign_in(client).json["token"]
+
+    response = client.get("/protected", headers=bearer(token))
+
+    assert response.json == {"message": "Welcome to the protected page"}
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_protected_without_token_is_refused_in_the_words_of_the_tutorial(client):
+    response = client.get("/protected", status=401)
+
+    assert response.json == {"success": False, "error": "An authorization header is required"}
+    assert response.headers["WWW-Authenticate"] == 'Bearer realm="api"'
+    assert response.headers.getall("X-Content-Type-Options") == ["nosniff"]
+
+
+def test_protected_token_of_another_key_is_refused(settings, store, client):
+    other = TestApp(create_app(Settings(**{**vars(settings), "secret": KEY[::-1]})))
+
+    response = client.get("/protected", headers=bearer(sign_in(other).json["token"]), status=401)
+
+    assert response.json == {"success": False, "error": "Invalid authorization token"}
+
+
+def test_rotated_keys_first_signs_and_all_verify(settings, store, client):
+    rotated = TestApp(create_app(Settings(**{**vars(settings), "secret": f"{KEY[::-1]}\n{KEY}"})))
+    old = sign_in(client).json["token"]
+    new = sign_in(rotated).json["token"]
+
+    rotated.get("/protected", headers=bearer(old), status=200)
+    rotated.get("/protected", headers=bearer(new), status=200)
+    client.get("/protected", headers=bearer(new), status=401)
+
+
+def test_health_answers_ok(client):
+    assert client.get("/health").json == {"status": "ok"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/protected"])
+def test_head_is_answered_without_body(client, path):
+    headers = bearer(sign_in(client).json["token"])
+
+    response = client.head(path, headers=headers)
+
+    assert response.status_int == 200
+    assert response.body == b""
+    assert int(response.headers["Content-Length"]) > 0
+
+
+@pytest.mark.parametrize("method, path, allow, member", [
+    ("GET", "/authenticate", "POST", "message"), ("PUT", "/authenticate", "POST", "message"),
+    ("POST", "/health", "GET, HEAD", "error"), ("DELETE", "/protected", "GET, HEAD", "error"),
+    ("OPTIONS", "/health", "GET, HEAD", "error"), ("post", "/authenticate", "POST", "message"),
+])
+def test_wrong_method_is_refused_with_allow(settings, store, client, method, path, allow, member):
+    token = sign_in(client).json["token"]
+
+    status, body, headers = call(
+        create_app(settings), REQUEST_METHOD=method, PATH_INFO=path,
+        HTTP_AUTHORIZATION=f"Bearer {token}")
+
+    assert (status, headers["Allow"]) == (405, allow)
+    assert body == {"success": False, member: "Method not allowed"}
+
+
+@pytest.mark.parametrize("path", ["/", "/nope", "/authenticate/", "/health/x", "/refresh", ""])
+def test_unknown_path_is_not_found(client, path):
+    response = client.get(path, status=404)
+
+    assert response.json == {"success": False, "error": "Not found"}
+
+
+def test_missing_path_is_not_found(settings, store):
+    app = create_app(settings)
+    answer = {}
+
+    body = app({"REQUEST_METHOD": "GET"}, lambda status, headers: answer.update(status=status))
+
+    assert answer["status"] == "404 Not Found"
+    assert b"Not found" in b"".join(body)
+
+
+def test_database_broken_answers_503_and_says_no_more(client, store, settings, caplog):
+    connection = sqlite3.connect(settings.database)
+    connection.execute("DROP TABLE users")
+    connection.close()
+
+    health = client.get("/health", status=503)
+    login = sign_in(client, status=503)
+
+    assert health.json == {"success": False, "error": "The database cannot answer"}
+    assert login.json == {"success": False, "message": "The database cannot answer"}
+    assert "no such table: users" in caplog.text
+
+
+def test_fault_answers_500_with_logged_traceback_alone(settings, store, caplog):
+    status, body, headers = call(create_app(settings), CONTENT_LENGTH="2", **{"wsgi.input": None})
+
+    assert (status, body) == (500, {"success": False, "message": "Internal server error"})
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "Traceback" in caplog.text
+
+
+# --- An application of one's own
+
+
+def whoami(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
+    return [environ["REMOTE_USER"].encode()]
+
+
+def test_own_application_is_behind_the_guard_as_a_whole(settings, store):
+    client = TestApp(create_app(settings, app=validator(whoami)))
+    headers = bearer(sign_in(client).json["token"])
+
+    for path in ["/", "/protected", "/anything", "/authenticate/", "/health/x", "//health"]:
+        client.get(path, status=401)
+        response = client.get(path, headers=headers)
+        assert response.text == "alice"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_own_application_endpoints_stay_open(settings, store):
+    client = TestApp(create_app(settings, app=whoami))
+
+    client.get("/health", status=200)
+    sign_in(client, status=200)
+
+
+def test_own_application_rules_come_from_the_settings(settings, store):
+    def hello(environ, start_response):
+        start_response("200 OK", [
+            ("Content-Type", "text/plain"), ("x-content-type-options", "nosniff")])
+        return [b"hello"]
+
+    client = TestApp(create_app(
+        Settings(**{**vars(settings), "protect": ("/api",), "exempt": ("/api/open",)}), app=hello))
+
+    assert client.get("/").headers.getall("X-Content-Type-Options") == ["nosniff"]
+    client.get("/api/x", status=401)
+    client.get("/api/open/x", status=200)
+
+
+def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):
+    client = TestApp(create_app(Settings(**{**vars(settings), "prefix": "/auth"})))
+
+    response = client.post_json("/auth/authenticate", {"username": "alice", "password": PASSWORD})
+
+    client.get("/auth/health", status=200)
+    client.get("/health", status=404)
+    client.get("/protected", headers=bearer(response.json["token"]), status=200)
+
+
+@pytest.mark.parametrize("field", ["protect", "exempt"])
+def test_malformed_rule_stops_the_composition(settings, field):
+    with pytest.raises(jwtserver.SettingsError, match=f"JWTSERVER_{field.upper()}.*'nope'"):
+        create_app(Settings(**{**vars(settings), field: ("nope",)}))
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_own_application_raising_becomes_500(settings, store, caplog, started):
+    def faulty(environ, start_response):
+        if started:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+        raise LookupError("secret detail")
+
+    client = TestApp(create_app(settings, app=faulty))
+    headers = bearer(sign_in(client).json["token"])
+
+    response = client.get("/", headers=headers, status=500)
+
+    assert response.json == {"success": False, "error": "Internal server error"}
+    assert "secret detail" in caplog.text
+
+
+def test_own_application_streams_and_is_closed(settings, store):
+    class Stream:
+        sent = closed = 0
+
+        def __iter__(self):
+            for self.sent in (1, 2):
+                yield b"x"
+
+        def close(self):
+            self.closed += 1
+
+    stream = Stream()
+
+    def streaming(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return stream
+
+    token = sign_in(TestApp(create_app(settings))).json["token"]
+    app = create_app(settings, app=streaming)
+    result = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/",
+                  "HTTP_AUTHORIZATION": f"Bearer {token}"}, lambda *args: None)
+
+    assert result is stream
+    assert next(iter(result)) == b"x" and stream.sent == 1
+
+
+# --- The module's application
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("JWTSERVER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("JWTSERVER_DATABASE", str(tmp_path / "users.db"))
+    monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "1000")
+    monkeypatch.setattr(jwtserver, "_built", None)
+
+
+def test_application_is_in_the_module_dict_and_builds_itself_once(environment, tmp_path):
+    assert os.listdir(tmp_path) == []
+    app = vars(jwtserver)["application"]
+    start = threading.Barrier(8)
+    built = []
+
+    def request():
+        start.wait()
+        TestApp(app).get("/health")
+        built.append(jwtserver._built)
+
+    threads = [threading.Thread(target=request) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(built) == 8 and len(set(map(id, built))) == 1
+    assert {"users.db", "jwtserver.key"} <= set(os.listdir(tmp_path))
+
+
+def test_application_second_thread_uses_what_the_first_built(environment, monkeypatch):
+    def answered(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"built meanwhile"]
+
+    class Lock:
+        def __enter__(self):
+            jwtserver._built = answered
+
+        def __exit__(self, *exc_info):
+            pass
+
+    monkeypatch.setattr(jwtserver, "_building", Lock())
+
+    assert TestApp(jwtserver.application).get("/").text == "built meanwhile"
+
+
+@pytest.mark.parametrize("variable, value", [
+    ("JWTSERVER_TOKEN_LIFETIME", "0"), ("JWTSERVER_PROTECT", "nope"), ("JWTSERVER_SECRET", "short"),
+])
+def test_application_bad_setting_names_the_variable(environment, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(jwtserver.SettingsError, match=variable):
+        jwtserver.application({"REQUEST_METHOD": "GET", "PATH_INFO": "/health"}, None)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_application_after_fork_answers_though_a_thread_held_the_locks(environment):
+    client = TestApp(jwtserver.application)
+    client.get("/health")
+    held = [jwtserver._building] + [jwtserver._hashing] * jwtserver._cores()
+    for lock in held:
+        lock.acquire()
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            jwtserver._built = None
+            sign_in(client, "nobody", status=401)
+            status = 0
+        finally:
+            os._exit(status)
+    for lock in held:
+        lock.release()
+
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_token_expires(settings, store):
+    client = TestApp(create_app(Settings(**{**vars(settings), "token_lifetime": 1})))
+    claims = decode(sign_in(client).json["token"], KEY, now=time.time())
+
+    assert claims["exp"] - claims["iat"] == 1

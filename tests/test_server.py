@@ -1,0 +1,377 @@
+"""`python jwtserver.py` as a process, over real sockets."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from wsgiref.validate import validator
+
+import pytest
+
+import jwtserver
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("JWTSERVER_")},
+    "JWTSERVER_PBKDF2_ITERATIONS": "1000", "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error",
+}
+
+
+class Running:
+    """A server in a process of its own, in its own folder, on a port that was free."""
+
+    def __init__(self, folder, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--port", "0", *arguments],
+            cwd=folder, env={**ENVIRONMENT, **environment}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.first_line = self.process.stdout.readline()
+        self.url = re.search(r"http://\S+", self.first_line)[0]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def request(self, path, data=None, **headers):
+        """Status, headers and parsed body."""
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status, response.headers, json.loads(response.read() or "null")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, json.loads(error.read() or "null")
+
+    def raw(self, data):
+        """All that comes back for these bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            with connection.makefile("rb") as file:
+                return file.read()
+
+    def stop(self, number=signal.SIGTERM):
+        """Exit code, rest of the output, errors."""
+        self.process.send_signal(number)
+        output, errors = self.process.communicate(timeout=10)
+        return self.process.returncode, output, errors
+
+
+@pytest.fixture
+def start(tmp_path):
+    servers = []
+
+    def start(*arguments, **environment):
+        servers.append(Running(tmp_path, *arguments, **environment))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Running(tmp_path_factory.mktemp("server"))
+    yield server
+    code, _, errors = server.stop()
+    assert (code, errors) == (0, "")
+
+
+def curl_lines(output):
+    return [line for line in output.splitlines() if line.startswith("curl ")]
+
+
+def run_curl(line):
+    return json.loads(subprocess.run(
+        line, shell=True, check=True, capture_output=True, timeout=20).stdout)
+
+
+# --- First run, end
+
+
+def test_first_run_prints_two_curl_lines_that_work_as_pasted(start, tmp_path):
+    server = start()
+    lines = []
+    while len(lines) < 2:
+        lines += curl_lines(server.process.stdout.readline())
+
+    signed_in, welcomed = map(run_curl, lines)
+
+    assert signed_in["token_type"] == "Bearer"
+    assert welcomed == {"message": "Welcome to the protected page"}
+    assert os.stat(tmp_path / "jwtserver.key").st_mode & 0o777 == 0o600
+    assert os.stat(tmp_path / "jwtserver.db").st_mode & 0o777 == 0o600
+
+
+def test_second_run_adds_no_user_and_shows_no_password(start, tmp_path):
+    _, first, _ = start().stop()
+    database = (tmp_path / "jwtserver.db").read_bytes()
+
+    code, second, errors = start().stop()
+
+    assert "password" in first
+    assert (code, second, errors) == (0, "", "")
+    assert (tmp_path / "jwtserver.db").read_bytes() == database
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_server_cleanly(start, number):
+    code, output, errors = start().stop(number)
+
+    assert (code, errors) == (0, "")
+
+
+def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "jwtserver.py"), "--port", str(server.port)],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
+
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"jwtserver: cannot listen on 127.0.0.1:{server.port}: Address already in use\n")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments, environment, words", [
+    (["--protect", "nope"], {}, "JWTSERVER_PROTECT"),
+    (["--prefix", "nope"], {}, "JWTSERVER_PREFIX"),
+    (["--database", "no/such/folder.db"], {}, "no/such/folder.db: No such file"),
+    (["--database", "postgresql://localhost/x"], {}, "JWTSERVER_DATABASE"),
+    (["--secret-file", "no/such/file"], {}, "no/such/"),
+    (["--host", "256.0.0.1"], {}, "cannot listen on 256.0.0.1"),
+    ([], {"JWTSERVER_TOKEN_LIFETIME": "-1"}, "JWTSERVER_TOKEN_LIFETIME"),
+])
+def test_setting_that_cannot_be_used_is_one_line(tmp_path, arguments, environment, words):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "jwtserver.py"), "--port", "0", *arguments],
+        cwd=tmp_path, env={**ENVIRONMENT, **environment}, capture_output=True, text=True,
+        timeout=20)
+
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert result.stderr.startswith("jwtserver: ") and result.stderr.count("\n") == 1
+
+
+def test_process_environment_does_not_become_request_data(start):
+    server = start("--database", "other.db", REMOTE_USER="admin", HTTP_AUTHORIZATION="Bearer x",
+                   PATH_INFO="/health", CONTENT_LENGTH="7")
+
+    status, headers, _ = server.request("/protected")
+
+    assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="api"')
+
+
+# --- Requests
+
+
+@pytest.mark.parametrize("data", [
+    b"GARBAGE\r\n\r\n", b"GET /x y HTTP/1.0\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+    b"GET / HTTP/x\r\n\r\n", b"GET /" + b"a" * 66000, b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n",
+    b"GET / HTTP/1.0\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    b"GET / HTTP/1.0\r\nX: " + b"y" * 66000 + b"\r\n\r\n",
+], ids=lambda data: ascii(data[:20]))
+def test_malformed_request_gets_an_error_in_json_or_none(server, data):
+    answer = server.raw(data)
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1\.0 (4|5)\d\d ", head)
+    assert b"application/json" in head and b"nosniff" in head
+    assert json.loads(body)["success"] is False
+
+
+def test_empty_connection_is_no_fault(server):
+    assert server.raw(b"") == b""
+
+
+def test_answer_does_not_tell_the_version_of_python(server):
+    _, headers, _ = server.request("/health")
+
+    assert headers["Server"] == "jwtserver"
+
+
+@pytest.mark.parametrize("size", [65537, 100_000])
+def test_body_too_long_is_refused_and_the_answer_arrives(server, size):
+    status, _, body = server.request(
+        "/authenticate", b" " * size, **{"Content-Type": "application/json"})
+
+    assert (status, body["success"]) == (413, False)
+
+
+def test_body_that_nobody_reads_does_not_cost_the_answer(server):
+    status, _, _ = server.request("/protected", b" " * 60_000)
+
+    assert status == 401
+
+
+def test_two_authorization_headers_are_refused(server):
+    answer = server.raw(
+        b"GET /protected HTTP/1.0\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.0 401 ") and b'error="invalid_token"' in answer
+
+
+@pytest.mark.parametrize("target", [
+    b"/protected", b"//protected", b"http://host/protected", b"/%70rotected", b"/x/../protected",
+    b"/PROTECTED", b"/protected;x", b"/protected%00", b"protected", b"/%2570rotected",
+    b"/protected?x=/health", b"/protected%2f", b"/./protected", b"\\protected", b"/protected%0a",
+])
+def test_protected_in_any_spelling_needs_a_token(server, target):
+    answer = server.raw(b"GET " + target + b" HTTP/1.0\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.0 401 ")
+    assert b"Welcome" not in answer
+
+
+def test_logins_at_once_are_all_answered(server):
+    statuses = []
+
+    def sign_in():
+        statuses.append(server.request("/authenticate", b"username=x&password=y")[0])
+
+    threads = [threading.Thread(target=sign_in) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert statuses == [401] * 24
+
+
+def test_server_serves_others_while_a_client_is_silent(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as silent:
+        silent.sendall(b"GET /health HT")
+
+        assert server.request("/health")[0] == 200
+
+
+# --- In this process, where faults can be arranged
+
+
+@pytest.fixture
+def serving():
+    """Serves an application on a free port, in a thread."""
+    servers = []
+
+    def serve(app):
+        server = jwtserver._Server(("127.0.0.1", 0), jwtserver._ConnectionHandler)
+        server.set_app(app)
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        servers.append((server, thread))
+        return server
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def exchange(server, data):
+    with socket.create_connection(server.server_address, timeout=10) as connection:
+        connection.sendall(data)
+        with connection.makefile("rb") as file:
+            return file.read()
+
+
+def test_environ_is_valid_and_honest(serving):
+    seen = {}
+
+    def app(environ, start_response):
+        seen.update(environ)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"hello"]
+
+    answer = exchange(serving(validator(app)), b"GET /x?y HTTP/1.0\r\nA: b\r\n\r\n")
+
+    assert answer.endswith(b"\r\n\r\nhello")
+    assert (seen["wsgi.multithread"], seen["wsgi.multiprocess"]) == (True, False)
+    assert not {name for name in os.environ} & set(seen)
+    assert (seen["PATH_INFO"], seen["QUERY_STRING"], seen["HTTP_A"]) == ("/x", "y", "b")
+
+
+def test_application_raising_becomes_500_with_logged_traceback(serving, caplog):
+    def app(environ, start_response):
+        raise LookupError("secret detail")
+
+    answer = exchange(serving(app), b"GET / HTTP/1.0\r\n\r\n")
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 500 ")
+    assert json.loads(body) == {"success": False, "error": "Internal server error"}
+    assert "secret detail" in caplog.text
+
+
+def test_client_that_says_nothing_is_let_go(serving, monkeypatch, caplog):
+    monkeypatch.setattr(jwtserver._ConnectionHandler, "timeout", 0.05)
+    caplog.set_level("DEBUG", "jwtserver")
+
+    assert exchange(serving(None), b"") == b""
+    assert "Lost the connection" in caplog.text
+
+
+def test_fault_in_the_server_is_logged(serving, monkeypatch, caplog):
+    def parse_request(self):
+        raise LookupError("a fault")
+
+    monkeypatch.setattr(jwtserver._ConnectionHandler, "parse_request", parse_request)
+
+    assert exchange(serving(None), b"GET / HTTP/1.0\r\n\r\n") == b""
+    assert "A fault in serving 127.0.0.1" in caplog.text
+
+
+def test_requests_are_logged_without_control_characters(serving, caplog):
+    caplog.set_level("DEBUG", "jwtserver")
+
+    exchange(serving(jwtserver.Router({})), b"GET /\x1b[31m HTTP/1.0\r\n\r\n")
+
+    assert "GET /" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_malformed_request_is_answered_in_json(serving):
+    answer = exchange(serving(None), b"GET /" + b"a" * 70000)
+
+    assert answer.startswith(b"HTTP/1.0 414 ")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], ["demo", "curl -d username=demo", "http://127.0.0.1:"]),
+    (["--host", "0.0.0.0", "--prefix", "/auth"], ["http://127.0.0.1:", "/auth/authenticate"]),
+])
+def test_serve_greets_and_ends_with_an_interrupt(
+        tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "1000")
+
+    def serve_forever(self):
+        raise KeyboardInterrupt  # what Ctrl-C and SIGTERM do to it
+
+    monkeypatch.setattr(jwtserver._Server, "serve_forever", serve_forever)
+    previous = signal.getsignal(signal.SIGTERM)
+    try:
+        codes = [jwtserver.main(["--port", "0", *arguments]) for _ in range(2)]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+    output = capsys.readouterr().out
+    assert codes == [0, 0]
+    assert all(word in output for word in words)
+    assert output.count("curl ") == 2
+
+
+def test_serve_on_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        code = jwtserver.main(["--port", str(port)])
+
+    assert code == 1
+    assert "cannot listen on" in capsys.readouterr().err
