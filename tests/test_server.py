@@ -57,8 +57,8 @@ class Running:
     def stop(self, number=signal.SIGTERM):
         """Exit code, rest of the output, errors."""
         self.process.send_signal(number)
-        output, errors = self.process.communicate(timeout=10)
-        return self.process.returncode, output, errors
+        output, errors = self.process.stdout.read(), self.process.stderr.read()
+        return self.process.wait(10), output, errors
 
 
 @pytest.fixture
