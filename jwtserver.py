@@ -707,8 +707,7 @@ def _after_fork() -> None:
     _hashing = threading.BoundedSemaphore(_cores())
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
 
 
 # --- The HTTP server ----------------------------------------------------------------------------

@@ -543,6 +543,7 @@ def test_application_is_in_the_module_dict_and_builds_itself_once(environment, t
     def request():
         start.wait()
         TestApp(app).get("/health")
+        TestApp(app).get("/health")
         built.append(jwtserver._built)
 
     threads = [threading.Thread(target=request) for _ in range(8)]
@@ -603,6 +604,17 @@ def test_application_after_fork_answers_though_a_thread_held_the_locks(environme
         lock.release()
 
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_locks_after_fork_are_free(monkeypatch):
+    monkeypatch.setattr(jwtserver, "_building", threading.Lock())
+    monkeypatch.setattr(jwtserver, "_hashing", threading.BoundedSemaphore(1))
+
+    with jwtserver._building, jwtserver._hashing:
+        jwtserver._after_fork()  # what the child of a fork does at this moment
+
+        assert jwtserver._building.acquire(blocking=False)
+        assert jwtserver._hashing.acquire(blocking=False)
 
 
 def test_token_expires(settings, store):

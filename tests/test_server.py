@@ -57,8 +57,9 @@ class Running:
     def stop(self, number=signal.SIGTERM):
         """Exit code, rest of the output, errors."""
         self.process.send_signal(number)
-        output, errors = self.process.stdout.read(), self.process.stderr.read()
-        return self.process.wait(10), output, errors
+        with self.process:
+            output, errors = self.process.stdout.read(), self.process.stderr.read()
+        return self.process.returncode, output, errors
 
 
 @pytest.fixture
@@ -71,8 +72,8 @@ def start(tmp_path):
 
     yield start
     for server in servers:
-        server.process.kill()
-        server.process.communicate()
+        if server.process.returncode is None:
+            server.stop(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
