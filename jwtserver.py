@@ -748,6 +748,7 @@ class _ConnectionHandler(WSGIRequestHandler):
     def _drain(self) -> None:
         """Take in what the client still sends: closing on it could cost it the answer."""
         if self.headers.get("Content-Length") or self.headers.get("Transfer-Encoding"):
+            self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
             self.connection.settimeout(1)
             self.rfile.read(MAX_BODY_BYTES)

@@ -275,6 +275,7 @@ def serving():
 
 
 def exchange(server, data):
+    """What comes back, while the client keeps its side open."""
     with socket.create_connection(server.server_address, timeout=10) as connection:
         connection.sendall(data)
         with connection.makefile("rb") as file:
@@ -315,6 +316,15 @@ def test_client_that_says_nothing_is_let_go(serving, monkeypatch, caplog):
 
     assert exchange(serving(None), b"") == b""
     assert "Lost the connection" in caplog.text
+
+
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+def test_answer_arrives_before_the_body_that_nobody_reads(serving, method):
+    server = serving(jwtserver.Router({}))
+
+    answer = exchange(server, method + b" / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.0 404 ")
 
 
 def test_fault_in_the_server_is_logged(serving, monkeypatch, caplog):

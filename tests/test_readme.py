@@ -1,0 +1,122 @@
+"""The README's commands, run as they are printed, in a folder with nothing but the two modules."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def free(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a line as a shell does in which `python` is this Python."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    for module in ("jwtserver.py", "wsgi_auth.py"):
+        shutil.copy(ROOT / module, folder)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (commands / "python").chmod(0o755)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("JWTSERVER_")}
+    environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+    environment["JWTSERVER_PBKDF2_ITERATIONS"] = "1000"
+
+    def start(line):
+        return subprocess.Popen(
+            line, shell=True, cwd=folder, env=environment, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    return start
+
+
+def output_of(process):
+    with process:
+        output = process.stdout.read()
+    assert process.returncode == 0
+    return output
+
+
+@pytest.mark.skipif(not free(3000), reason="port 3000 is taken")
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
+def test_readme_transcript_holds_word_for_word(shell):
+    (run,) = re.findall("^Run it:\n\n    (.*)$", README, re.MULTILINE)
+    (transcript,) = re.findall("```console\n(.*?)```", README, re.DOTALL)
+    steps = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", transcript, re.MULTILINE)
+    server = shell(run)
+    try:
+        assert "http://127.0.0.1:3000" in server.stdout.readline()
+
+        shown = [output_of(shell(line)) for line, _ in steps]
+
+        for (line, expected), output in zip(steps, shown):
+            pattern = re.escape(expected.rstrip("\n")).replace("…", r"[\w.-]+")
+            assert re.fullmatch(pattern, output.rstrip("\n")), line
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        with server:
+            server.stdout.read()
+
+
+def test_readme_test_command_is_what_ci_runs():
+    commands = re.findall("^    (python3 -m venv .*)$", README, re.MULTILINE)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+    assert len(commands) == 1
+    assert "grep -m 1 '^    python3 -m venv ' README.md" in ci
+    assert "pytest" in commands[0] and "activate" not in commands[0]
+
+
+def test_readme_names_every_setting_and_no_other():
+    documented = set(re.findall(r"JWTSERVER_[A-Z_0-9]+", README))
+    sys.path.insert(0, str(ROOT))
+    import jwtserver
+
+    assert documented == {f"JWTSERVER_{name.upper()}" for name in jwtserver._PARSERS}
+
+
+COMMANDS = re.findall(r"^    python jwtserver\.py (\w+ \w+)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_readme_commands_exist(command, capsys):
+    import jwtserver
+
+    with pytest.raises(SystemExit) as exit:
+        jwtserver.main([*command.split(), "--help"])
+
+    assert exit.value.code == 0
+
+
+def test_readme_python_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIGNING_KEY", "0123456789abcdef" * 2)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_project.py").write_text(
+        "def my_application(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
+        "    return [environ['REMOTE_USER'].encode()]\n")
+    statuses = []
+
+    for example in re.findall("```python\n(.*?)```", README, re.DOTALL):
+        namespace = {}
+        exec(example, namespace)
+        namespace["application"](
+            {"REQUEST_METHOD": "GET", "PATH_INFO": "/api"},
+            lambda status, headers: statuses.append(status))
+
+    assert statuses == ["401 Unauthorized"] * 2
