@@ -346,6 +346,7 @@ class Store:
             raise StoreError(f"{self.path}: {error.strerror}") from error
         with self._connection() as connection:
             version = self._version(connection)
+            connection.execute("PRAGMA journal_mode = WAL")  # readers never wait for a writer
         if version == len(_MIGRATIONS):
             return False
         with self._transaction() as connection:
@@ -354,15 +355,14 @@ class Store:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-        with self._connection() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")  # readers never wait for a writer
         return version == 0
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """The version of the schema; 0 where there is none yet."""
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        # Read last: by then it is there, if another process has just made what was read above.
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         if application_id != _APPLICATION_ID and (tables or version):
             raise StoreError(f"{self.path}: is the database of another application")
         if version > len(_MIGRATIONS):
