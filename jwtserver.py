@@ -293,6 +293,20 @@ def _pop(connections: List[sqlite3.Connection]) -> Optional[sqlite3.Connection]:
         return None
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Have readers never wait for a writer. Of two that switch at once, one is told to try again:
+    SQLite's own busy timeout does not hold here."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
 class Store:
     """The users, in an SQLite file that processes may share.
 
@@ -346,7 +360,7 @@ class Store:
             raise StoreError(f"{self.path}: {error.strerror}") from error
         with self._connection() as connection:
             version = self._version(connection)
-            connection.execute("PRAGMA journal_mode = WAL")  # readers never wait for a writer
+            _use_wal(connection)
         if version == len(_MIGRATIONS):
             return False
         with self._transaction() as connection:
