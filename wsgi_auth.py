@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 MAX_TOKEN_BYTES = 16 * 1024  # what is read of a token, before anything else is known of it
+MAX_CONTAINERS = 500  # in JSON: the parser recurses, CPython 3.13's until a small stack ends
 MIN_KEY_BYTES = 32  # RFC 7518 §3.2: as many bits as the hash has
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
 MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
@@ -125,8 +126,11 @@ class MissingRequiredClaimError(InvalidTokenError):
     """A required claim is not there; `claim` is its name."""
 
     def __init__(self, claim: str) -> None:
-        super().__init__(f"Token is missing the {claim} claim")
+        super().__init__(claim)
         self.claim = claim
+
+    def __str__(self) -> str:
+        return f"Token is missing the {self.claim} claim"
 
 
 # --- base64url and JSON -------------------------------------------------------------------------
@@ -188,10 +192,11 @@ _write_json = json.JSONEncoder(
 def parse_json_object(data: bytes) -> Dict[str, Any]:
     """Parse one JSON object in UTF-8, strictly (RFC 8259).
 
-    Duplicate member names, NaN, Infinity, numbers that overflow and lone surrogates are refused.
+    Duplicate member names, NaN, Infinity, numbers that overflow, lone surrogates, and more than
+    500 arrays and objects are refused.
 
     Raises:
-        DecodeError: it is anything else, however deeply nested.
+        DecodeError: it is anything else.
 
     >>> parse_json_object(b'{"a": 1}')
     {'a': 1}
@@ -201,6 +206,8 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """
     try:
         text = data.decode().strip(" \t\n\r")
+        if len(text) > MAX_CONTAINERS and text.count("[") + text.count("{") > MAX_CONTAINERS:
+            raise DecodeError("Too many arrays and objects in JSON")
         value, end = _read_json(text)
         if end != len(text) or type(value) is not dict:
             raise DecodeError("Not one JSON object")
@@ -220,8 +227,7 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
 _HEADER = _b64encode(b'{"alg":"HS256","typ":"JWT"}')
 _TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068 §4
 _ASYMMETRIC_KEY = re.compile(
-    rb"-----BEGIN |---- BEGIN SSH2|PuTTY-User-Key|ssh-(?:rsa|dss|ed)|ecdsa-sha2-|sk-(?:ssh|ecdsa)-"
-)
+    rb"-----BEGIN |---- BEGIN SSH2|ssh-(?:rsa|dss|ed)|ecdsa-sha2-")
 _KEY_ADVICE = (
     "a key is at least 32 random bytes of text or bytes; make one with"
     ' python -c "import secrets; print(secrets.token_hex(32))"'
@@ -553,7 +559,7 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
     data = _password_bytes(password)
     if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
-    salt = secrets.token_urlsafe(SALT_BYTES)
+    salt = secrets.token_hex(SALT_BYTES)  # passlib allows letters and digits alone
     checksum = hashlib.pbkdf2_hmac("sha256", data, salt.encode(), iterations)
     return f"pbkdf2_sha256${iterations}${salt}${base64.b64encode(checksum).decode()}"
 
