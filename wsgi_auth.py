@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 MAX_TOKEN_BYTES = 16 * 1024  # what is read of a token, before anything else is known of it
-MAX_CONTAINERS = 500  # in JSON: the parser recurses, CPython 3.13's until a small stack ends
+MAX_JSON_DEPTH = 100  # the parser recurses, and in CPython 3.13 as far as a thread's stack goes
 MIN_KEY_BYTES = 32  # RFC 7518 §3.2: as many bits as the hash has
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
 MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
@@ -184,16 +184,30 @@ _read_json = json.JSONDecoder(
 _read_json_strictly = json.JSONDecoder(
     parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_members,
 ).raw_decode
+_JSON_MARKS = re.compile(r'\\.|["\[{\]}]')
 _write_json = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"),
 ).encode
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
+        return
+    depth, quoted = 0, False
+    for mark in _JSON_MARKS.findall(text):
+        if mark == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += 1 if mark in "[{" else -1
+        if depth > MAX_JSON_DEPTH:
+            raise DecodeError("JSON is nested too deeply")
 
 
 def parse_json_object(data: bytes) -> Dict[str, Any]:
     """Parse one JSON object in UTF-8, strictly (RFC 8259).
 
     Duplicate member names, NaN, Infinity, numbers that overflow, lone surrogates, and more than
-    500 arrays and objects are refused.
+    100 levels of arrays and objects are refused.
 
     Raises:
         DecodeError: it is anything else.
@@ -206,8 +220,8 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """
     try:
         text = data.decode().strip(" \t\n\r")
-        if len(text) > MAX_CONTAINERS and text.count("[") + text.count("{") > MAX_CONTAINERS:
-            raise DecodeError("Too many arrays and objects in JSON")
+        if len(text) > MAX_JSON_DEPTH:
+            _check_depth(text)
         value, end = _read_json(text)
         if end != len(text) or type(value) is not dict:
             raise DecodeError("Not one JSON object")
