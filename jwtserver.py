@@ -742,9 +742,11 @@ class _RequestHandler(ServerHandler):
 
 class _ConnectionHandler(WSGIRequestHandler):
     server: "_Server"
-    server_version, sys_version = "jwtserver", ""
     timeout = CLIENT_TIMEOUT
     wbufsize = -1  # else each header is a packet of its own
+
+    def version_string(self) -> str:
+        return _RequestHandler.server_software
 
     def handle(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)

@@ -192,8 +192,10 @@ def test_empty_connection_is_no_fault(server):
 
 def test_answer_does_not_tell_the_version_of_python(server):
     _, headers, _ = server.request("/health")
+    malformed = server.raw(b"GET / HTTP/9.9\r\n\r\n")
 
     assert headers["Server"] == "jwtserver"
+    assert b"\r\nServer: jwtserver\r\n" in malformed
 
 
 @pytest.mark.parametrize("size", [65537, 100_000])
