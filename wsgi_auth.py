@@ -35,7 +35,7 @@ from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
     Sequence, Tuple, Union,
 )
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 __all__ = [
     "BearerAuthMiddleware",
@@ -644,8 +644,10 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 # character that means anything.
 _PLAIN_PATH = re.compile(r"(?:/[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
 _PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
+_ENDS = re.compile(r"[\0\r\n]")
 _CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
-_SCHEME_AND_AUTHORITY = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/]*)?")  # RFC 3986 §4
+_SCHEMES = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*")  # RFC 3986 §3.1
+_TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
 _MAX_ODD_PATH = 4096  # characters; some milliseconds to read
 
@@ -659,19 +661,22 @@ class _Rule(NamedTuple):
 
 
 class _Reading(NamedTuple):
+    """The furthest reading of a path. Of what follows the firm segments, any may be dropped:
+
+    by dot segments, as the name of a host, as a parameter that holds a slash. What is left is
+    still in order.
+    """
+
     segments: Segments  # folded
-    dotted: bool  # it has `.` or `..` segments, in whatever spelling
+    firm: int
 
     def may_enter(self, path: Segments) -> bool:
-        """Tell whether this can lead to `path` or below it.
-
-        A dot segment may be taken for a name and a name may be taken back by one; whatever is left
-        in the end is still in order.
-        """
-        if self.dotted:
-            remaining = iter(self.segments)
-            return all(segment in remaining for segment in path)
-        return self.segments[: len(path)] == path
+        """Tell whether this can lead to `path` or below it."""
+        firm = self.firm
+        if path[:firm] != self.segments[: min(firm, len(path))]:
+            return False
+        remaining = iter(self.segments[firm:])
+        return all(segment in remaining for segment in path[firm:])
 
 
 class _Path(NamedTuple):
@@ -685,60 +690,81 @@ class _Path(NamedTuple):
 def _read_path(path: str) -> _Path:
     if _PLAIN_PATH.fullmatch(path):
         folded = tuple(path.lower().split("/")[1:])
-        return _Path(tuple(path.split("/")[1:]), [_Reading(folded, False)])
+        return _Path(tuple(path.split("/")[1:]), [_Reading(folded, len(folded))])
     if len(path) > _MAX_ODD_PATH:
         return _Path((), None)
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
-        data = path.encode("utf-8", "ignore")
+        data = path.encode("utf-8", "surrogatepass")
     readings = []
-    for encoding in ("utf-8", "latin-1"):
-        text = _decode_wholly(data.decode(encoding, "ignore"), encoding)
+    for encoding in ("utf-8", "latin-1", "ascii"):
+        text = _decode_wholly(data, encoding)
         if text is None:
             return _Path((), None)
         text = text.replace("\\", "/").strip()
-        # `http://host/path`, and `//host/path`, which urlsplit() takes for a host as well.
-        readings += [_read_text(text), _read_text(_SCHEME_AND_AUTHORITY.sub("", text, count=1))]
-    return _Path(_sure_segments(data.decode("utf-8", "ignore"), readings[0]), readings)
+        readings += [_read_text(text), _read_text(_SCHEMES.sub("", text, count=1))]
+    return _Path(_sure_segments(data.decode("utf-8", "replace"), readings[0]), readings)
 
 
-def _decode_wholly(text: str, encoding: str) -> Optional[str]:
+def _read_mounted_path(mount: str, path: str) -> _Path:
+    """Read both as one path, and as two of which the second has been read first."""
+    whole = _read_path(mount + path)
+    apart = [
+        _Reading(outer.segments + inner.segments, 0)
+        for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
+        for outer in _read_path(mount).readings or ()
+    ]
+    return _Path((), apart + whole.readings) if apart and whole.readings else whole
+
+
+def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
     """Undo all percent-encoding and drop control characters; None where anything may come of it.
 
-    A NUL ends a path for whoever hands it to C. No client sends one, nor so many encodings.
+    NUL ends a path for whoever hands it to C, a line end does for some patterns. No client sends
+    them, nor so many encodings.
     """
+    before = None
     for _ in range(_MAX_ENCODINGS + 1):
-        before = text
-        text = unicodedata.normalize("NFKC", unquote(text, encoding, "ignore"))
-        text = _CONTROLS.sub("", text)
-        if "\x00" in text:
+        text = unicodedata.normalize("NFKC", unquote_to_bytes(data).decode(encoding, "ignore"))
+        if _ENDS.search(text):
             return None
+        text = _CONTROLS.sub("", text)
         if text == before:
             return text
+        before, data = text, text.encode(encoding, "ignore")
     return None
 
 
 def _read_text(text: str) -> _Reading:
     """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
     parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
-    names = [part.rstrip(". ") for part in parts]
+    names = [part.rstrip(_TRAILING) for part in parts]
     dotted = any(part and not name for part, name in zip(parts, names))
-    return _Reading(_fold(filter(None, names)), dotted)
+    hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
+    segments = _fold(filter(None, names))
+    if dotted or hosted:
+        return _Reading(segments, 0)
+    whole = text.partition(";")[0].count("/") if ";" in text else len(names)
+    return _Reading(segments, len(list(filter(None, names[:whole]))))
 
 
 def _fold(segments: Iterable[str]) -> Segments:
-    return tuple(unicodedata.normalize("NFKC", segment).casefold() for segment in segments)
+    # The Turkish dotless and dotted i are an i to some, such as re.IGNORECASE.
+    return tuple(
+        unicodedata.normalize("NFKC", name).upper().casefold().replace("i\u0307", "i")
+        for name in segments)
 
 
 def _sure_segments(text: str, reading: _Reading) -> Segments:
     """The leading segments of `text` of which the furthest reading has made nothing else."""
     root, *names = text.split("/")
-    if root or reading.dotted:
-        return ()
-    unlike = (i for i, (name, read) in enumerate(zip(names, reading.segments))
-              if name.casefold() != read)
-    return tuple(names[: next(unlike, len(reading.segments))])
+    alike = 0
+    for name, read in zip(_fold(names), reading.segments[: reading.firm]):
+        if root or name != read:
+            break
+        alike += 1
+    return tuple(names[:alike])
 
 
 def parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
@@ -750,7 +776,10 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
     >>> parse_scopes("read write")
     ('read', 'write')
     """
-    names = tuple(scopes.split() if isinstance(scopes, str) else scopes)
+    try:
+        names = tuple(scopes.split() if isinstance(scopes, str) else scopes)
+    except TypeError:
+        raise ValueError(f"not a list of scopes: {scopes!r}") from None
     for name in names:
         if not isinstance(name, str) or not _SCOPE.fullmatch(name):
             raise ValueError(f"not a scope: {name!r}")
@@ -761,11 +790,11 @@ def _parse_rules(
     protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]], exempt: Sequence[str],
 ) -> List[_Rule]:
     """Parse all rules, and put first what decides: longer paths before shorter ones and, for one
-    path, the exemption, then the rules for some methods, then those for all."""
+    path, the rules that name the method before the others, and exemptions before protection."""
     if isinstance(protect, str) or isinstance(exempt, str):
         raise ValueError("rules come in a list, not as one string")
-    needed = protect if isinstance(protect, Mapping) else {rule: () for rule in protect}
-    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed.items()]
+    needed = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
+    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed]
     rules += [_parse_rule(rule, None) for rule in exempt]
     if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
         raise ValueError("rules that differ in letter case alone cannot be told apart")
@@ -776,12 +805,12 @@ def _parse_rule(text: str, scopes: Optional[Segments]) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     path = match["path"] if match else ""
     names = tuple(filter(None, path.split("/")))
-    alone = _Reading(_fold(names), False)
+    alone = _Reading(_fold(names), len(names))
     if not match or unicodedata.normalize("NFKC", path) != path or _read_text(path) != alone:
         raise ValueError(
             f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
     methods = frozenset(filter(None, (match["methods"] or "").split(",")))
-    rank = (-len(names), scopes is not None, not methods)
+    rank = (-len(names), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
     return _Rule(rank, methods, names, alone.segments, scopes)
@@ -894,8 +923,11 @@ class BearerAuthMiddleware:
         path = environ.get("PATH_INFO", "")
         mount = environ.get("SCRIPT_NAME", "")
         needed: Optional[Segments] = None
-        for spelling in (path, mount + path) if mount else (path,):
-            for rule in _covering(self._rules, method, _read_path(spelling)):
+        paths = [_read_path(path)]
+        if mount:
+            paths.append(_read_mounted_path(mount, path))
+        for spelling in paths:
+            for rule in _covering(self._rules, method, spelling):
                 if rule.scopes is not None:
                     needed = (needed or ()) + rule.scopes
         return needed
