@@ -704,6 +704,8 @@ def _read_path(path: str) -> _Path:
             return _Path((), None)
         text = text.replace("\\", "/").strip()
         readings += [_read_text(text), _read_text(_SCHEMES.sub("", text, count=1))]
+    if not path.startswith("/"):  # Bottle adds one, and makes `//host` of `/host`
+        return _Path((), [reading._replace(firm=0) for reading in readings])
     return _Path(_sure_segments(data.decode("utf-8", "replace"), readings[0]), readings)
 
 
@@ -758,10 +760,10 @@ def _fold(segments: Iterable[str]) -> Segments:
 
 def _sure_segments(text: str, reading: _Reading) -> Segments:
     """The leading segments of `text` of which the furthest reading has made nothing else."""
-    root, *names = text.split("/")
+    names = text.split("/")[1:]
     alike = 0
     for name, read in zip(_fold(names), reading.segments[: reading.firm]):
-        if root or name != read:
+        if name != read:
             break
         alike += 1
     return tuple(names[:alike])
