@@ -1,0 +1,353 @@
+"""The command line: what it does, and that its errors are one line."""
+
+import argparse
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jwtserver
+from jwtserver import Settings, Store, main
+from wsgi_auth import decode, hash_password, verify_password
+
+ROOT = Path(__file__).resolve().parents[1]
+HASHES = {
+    "django": "pbkdf2_sha256$1000$n3RFFf2yKkyGrDsLxbSpFe"
+              "$Ojx+SLNFe/Jg6RntLE0fwXaApOJ131pSkj9poemmYlk=",
+    "django-sha1": "pbkdf2_sha1$1000$n3RFFf2yKkyGrDsLxbSpFe$Em41LAFXKnPpAMTV8ooZ9gXHwnk=",
+    "werkzeug": "pbkdf2:sha256:1000$p5kZiG0XKLjnLneQ"
+                "$53d0d31087b79106de722767795b28acdadb2f492054add7c11b8b58fc37c9a0",
+    "passlib": "$pbkdf2-sha256$1000$cY4xJsQYQ2jtXcsZo/T.3w"
+               "$oYQuw2E6TIPhm7syo3BAE/3IUNCoqV4bGTtWPB3sZr0",
+}
+BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
+
+
+@pytest.fixture
+def store():
+    store = Store("jwtserver.db")
+    store.prepare()
+    hashed = hash_password("correct horse", iterations=1000)
+    store.add([jwtserver.User("alice", hashed, "read write", 0, 0)])
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs a command line, split at its spaces; returns exit code, output, errors."""
+
+    def run(line, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main(line.split() if isinstance(line, str) else line)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def refused(result, words):
+    code, output, errors = result
+    assert (code, output) == (1, "")
+    assert errors.startswith("jwtserver: ") and errors.count("\n") == 1
+    assert words in errors
+    return True
+
+
+# --- user
+
+
+def test_user_add_takes_the_password_from_the_input(command):
+    assert command("user add bob --scope read --password-stdin", "secret\r\nmore\n") == (0, "", "")
+
+    added = Store("jwtserver.db").find("bob")
+    assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
+    assert added.password_hash.startswith("pbkdf2_sha256$1000$")
+    assert verify_password("secret", added.password_hash)
+
+
+@pytest.mark.parametrize("line, stdin, words", [
+    ("user add alice --password-stdin", "x", "there is a user 'alice' already"),
+    ("user add bob --password-stdin", "", "the password is empty"),
+    ("user add bob --password-stdin", "x" * 1025, "longer than 1024 bytes"),
+    ("user add bob --password-stdin", "\udcff", "not valid Unicode"),
+    ("user add bob", "x", "--password-stdin"),
+    (["user", "add", " bob", "--password-stdin"], "x", "no space at its ends"),
+    (["user", "add", "b\x1b[31mob", "--password-stdin"], "x", "no control characters"),
+    (["user", "add", "bob", "--scope", 'a"b', "--password-stdin"], "x", "not a scope"),
+    ("user password bob --password-stdin", "x", "there is no user 'bob'"),
+    ("user remove bob", "", "there is no user 'bob'"),
+    ("user disable bob", "", "there is no user 'bob'"),
+    ("user enable bob", "", "there is no user 'bob'"),
+    (["user", "remove", "\x1b[31m\n"], "", "there is no user '\\x1b[31m\\n'"),
+    ("token issue bob", "", "there is no user 'bob'"),
+    ("user import none.csv", "", "none.csv"),
+    ("user list --database no/such.db", "", "no/such.db: No such file or directory"),
+    ("key rotate --secret-file no/such.key", "", "no/such"),
+])
+def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
+    before = store.all()
+
+    assert refused(command(line, stdin), words)
+    assert store.all() == before
+
+
+def test_user_list_shows_name_state_and_scope(command, store):
+    store.add([jwtserver.User("Zoë", "hash", "", 1, 0)])
+
+    code, output, _ = command("user list")
+
+    assert [line.split() for line in output.splitlines()] == [
+        ["Zoë", "disabled"], ["alice", "enabled", "read", "write"]]
+
+
+def test_user_password_disable_enable_remove_change_the_user(command, store):
+    assert command("user password alice --password-stdin", "other\n") == (0, "", "")
+    assert verify_password("other", store.find("alice").password_hash)
+    assert command("user disable alice") == (0, "", "")
+    assert store.find("alice").disabled
+    assert command("user enable alice") == (0, "", "")
+    assert not store.find("alice").disabled
+    assert command("user remove alice") == (0, "", "")
+    assert store.all() == []
+
+
+def on_a_terminal(arguments, *answers):
+    """Run a command on a real terminal, answer each of its questions; exit code and screen."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "jwtserver.py"), *arguments])
+    screen = b""
+    try:
+        for answer in answers:
+            while not screen.endswith(b": "):
+                screen += os.read(terminal, 1024)
+            os.write(terminal, answer.encode() + b"\n")
+            screen += b"\n"
+        while True:
+            piece = os.read(terminal, 1024)
+            if not piece:
+                break
+            screen += piece
+    except OSError:  # Linux's way to tell that the other end has closed
+        pass
+    os.close(terminal)
+    return os.WEXITSTATUS(os.waitpid(pid, 0)[1]), screen.decode()
+
+
+def test_user_add_on_a_terminal_asks_twice():
+    code, screen = on_a_terminal(["user", "add", "bob"], "secret", "secret")
+
+    assert code == 0
+    assert "secret" not in screen
+    assert verify_password("secret", Store("jwtserver.db").find("bob").password_hash)
+
+
+@pytest.mark.parametrize("answers, words, code", [
+    (("secret", "other"), "two different passwords", 1), (("\x04",), "", 1), (("\x03",), "", 130)])
+def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code):
+    result, screen = on_a_terminal(["user", "add", "bob"], *answers)
+
+    assert result == code
+    assert words in screen and "Traceback" not in screen
+    assert Store("jwtserver.db").find("bob") is None
+
+
+def test_password_is_asked_for_twice(command, store, monkeypatch):
+    answers = ["one", "one", "one", "two"]
+    monkeypatch.setattr("getpass.getpass", lambda prompt: answers.pop(0))
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+
+    assert main(["user", "password", "alice"]) == 0
+    assert verify_password("one", store.find("alice").password_hash)
+    assert main(["user", "password", "alice"]) == 1
+
+
+# --- user import
+
+
+@pytest.mark.parametrize("head", [
+    "", "username,password_hash\n", "\ufeffusername,password_hash,scope\n"])
+def test_user_import_takes_hashes_of_other_libraries(command, head):
+    Path("users.csv").write_text(
+        head + "\n".join(f"{name},{hashed}" for name, hashed in HASHES.items())
+        + '\n\n"Zoe\u0308",' + HASHES["django"] + ",read write\n", encoding="utf-8")
+
+    assert command("user import users.csv") == (0, "5 users imported\n", "")
+
+    users = {user.name: user for user in Store("jwtserver.db").all()}
+    assert set(users) == {*HASHES, "Zoë"}
+    assert users["Zoë"].scope == "read write"
+    assert all(verify_password("correct horse", user.password_hash) for user in users.values())
+
+
+GOOD = f"bob,{HASHES['django']}\n"
+
+
+@pytest.mark.parametrize("text, words", [
+    (GOOD + f"eve,{BCRYPT}\n", "line 2: only PBKDF2"),
+    (GOOD + "eve,\n", "line 2: only PBKDF2"),
+    (GOOD + "eve\n", "line 2: username,password_hash[,scope] expected"),
+    (GOOD + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
+    (GOOD + f",{HASHES['django']}\n", "line 2: a user name has"),
+    (GOOD + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
+    (GOOD + GOOD, "there is a user 'bob' already"),
+    (GOOD + f"alice,{HASHES['django']}\n", "there is a user 'alice' already"),
+    (GOOD + "\xff", "users.csv: "),
+    (GOOD + "e\0ve,x\n", "users.csv"),
+    (GOOD + '"' + "x" * 200_000, "users.csv: field larger"),
+], ids=["bcrypt", "no hash", "one column", "four", "no name", "scope", "twice", "taken", "bytes",
+        "NUL", "huge"])
+def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
+    Path("users.csv").write_bytes(text.encode("latin-1"))
+    before = store.all()
+
+    assert refused(command("user import users.csv"), words)
+    assert store.all() == before
+
+
+# --- token
+
+
+def key():
+    return Path("jwtserver.key").read_text().split()[0]
+
+
+@pytest.mark.parametrize("flag, lifetime", [("", 3600), (" --lifetime 60", 60)])
+def test_token_issue_prints_a_token_of_the_user(command, store, flag, lifetime):
+    code, output, errors = command("token issue alice" + flag)
+
+    claims = decode(output.strip(), key())
+    assert (code, errors) == (0, "")
+    assert (claims["sub"], claims["scope"]) == ("alice", "read write")
+    assert claims["exp"] - claims["iat"] == lifetime
+
+
+def test_token_issue_for_a_disabled_user_is_refused(command, store):
+    store.set_disabled("alice", True)
+
+    assert refused(command("token issue alice"), "the user 'alice' is disabled")
+
+
+def test_token_inspect_prints_the_claims(command, store):
+    token = command("token issue alice")[1]
+
+    for result in (command("token inspect", token), command(["token", "inspect", token.strip()])):
+        assert (result[0], result[2]) == (0, "")
+        assert json.loads(result[1]) == decode(token.strip(), key())
+
+
+@pytest.mark.parametrize("token, words", [
+    ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "not a good token"),
+    ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", "Signature verification failed"),
+])
+def test_token_inspect_of_a_bad_token_is_refused(command, token, words):
+    assert refused(command("token inspect", token), words)
+
+
+# --- key
+
+
+def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
+    old = command("token issue alice")[1].strip()
+
+    code, output, _ = command("key rotate")
+
+    assert code == 0 and "has a new first key, of 2" in output
+    assert command(["token", "inspect", old])[0] == 0
+    new = command("token issue alice")[1].strip()
+    assert command("key prune")[0] == 0
+    assert command(["token", "inspect", new])[0] == 0
+    assert refused(command(["token", "inspect", old]), "Signature verification failed")
+    assert len(Path("jwtserver.key").read_text().split()) == 1
+
+
+@pytest.mark.parametrize("line", ["key rotate", "key prune"])
+def test_key_commands_leave_the_environment_alone(command, monkeypatch, line):
+    monkeypatch.setenv("JWTSERVER_SECRET", "0123456789abcdef" * 2)
+
+    assert refused(command(line), "the keys are in JWTSERVER_SECRET")
+
+
+# --- Flags and usage
+
+
+def test_flags_prevail_over_the_environment(command, monkeypatch):
+    monkeypatch.setenv("JWTSERVER_DATABASE", "environment.db")
+    monkeypatch.setenv("JWTSERVER_SECRET", "not used, and too short")
+
+    command("user add bob --password-stdin --database flag.db", "secret")
+    code, output, _ = command("token issue bob --database flag.db --secret-file flag.key")
+
+    assert code == 0
+    assert decode(output.strip(), Path("flag.key").read_text().strip())["sub"] == "bob"
+    assert not os.path.exists("environment.db")
+
+
+def test_repeated_rules_of_flags_are_all_used():
+    args = jwtserver._parser().parse_args(
+        ["serve", "--protect", "/a", "--protect", "POST /b", "--exempt", "/a/b"])
+
+    settings = jwtserver._settings(args)
+
+    assert settings == Settings(
+        protect=("/a", "POST /b"), exempt=("/a/b",), pbkdf2_iterations=1000)
+
+
+@pytest.mark.parametrize("line", [
+    "nope", "user", "user nope", "user add", "user list extra", "--port x", "--port 65536",
+    "--port -1", "--port", "token issue alice --lifetime 0", "token issue alice --lifetime x",
+    "key", "--nope", "--data x.db", "serve --app x:y", "user logout alice",
+])
+def test_usage_that_is_wrong_exits_with_2(line, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(line.split())
+
+    assert exit.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+def parsers(parser, words=()):
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from parsers(inner, (*words, name))
+
+
+COMMANDS = [words for words, _ in parsers(jwtserver._parser())]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_of_every_command_has_an_example(words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*words, "--help"])
+
+    assert exit.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_main_without_site_packages_runs_as_a_program(store):
+    result = subprocess.run(
+        [sys.executable, "-S", "-X", "dev", "-W", "error", str(ROOT / "jwtserver.py"),
+         "user", "list"], capture_output=True, text=True, timeout=20)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split() == ["alice", "enabled", "read", "write"]
+
+
+def test_interrupt_ends_a_command_without_a_traceback(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jwtserver, "_user_list", interrupted)
+
+    assert main(["user", "list"]) == 130
+    assert capsys.readouterr() == ("", "")

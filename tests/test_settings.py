@@ -1,0 +1,164 @@
+"""Settings from the environment, and the keys."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jwtserver
+from jwtserver import Settings, SettingsError, load_keys, replace_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+KEY = "0123456789abcdef" * 2
+OTHER = KEY[::-1]
+
+
+@pytest.mark.parametrize("variable, text, field, value", [
+    ("DATABASE", "x.db", "database", "x.db"),
+    ("SECRET", KEY, "secret", KEY),
+    ("SECRET_FILE", "x.key", "secret_file", "x.key"),
+    ("ISSUER", "https://x", "issuer", "https://x"),
+    ("AUDIENCE", "tool", "audience", "tool"),
+    ("TOKEN_LIFETIME", "60", "token_lifetime", 60),
+    ("PROTECT", "/a; POST /b ;", "protect", ("/a", "POST /b")),
+    ("EXEMPT", "/a/b", "exempt", ("/a/b",)),
+    ("PREFIX", "/auth/v1/", "prefix", "/auth/v1"),
+    ("PBKDF2_ITERATIONS", "10000000", "pbkdf2_iterations", 10_000_000),
+])
+def test_variable_sets_its_field(variable, text, field, value):
+    settings = Settings.from_environ({f"JWTSERVER_{variable}": text})
+
+    assert getattr(settings, field) == value
+
+
+@pytest.mark.parametrize("variable, text", [
+    ("DATABASE", "postgresql://host/x"), ("DATABASE", ":memory:"),
+    *(("TOKEN_LIFETIME", text) for text in (
+        "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
+    *(("PBKDF2_ITERATIONS", text) for text in ("0", "10000001", "x")),
+    *(("PREFIX", text) for text in ("auth", "/", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
+])
+def test_variable_that_cannot_be_used_is_named(variable, text):
+    with pytest.raises(SettingsError, match=f"^JWTSERVER_{variable} must be ") as caught:
+        Settings.from_environ({f"JWTSERVER_{variable}": text})
+
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_variables_count_as_none():
+    empty = {f"JWTSERVER_{name.upper()}": "" for name in jwtserver._PARSERS}
+
+    assert Settings.from_environ(empty) == Settings()
+
+
+def test_key_file_is_beside_the_database():
+    assert Settings(database="data/users.db").key_file == Path("data/jwtserver.key")
+    assert Settings(database="data/users.db", secret_file="k").key_file == Path("k")
+
+
+# --- Keys
+
+
+def test_secret_holds_a_key_a_line():
+    assert load_keys(Settings(secret=f"{KEY}\n\n {OTHER} \r\n")) == [KEY.encode(), OTHER.encode()]
+
+
+@pytest.mark.parametrize("text", ["hunter2", " ", "-----BEGIN PUBLIC KEY-----" + KEY, "\udcff"])
+def test_secret_that_cannot_be_used_is_named_but_not_shown(text):
+    with pytest.raises(SettingsError, match="^JWTSERVER_SECRET: ") as caught:
+        load_keys(Settings(secret=text))
+
+    assert text.strip() == "" or text not in str(caught.value)
+
+
+def test_key_file_that_cannot_be_used_is_named():
+    Path("jwtserver.key").write_text("short\n")
+
+    with pytest.raises(SettingsError, match="^jwtserver.key: .*too short"):
+        load_keys(Settings())
+
+
+def test_key_file_is_made_with_one_good_key_for_the_owner_alone():
+    first = load_keys(Settings())
+
+    assert len(first) == 1 and len(first[0]) >= 32
+    assert os.stat("jwtserver.key").st_mode & 0o777 == 0o600
+    assert os.listdir() == ["jwtserver.key"]
+    assert load_keys(Settings()) == first
+
+
+def test_key_file_made_by_another_process_meanwhile_is_kept():
+    path = Path("jwtserver.key")
+    path.write_text(f"{KEY}\n")
+
+    jwtserver._make_key_file(path)
+
+    assert path.read_text() == f"{KEY}\n"
+    assert os.listdir() == ["jwtserver.key"]
+
+
+def test_processes_that_start_at_once_agree_on_one_key():
+    code = "import sys, jwtserver as j; sys.stdin.read(1); print(j.load_keys(j.Settings()))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(6)]
+
+    for process in processes:
+        process.stdin.write("x")
+        process.stdin.flush()
+    outputs = {process.communicate()[0] for process in processes}
+
+    assert len(outputs) == 1
+    assert os.listdir() == ["jwtserver.key"]
+
+
+def test_key_file_that_others_can_read_is_warned_of(caplog):
+    load_keys(Settings())
+    assert caplog.text == ""
+    os.chmod("jwtserver.key", 0o640)
+
+    load_keys(Settings())
+
+    assert "jwtserver.key can be read by others; run: chmod 600 jwtserver.key" in caplog.text
+
+
+def test_replace_keys_through_a_link_keeps_link_mode_and_owner():
+    os.mkdir("secrets")
+    target = Path("secrets/key")
+    target.write_text(f"{KEY}\n")
+    target.chmod(0o440)
+    if os.getuid() == 0:
+        os.chown(target, 65534, 65534)
+    before = target.stat()
+    os.symlink("secrets/key", "jwtserver.key")
+
+    replace_keys(Settings(), lambda keys: [OTHER.encode(), *keys])
+
+    after = target.stat()
+    assert target.read_text() == f"{OTHER}\n{KEY}\n"
+    assert os.path.islink("jwtserver.key")
+    assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
+    assert os.listdir("secrets") == ["key"]
+
+
+def test_replace_keys_failing_leaves_no_draft():
+    load_keys(Settings())
+    before = Path("jwtserver.key").read_text()
+
+    def change(keys):
+        os.rename("jwtserver.key", "moved")  # so that its owner and mode cannot be taken over
+        return keys
+
+    with pytest.raises(FileNotFoundError):
+        replace_keys(Settings(), change)
+
+    assert os.listdir() == ["moved"]
+    assert Path("moved").read_text() == before
+
+
+def test_replace_keys_of_the_environment_is_refused():
+    with pytest.raises(SettingsError, match="JWTSERVER_SECRET"):
+        replace_keys(Settings(secret=KEY), lambda keys: keys)

@@ -1,0 +1,327 @@
+"""Users in SQLite: nothing that was acknowledged is lost, and every failure is one line."""
+
+import gc
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import jwtserver
+from jwtserver import Error, Store, StoreError, User, clean_name
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def user(name, password_hash="hash", scope="", disabled=0):
+    return User(name, password_hash, scope, disabled, 0)
+
+
+@pytest.fixture
+def store():
+    store = Store("users.db")
+    store.prepare()
+    yield store
+    store.close()
+
+
+def run(code, **options):
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=ENVIRONMENT, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+# --- Names
+
+
+@pytest.mark.parametrize("name", [
+    "a", "a" * 150, "Zoë", "jo@example.org", "o'neil", "山田", "a b", "-", "🙂" * 150])
+def test_clean_name_of_good_name_is_the_name(name):
+    assert clean_name(name) == name
+
+
+@pytest.mark.parametrize("name", [
+    "", "a" * 151, " a", "a ", "\ta", "a\xa0", "\u3000", "a\0b", "a\nb", "a\x1bb", "a\x7fb",
+    "a\x85b", "a\ud800b", "a\u2028b", "a\u2029b", "e\u0301" * 151])
+def test_clean_name_of_bad_name_raises(name):
+    with pytest.raises(ValueError, match="^a user name has "):
+        clean_name(name)
+
+
+def test_clean_name_counts_what_is_composed():
+    assert clean_name("e\u0301" * 150) == "é" * 150
+
+
+# --- The file
+
+
+def test_prepare_makes_a_file_for_the_owner_alone():
+    store = Store("users.db")
+
+    assert [store.prepare(), store.prepare()] == [True, False]
+    assert os.stat("users.db").st_mode & 0o777 == 0o600
+    store.close()
+    connection = sqlite3.connect("users.db")
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def write(*statements):
+    connection = sqlite3.connect("users.db")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda: Path("users.db").write_bytes(b"no database" * 100), "not a database"),
+    (lambda: os.mkdir("users.db"), "Is a directory"),
+    (lambda: write("CREATE TABLE users (x)"), "another application"),
+    (lambda: write("PRAGMA user_version = 1"), "another application"),
+    (lambda: write(f"PRAGMA application_id = {jwtserver._APPLICATION_ID}",
+                   "PRAGMA user_version = 2"), "newer version"),
+], ids=["text", "folder", "tables", "version", "newer"])
+def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
+    spoil()
+    before = os.path.isfile("users.db") and Path("users.db").read_bytes()
+    store = Store("users.db")
+
+    with pytest.raises(StoreError, match=f"^users.db: .*{words}") as caught:
+        store.prepare()
+
+    assert "\n" not in str(caught.value)
+    assert (os.path.isfile("users.db") and Path("users.db").read_bytes()) == before
+    store.close()
+
+
+def test_prepare_in_a_missing_folder_refuses():
+    with pytest.raises(StoreError, match="^no/users.db: No such file or directory$"):
+        Store("no/users.db").prepare()
+
+
+@pytest.fixture
+def nobody():
+    """Gives up the rights of root, which no file is read-only for."""
+    if os.getuid() == 0:
+        os.seteuid(65534)
+    yield
+    if os.getuid() == 0:
+        os.seteuid(0)
+
+
+def test_prepare_in_a_read_only_folder_refuses(tmp_path, nobody):
+    folder = Path("/")
+    if os.access(folder, os.W_OK, effective_ids=True):
+        pytest.skip("this user may write anywhere")
+
+    with pytest.raises(StoreError, match="Permission denied|Read-only file system"):
+        Store(str(folder / "jwtserver-test-users.db")).prepare()
+
+
+def test_processes_that_prepare_at_once_all_succeed_and_one_is_first():
+    code = ("import sys, jwtserver; sys.stdin.read(1); store = jwtserver.Store('users.db');"
+            "print(store.prepare(), store.find('a'))")
+    processes = [run(code) for _ in range(8)]
+
+    for process in processes:
+        process.stdin.write("x")
+        process.stdin.flush()
+    results = [process.communicate() for process in processes]
+
+    assert [errors for _, errors in results] == [""] * 8
+    assert sorted(output for output, _ in results) == ["False None\n"] * 7 + ["True None\n"]
+
+
+def test_prepare_waits_for_a_reader_to_switch_to_wal():
+    write("PRAGMA journal_mode = DELETE")
+    reader = sqlite3.connect("users.db", check_same_thread=False, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM sqlite_master").fetchall()
+    release = threading.Timer(0.1, reader.execute, ["COMMIT"])
+    release.start()
+    store = Store("users.db")
+
+    assert store.prepare() is True
+
+    release.join()
+    reader.close()
+    store.close()
+
+
+def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
+    monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
+    reader = sqlite3.connect("users.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM sqlite_master").fetchall()
+
+    with pytest.raises(StoreError, match="users.db: database is locked"):
+        Store("users.db").prepare()
+
+    reader.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
+def test_full_disk_is_one_line_and_loses_nothing(store):
+    store.add([user("first")])
+    store.close()
+    code = """
+import resource, signal, jwtserver
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = jwtserver.Store("users.db")
+store.prepare()
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    for i in range(1000):
+        store.add([jwtserver.User(f"user{i}", "h" * 500, "", 0, 0)])
+        acknowledged = i
+except jwtserver.StoreError as error:
+    print(acknowledged, error)
+"""
+
+    output, errors = run(code).communicate()
+
+    acknowledged, _, message = output.partition(" ")
+    assert message.startswith("users.db: ") and message.count("\n") == 1
+    assert errors == ""
+    fresh = Store("users.db")
+    names = {row.name for row in fresh.all()}
+    assert {"first", *(f"user{i}" for i in range(int(acknowledged) + 1))} <= names
+    fresh.close()
+
+
+def test_killed_process_loses_no_acknowledged_user():
+    code = """
+import jwtserver
+store = jwtserver.Store("users.db")
+store.prepare()
+for i in range(10**6):
+    store.add([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
+    print(i, flush=True)
+"""
+    process = run(code)
+    for _ in range(20):
+        process.stdout.readline()
+
+    process.send_signal(signal.SIGKILL)
+
+    acknowledged = 20 + process.communicate()[0].count("\n") - 1
+    store = Store("users.db")
+    store.prepare()
+    assert len(store.all()) >= acknowledged
+    assert store.find(f"user{acknowledged - 1}")
+    store.close()
+
+
+# --- Users
+
+
+def test_find_compares_names_in_nfc(store):
+    store.add([user("Zoë")])
+
+    assert store.find("Zoe\u0308") == user("Zoë")
+    assert store.find("zoë") is None
+    assert store.find("x" * 151) is None
+
+
+def test_add_all_or_none(store):
+    store.add([user("a")])
+
+    with pytest.raises(Error, match="there is a user 'a' already"):
+        store.add([user("b"), user("a"), user("c")])
+
+    assert [row.name for row in store.all()] == ["a"]
+
+
+def test_changes_tell_whether_there_was_a_user(store):
+    store.add([user("a")])
+
+    assert store.set_password("a", "other") and not store.set_password("b", "other")
+    assert store.set_disabled("a", True) and not store.set_disabled("b", True)
+    assert store.find("a") == user("a", "other", disabled=1)
+    assert store.remove("a") and not store.remove("a")
+    assert store.find("a") is None
+
+
+def test_upgrade_password_yields_to_a_change_meanwhile(store):
+    store.add([user("a")])
+    seen = store.find("a")
+    store.set_password("a", "changed")
+
+    assert not store.upgrade_password(seen, "upgraded")
+    assert store.find("a").password_hash == "changed"
+    assert store.upgrade_password(store.find("a"), "upgraded")
+
+
+def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
+    store.close()
+    monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
+    writer = sqlite3.connect("users.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StoreError, match="users.db: database is locked"):
+        Store("users.db").add([user("a")])
+
+    writer.close()
+
+
+def test_file_that_is_gone_is_not_made_again(store):
+    os.unlink("users.db")
+    store.close()
+
+    with pytest.raises(StoreError, match="unable to open database file"):
+        Store("users.db").check()
+
+    assert not os.path.exists("users.db")
+
+
+# --- Connections
+
+
+def test_connections_are_used_again_and_idle_ones_bounded(store, monkeypatch):
+    monkeypatch.setattr(jwtserver, "MAX_IDLE_CONNECTIONS", 2)
+    idle = store._idle[os.getpid()]
+    with store._connection() as a, store._connection() as b, store._connection() as c:
+        pass
+
+    assert len(idle) == 2
+    with store._connection() as again:
+        assert again in (a, b, c)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_child_opens_connections_of_its_own(store):
+    store.add([user("a")])
+    inherited = list(store._idle[os.getpid()])
+    assert inherited
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with store._connection() as connection:
+                status = int(any(connection is other for other in inherited))
+            store.add([user("b")])
+        finally:
+            os._exit(status)
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert [row.name for row in store.all()] == ["a", "b"]
+
+
+def test_store_that_nobody_needs_closes_its_connections():
+    store = Store("users.db")
+    store.prepare()
+    (connection,) = store._idle[os.getpid()]
+
+    del store
+    gc.collect()
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
