@@ -220,10 +220,10 @@ def replace_keys(settings: Settings, change: Callable[[List[bytes]], List[bytes]
     path = settings.key_file.resolve()  # where it is a link, what it points to
     draft = _write_draft(path, keys)
     try:
-        if os.name == "posix":
-            status = path.stat()
+        status = path.stat()
+        if hasattr(os, "chown"):  # Windows has none
             os.chown(draft, status.st_uid, status.st_gid)
-            os.chmod(draft, status.st_mode & 0o777)
+        os.chmod(draft, status.st_mode & 0o777)
         os.replace(draft, path)
     except OSError:
         os.unlink(draft)

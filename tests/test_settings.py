@@ -144,6 +144,15 @@ def test_replace_keys_through_a_link_keeps_link_mode_and_owner():
     assert os.listdir("secrets") == ["key"]
 
 
+def test_replace_keys_where_files_have_no_owner_replaces_them(monkeypatch):
+    load_keys(Settings())
+    monkeypatch.delattr(os, "chown")
+
+    replace_keys(Settings(), lambda keys: [OTHER.encode()])
+
+    assert Path("jwtserver.key").read_text() == f"{OTHER}\n"
+
+
 def test_replace_keys_failing_leaves_no_draft():
     load_keys(Settings())
     before = Path("jwtserver.key").read_text()

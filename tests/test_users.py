@@ -139,20 +139,21 @@ def test_processes_that_prepare_at_once_all_succeed_and_one_is_first():
     assert sorted(output for output, _ in results) == ["False None\n"] * 7 + ["True None\n"]
 
 
-def test_prepare_waits_for_a_reader_to_switch_to_wal():
+def test_use_wal_tries_again_until_a_reader_has_gone():
     write("PRAGMA journal_mode = DELETE")
     reader = sqlite3.connect("users.db", check_same_thread=False, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM sqlite_master").fetchall()
     release = threading.Timer(0.1, reader.execute, ["COMMIT"])
     release.start()
-    store = Store("users.db")
+    connection = sqlite3.connect("users.db", timeout=0)  # is told "locked" at once
 
-    assert store.prepare() is True
+    jwtserver._use_wal(connection)
 
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     release.join()
     reader.close()
-    store.close()
+    connection.close()
 
 
 def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):

@@ -1,0 +1,916 @@
+"""The guard: path rules, refusals, scopes, identity, and every way to write a protected path."""
+
+import itertools
+import json
+import posixpath
+import re
+import sys
+from typing import Dict, NamedTuple
+from urllib.parse import unquote, urlsplit
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+from wsgi_auth import BearerAuthMiddleware, InvalidTokenError, TokenSigner
+
+KEY = "k" * 32
+NOW = 1_700_000_000
+SIGNER = TokenSigner(KEY, clock=lambda: NOW)
+REFUSED = "401 Unauthorized"
+OPEN = "200 OK"
+PLAIN = [("Content-Type", "text/plain")]
+EMPTY = {"SCRIPT_NAME": "", "QUERY_STRING": ""}  # what setup_testing_defaults() does not set
+
+
+def shown(value):
+    """A short id for a test."""
+    return ascii(value).strip("'")[:40]
+
+
+class Answer(NamedTuple):
+    status: str
+    headers: Dict[str, str]
+    body: bytes
+
+
+def bearer(**claims):
+    return "Bearer " + SIGNER.sign({"sub": "alice", **claims})
+
+
+def hello(environ, start_response):
+    """Tells who is there."""
+    body = environ.get("REMOTE_USER", "nobody").encode()
+    start_response(OPEN, PLAIN)
+    return [body]
+
+
+def guard(app=hello, signer=SIGNER, **options):
+    """The guard, with a validator on both of its sides."""
+    return validator(BearerAuthMiddleware(validator(app), signer, **options))
+
+
+def bare_guard(app=hello, **options):
+    """The guard alone, for an environ that no validator lets through."""
+    return BearerAuthMiddleware(app, SIGNER, **options)
+
+
+def run(application, environ):
+    started = []
+    written = []
+
+    def start_response(status, headers, exc_info=None):
+        started[:] = [status, dict(headers)]
+        return written.append
+
+    iterable = application(environ, start_response)
+    try:
+        body = b"".join(iterable)
+    finally:
+        getattr(iterable, "close", lambda: None)()
+    return Answer(*started, b"".join(written) + body)
+
+
+def call(application, path="/protected", method="GET", authorization=None, **environ):
+    environ = {**EMPTY, **environ, "PATH_INFO": path, "REQUEST_METHOD": method}
+    if authorization is not None:
+        environ["HTTP_AUTHORIZATION"] = authorization
+    setup_testing_defaults(environ)
+    return run(application, environ)
+
+
+def status(path, method="GET", authorization=None, mount="", **options):
+    """What the guard answers, validated unless the path alone would fail it."""
+    build = guard if path[:1] in ("", "/") else bare_guard
+    return call(build(**options), path, method, authorization, SCRIPT_NAME=mount).status
+
+
+def wsgi(path):
+    """A path as the server hands it over (PEP 3333): each character stands for a byte of UTF-8."""
+    return path.encode().decode("latin-1")
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+
+def test_refusal_without_header_has_the_words_and_the_challenge():
+    answer = call(guard())
+
+    assert answer.status == "401 Unauthorized"
+    assert json.loads(answer.body) == {
+        "success": False, "error": "An authorization header is required"}
+    assert answer.headers == {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(answer.body)),
+        "WWW-Authenticate": 'Bearer realm="api"',
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def test_refusal_of_bad_token_has_the_words_and_the_reason():
+    answer = call(guard(), authorization="Bearer x")
+
+    assert answer.status == "401 Unauthorized"
+    assert json.loads(answer.body) == {"success": False, "error": "Invalid authorization token"}
+    assert answer.headers == {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(answer.body)),
+        "WWW-Authenticate": 'Bearer realm="api", error="invalid_token",'
+                            ' error_description="A token has three parts"',
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def test_refusal_for_scope_has_the_words_and_the_scopes():
+    answer = call(guard(protect={"/": "read admin"}), authorization=bearer(scope="read"))
+
+    assert answer.status == "403 Forbidden"
+    assert json.loads(answer.body) == {"success": False, "error": "Insufficient scope"}
+    assert answer.headers == {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(answer.body)),
+        "WWW-Authenticate": 'Bearer realm="api", error="insufficient_scope", scope="read admin"',
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer x", bearer()], ids=["none", "bad", "poor"])
+def test_refusal_of_head_has_the_headers_and_no_body(authorization):
+    guarded = guard(protect={"/": "admin"})
+
+    got = call(guarded, authorization=authorization)
+    head = call(guarded, method="HEAD", authorization=authorization)
+
+    assert head == got._replace(body=b"")
+    assert got.body
+
+
+def test_refusal_of_expired_token_tells_that_it_expired():
+    old = TokenSigner(KEY, clock=lambda: NOW - 3600).sign({"sub": "alice"})
+
+    answer = call(guard(), authorization=f"Bearer {old}")
+
+    assert answer.status == REFUSED
+    assert 'error_description="Token has expired"' in answer.headers["WWW-Authenticate"]
+
+
+def test_refusal_reason_with_what_a_header_must_not_hold_is_sanitised():
+    class Talkative(TokenSigner):
+        def verify(self, token):
+            raise InvalidTokenError('a "b" \\ c\r\nSet-Cookie: d\x7f\x00é')
+
+    answer = call(guard(signer=Talkative(KEY)), authorization="Bearer x")
+
+    assert answer.headers["WWW-Authenticate"].endswith(
+        ' error_description="a ?b? ? c??Set-Cookie: d???"')
+
+
+def test_realm_given_is_shown():
+    answer = call(guard(realm="the demo's [1]"))
+
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="the demo\'s [1]"'
+
+
+@pytest.mark.parametrize("realm", ['a"b', "a\\b", "a\r\nb", "a\tb", "a\x7f", "é"], ids=shown)
+def test_realm_that_cannot_be_quoted_is_refused(realm):
+    with pytest.raises(ValueError, match=re.escape(f"not a realm: {realm!r}")):
+        guard(realm=realm)
+
+
+# --- The Authorization header -------------------------------------------------------------------
+
+TOKEN = SIGNER.sign({"sub": "alice"})
+
+
+@pytest.mark.parametrize("authorization", [
+    f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER {TOKEN}", f"bEaReR {TOKEN}",
+    f"Bearer   {TOKEN}", f" \tBearer {TOKEN}\t ",
+], ids=["usual", "lower", "upper", "mixed", "spaces-between", "white-space-around"])
+def test_header_with_good_token_is_let_through(authorization):
+    answer = call(guard(), authorization=authorization)
+
+    assert answer == Answer(OPEN, {"Content-Type": "text/plain"}, b"alice")
+
+
+@pytest.mark.parametrize("authorization", ["", " ", "\t"], ids=["empty", "space", "tab"])
+def test_header_that_is_empty_counts_as_none(authorization):
+    answer = call(guard(), authorization=authorization)
+
+    assert answer == call(guard())
+
+
+@pytest.mark.parametrize("authorization", [
+    "Bearer", "Bearer ", f"Basic {TOKEN}", f"Token {TOKEN}", f"{TOKEN}", f"Bearer:{TOKEN}",
+    f"Bearer,{TOKEN}", f"Bearer={TOKEN}", f"BearerX {TOKEN}", f"XBearer {TOKEN}",
+    f"Bearer\t{TOKEN}", f"Bearer \t{TOKEN}", f"Bearer\xa0{TOKEN}", f"Bearer \xa0{TOKEN}",
+    f"Bearer {TOKEN} x", f"Bearer x {TOKEN}", f"Bearer Bearer {TOKEN}", f'Bearer "{TOKEN}"',
+    f"Bearer token={TOKEN}", f"Bearer {TOKEN},Bearer x", f"Bearer x,Bearer {TOKEN}",
+    f"Bearer {TOKEN},Bearer {TOKEN}", f"Bearer {TOKEN}, Bearer {TOKEN}", f"Bearer {TOKEN},",
+    f",Bearer {TOKEN}", f"Basic eDp5,Bearer {TOKEN}", f"Bearer {TOKEN};", f"Bearer {TOKEN}\r\nX: y",
+    f"Bearer {TOKEN}\x00", f"Bearer {TOKEN}=", f"Bearer {TOKEN}\xe9", f"\x00Bearer {TOKEN}",
+], ids=lambda text: shown(text.replace(TOKEN, "TOKEN")))
+def test_header_of_any_other_form_is_refused_as_a_bad_token(authorization):
+    answer = call(guard(), authorization=authorization)
+
+    assert answer.status == REFUSED
+    assert json.loads(answer.body)["error"] == "Invalid authorization token"
+    assert 'error="invalid_token", error_description="' in answer.headers["WWW-Authenticate"]
+
+
+def test_header_with_another_scheme_is_told_so():
+    answer = call(guard(), authorization="Basic YTpi")
+
+    assert 'error_description="The scheme must be Bearer"' in answer.headers["WWW-Authenticate"]
+
+
+def test_header_with_bad_token_on_open_path_is_not_looked_at():
+    answer = call(guard(protect=["/protected"]), "/public", authorization="Bearer x")
+
+    assert answer.body == b"nobody"
+
+
+def test_token_anywhere_but_in_the_header_is_not_looked_at():
+    answer = call(
+        guard(), QUERY_STRING=f"access_token={TOKEN}", HTTP_COOKIE=f"access_token={TOKEN}",
+        HTTP_X_AUTHORIZATION=f"Bearer {TOKEN}", HTTP_PROXY_AUTHORIZATION=f"Bearer {TOKEN}")
+
+    assert json.loads(answer.body)["error"] == "An authorization header is required"
+
+
+# --- Identity -----------------------------------------------------------------------------------
+
+FORGED = {"REMOTE_USER": "mallory", "AUTH_TYPE": "Basic", "wsgi_auth.claims": {"sub": "mallory"}}
+
+
+def seen_identity(path, authorization=None):
+    seen = {}
+
+    def app(environ, start_response):
+        seen.update({key: environ[key] for key in FORGED if key in environ})
+        return hello(environ, start_response)
+
+    call(guard(app, protect=["/protected"]), path, authorization=authorization, **FORGED)
+    return seen
+
+
+def test_identity_behind_the_guard_is_that_of_the_token():
+    seen = seen_identity("/protected", bearer(scope="read", jti="1"))
+
+    assert seen == {
+        "REMOTE_USER": "alice",
+        "AUTH_TYPE": "Bearer",
+        "wsgi_auth.claims": {
+            "iat": NOW, "exp": NOW + 3600, "jti": "1", "sub": "alice", "scope": "read"},
+    }
+
+
+@pytest.mark.parametrize("authorization", [None, bearer()], ids=["no-token", "token"])
+def test_identity_on_open_path_is_removed(authorization):
+    seen = seen_identity("/public", authorization)
+
+    assert seen == {}
+
+
+def test_identity_of_a_refused_request_reaches_nobody():
+    seen = seen_identity("/protected", "Bearer x")
+
+    assert seen == {}
+
+
+# --- Revocation ---------------------------------------------------------------------------------
+
+
+def test_revocation_that_says_yes_is_a_bad_token():
+    answer = call(guard(is_revoked=lambda claims: True), authorization=bearer())
+
+    assert answer.status == REFUSED
+    assert json.loads(answer.body)["error"] == "Invalid authorization token"
+    assert 'error_description="Token has been revoked"' in answer.headers["WWW-Authenticate"]
+
+
+def test_revocation_that_says_no_lets_through_and_was_given_the_claims():
+    asked = []
+
+    answer = call(guard(is_revoked=asked.append), authorization=bearer(jti="1"))
+
+    assert answer.body == b"alice"
+    assert [claims["jti"] for claims in asked] == ["1"]
+
+
+def test_revocation_that_raises_ends_the_request_before_the_application():
+    called = []
+
+    def is_revoked(claims):
+        raise OSError("the database is gone")
+
+    with pytest.raises(OSError, match="the database is gone"):
+        call(bare_guard(lambda *_: called.append(1), is_revoked=is_revoked), authorization=bearer())
+
+    assert called == []
+
+
+def test_revocation_of_a_bad_token_is_not_asked():
+    asked = []
+
+    call(guard(is_revoked=asked.append), authorization="Bearer x")
+
+    assert asked == []
+
+
+def test_revocation_comes_before_the_scopes():
+    answer = call(
+        guard(protect={"/": "admin"}, is_revoked=lambda claims: True), authorization=bearer())
+
+    assert answer.status == REFUSED
+
+
+# --- Rules, methods and scopes ------------------------------------------------------------------
+
+
+def test_protect_by_default_covers_everything():
+    paths = ["", "/", "/a", "/a/b", "*"]
+
+    assert {status(path) for path in paths} == {REFUSED}
+
+
+@pytest.mark.parametrize("rule", ["/a/b", "/a/b/"])
+def test_rule_covers_its_path_and_all_below_by_whole_segments(rule):
+    paths = ["/a/b", "/a/b/", "/a/b/c", "/a/b/c/d", "/", "/a", "/a/", "/a/bc", "/b", "/x/a/b"]
+
+    covered = [path for path in paths if status(path, protect=[rule]) == REFUSED]
+
+    assert covered == ["/a/b", "/a/b/", "/a/b/c", "/a/b/c/d"]
+
+
+@pytest.mark.parametrize("rule, methods", [
+    ("/a", "GET HEAD POST PUT DELETE OPTIONS"),
+    ("GET /a", "GET HEAD"),
+    ("HEAD /a", "HEAD"),
+    ("POST,DELETE /a", "POST DELETE"),
+    ("POST /", "POST"),
+])
+def test_rule_with_methods_covers_those(rule, methods):
+    every = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]
+
+    covered = [method for method in every if status("/a", method, protect=[rule]) == REFUSED]
+
+    assert covered == methods.split()
+
+
+@pytest.mark.parametrize("method", ["post", "Post", "pOSt"])
+def test_method_in_any_case_is_covered(method):
+    answer = call(bare_guard(protect=["POST /a"]), "/a", method)
+
+    assert answer.status == REFUSED
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_exempt_get_opens_head_and_nothing_else(method):
+    assert status("/a", method, exempt=["GET /a"]) == OPEN
+    assert status("/a", "POST", exempt=["GET /a"]) == REFUSED
+
+
+def test_exempt_inside_protect_is_open():
+    rules = {"protect": ["/api"], "exempt": ["/api/docs"]}
+
+    assert status("/api/docs/x", **rules) == OPEN
+    assert status("/api/x", **rules) == REFUSED
+
+
+def test_protect_inside_exempt_is_closed():
+    rules = {"exempt": ["/public"], "protect": ["/", "/public/admin"]}
+
+    assert status("/public/x", **rules) == OPEN
+    assert status("/public/admin/x", **rules) == REFUSED
+
+
+def test_exempt_of_the_same_path_as_protect_is_open():
+    assert status("/a", protect=["/a"], exempt=["/a"]) == OPEN
+
+
+def test_protected_method_of_an_exempt_path_is_closed():
+    rules = {"protect": ["/", "POST /a"], "exempt": ["/a"]}
+
+    assert status("/a", "GET", **rules) == OPEN
+    assert status("/a", "POST", **rules) == REFUSED
+
+
+SCOPES = {
+    "/": (),
+    "/api": "read",
+    "POST,PUT /api": ["write"],
+    "PUT,DELETE /api": ("delete",),
+    "/api/admin": " read  admin ",
+    "GET /api/admin/help": "",
+}
+
+
+@pytest.mark.parametrize("method, path, needed", [
+    ("GET", "/", ""),
+    ("GET", "/api", "read"),
+    ("HEAD", "/api/x", "read"),
+    ("POST", "/api/x", "write"),
+    ("DELETE", "/api/x", "delete"),
+    ("PUT", "/api/x", "write delete"),
+    ("GET", "/api/admin", "read admin"),
+    ("POST", "/api/admin/x", "read admin"),
+    ("HEAD", "/api/admin/help", ""),
+    ("POST", "/api/admin/help", "read admin"),
+    ("GET", "/API/admin", "read admin"),
+    ("GET", "/api/admin/../x", "read admin"),
+    ("GET", "/%61pi/x", "read"),
+    ("GET", "/x\0", "read admin"),
+])
+def test_scopes_of_the_longest_rule_are_needed(method, path, needed):
+    guarded = guard(protect=SCOPES)
+
+    rich = call(guarded, path, method, bearer(scope=f"other {needed}"))
+    answers = [call(guarded, path, method, bearer(scope=" ".join(set(needed.split()) - {name})))
+               for name in needed.split()]
+
+    assert rich.status == OPEN
+    assert {answer.status for answer in answers} <= {"403 Forbidden"}
+    assert all(answer.headers["WWW-Authenticate"].endswith(f'scope="{needed}"')
+               for answer in answers)
+
+
+@pytest.mark.parametrize("scope", [["admin"], {"admin": 1}, None, 3, True, "Admin", "admins", "a"],
+                         ids=repr)
+def test_scope_claim_of_another_kind_grants_nothing(scope):
+    assert status("/", authorization=bearer(scope=scope), protect={"/": "admin"}) == "403 Forbidden"
+
+
+def test_scopes_without_a_token_are_not_told():
+    answer = call(guard(protect={"/": "admin"}))
+
+    assert answer == call(guard())
+
+
+@pytest.mark.parametrize("path", [
+    "/api", "/api/", "/api/Users", "/api/a b", "/api/café", "/api/ÉTÉ", "/api/日本", "/api/100%",
+    "/api/x//y", "/api/x;v=1", "/api/x?y", "/api/½", "/api/%41", "/API2/x",
+    "/API2/É", "/café/x", "/café/É x", "/Straße/x",
+])
+def test_longest_match_with_any_name_below_demands_no_more(path):
+    protect = {"/": "admin", "/api": (), "/API2": (), "/café": (), "/Straße": ()}
+
+    assert status(wsgi(path), authorization=bearer(), protect=protect) == OPEN
+
+
+@pytest.mark.parametrize("path", ["/API/x", "/CAFÉ", "/cafe\u0301", "/api2/x", "//api/x", "/api."])
+def test_longest_match_in_some_readings_alone_demands_all_scopes(path):
+    protect = {"/": "admin", "/api": (), "/API2": (), "/café": ()}
+
+    assert status(wsgi(path), authorization=bearer(), protect=protect) == "403 Forbidden"
+
+
+# --- Malformed rules ----------------------------------------------------------------------------
+
+MALFORMED = [
+    "", " ", "api", "api/x", "GET", "GET,", "GET,/x", "GET, /x", ",GET /x", "GET,,POST /x",
+    "GET POST /x", "GET  /x", "GET /x ", " /x", "GET\t/x", "get /x", "Get /x", "G3T /x", "GET x",
+    "/a b", "/a\tb", "/a\n", "/a\x00", "/a\x7f", "/a\xa0b", "/a\u2028", "//", "//a", "/a//b",
+    "/a//", "/.", "/..", "/a/../b", "/a/./b", "/a/..", "/a.", "/a./b", "/...", "/a%20b", "/a%",
+    "/a?b", "/?", "/a#b", "/a;b", "/;", "/a/*", "*", "/*", "/<id>", "/{id}", "/[a]", "/^a", "/x|y",
+    "/a`", '/"a"', "/a\\b", "\\a", "http://h/a", "//h/a", "/a\uff0fb", "/a\uff0e", "/\uff41",
+    "/cafe\u0301", "/½", None, 3, 0, True, b"/x", ("GET", "/x"), ["/x"], {"/x": ()},
+]
+
+
+@pytest.mark.parametrize("rule", MALFORMED, ids=shown)
+def test_rule_that_is_malformed_is_refused_and_shown(rule):
+    shown = re.escape(repr(rule))
+
+    with pytest.raises(ValueError, match=shown):
+        guard(protect=["/good", rule])
+    with pytest.raises(ValueError, match=shown):
+        guard(exempt=["/good", rule])
+
+
+@pytest.mark.parametrize("options", [
+    {"protect": "/x"}, {"exempt": "/x"}, {"protect": ""}, {"exempt": ""}, {"protect": b"/x"},
+], ids=repr)
+def test_rules_as_one_string_are_refused(options):
+    with pytest.raises(ValueError, match="rule"):
+        guard(**options)
+
+
+@pytest.mark.parametrize("options", [
+    {"protect": ["/a", "/A"]},
+    {"protect": ["/a"], "exempt": ["/A"]},
+    {"protect": {"GET /straße": (), "POST /STRASSE": ()}},
+], ids=repr)
+def test_rules_that_differ_in_case_alone_are_refused(options):
+    with pytest.raises(ValueError, match="letter case"):
+        guard(**options)
+
+
+@pytest.mark.parametrize("scopes", [
+    ["a b"], [""], ['"'], ["a\\b"], "é", "a\x7f", [3], [None], [["a"]], b"a", None, 3,
+], ids=repr)
+def test_scopes_that_are_malformed_are_refused(scopes):
+    with pytest.raises(ValueError):
+        guard(protect={"/x": scopes})
+
+
+@pytest.mark.parametrize("rules", [
+    ["/b", "/a/"], ("/b", "/a"), {"/a", "/a/A"}, {"/a": ()}, iter(["/a"]), ["GET,M /a"],
+], ids=["list", "tuple", "set", "mapping", "iterator", "methods"])
+def test_rules_in_any_collection_are_taken(rules):
+    assert status("/a", protect=rules) == REFUSED
+
+
+@pytest.mark.parametrize("rule", [
+    "/a.b", "/.a", "/a-b_c~d", "/@a", "/a:b", "/a,b", "/a=b", "/(a)", "/a+b", "/$a!'&", "/café",
+    "/日本", "/Ab/C",
+])
+def test_rule_with_any_other_sign_covers_its_path(rule):
+    assert status(wsgi(rule), protect=[rule]) == REFUSED
+    assert status(wsgi(rule), protect=[rule + "x"]) == OPEN
+
+
+def test_rules_of_nothing_leave_everything_open():
+    assert status("/a", protect=[]) == OPEN
+
+
+# --- Public paths -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [
+    "", "/", "*", "/apix", "/api-docs", "/public/api", "/public/protected", "/protectedx/deeper",
+    "/protecte", "/protected-x", "/protected.html", "/xprotected", "/x.protected", "/rotected",
+    "/?next=/protected", "/?/protected", "/#/protected", "/public?next=/protected",
+    "/public#/protected", "/public;v=1", "/public;next=protected", "/Public/README.TXT", "/a b/c d",
+    "/café", "/Ünïcode/ÉTÉ", "/日本/東京", "/½", "/100%", "/100%25", "/50%-off", "/%zz", "/a%20b",
+    "/a+b", "/~alice", "/@alice/feed", "/a:b", "/.well-known/x", "/x..y", "/a//b", "/a/./b", "/a/",
+    "/a\\b", "/caf\udce9", "/\u20ac", "/" + "a" * 70_000, "/" + "a/" * 35_000, "/" + "日本" * 300,
+], ids=shown)
+def test_path_that_is_plainly_public_stays_public(path):
+    rules = {"protect": ["/protected", "/api", "POST /articles"]}
+    spelling = path if "\udce9" in path or "\u20ac" in path else wsgi(path)
+
+    assert status(spelling, **rules) == OPEN
+
+
+@pytest.mark.parametrize("path", [
+    "/public", "/public/", "/public/x", "/public/X y", "/public/café", "/public//x",
+    "/public/x;v=1", "/public/a%20b", "/public/x.", "/public/?x",
+])
+def test_path_that_every_reading_exempts_is_open(path):
+    assert status(wsgi(path), exempt=["/public"]) == OPEN
+
+
+@pytest.mark.parametrize("path", [
+    "", "/", "/publicx", "/x/public", "/public/../secret", "/public%2f..%2fsecret",
+    "/public/%2e%2e/secret", "/public/%252e%252e/secret", "/public/..;/secret", "/public/..%3b/x",
+    "/public\\..\\secret", "/public/..\\secret", "/public/.. /secret", "/public/..\x01/secret",
+    "/public/..\xe2\x80\xa8./secret", "/public/.\xff./secret", "/public/...", "/PUBLIC/x",
+    "/Public",
+    "//public/x", "/./public", "/public./x", "/public /x", "/public;/x", "/public;x", "/public?x",
+    "/public#x", "/public%2fx", "/publi%63/x", "/public%00", "/public\0", "public/x", "\\public",
+    "http://h/public", "//h/public", "/pub\x01lic", "/pub\xfflic", "/pub\xfflic/x", "/public\xe9/x",
+    "/pub\udce9lic", "/\uff50ublic", "/public/%2525252541", "/public/" + "%41" * 2000,
+], ids=shown)
+def test_path_that_some_reading_does_not_exempt_is_refused(path):
+    assert status(path, exempt=["/public"]) == REFUSED
+
+
+# --- Every way to write a protected path --------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [
+    "/protected", "/protected/", "/protected/deeper", "/protected/Dee per", "/PROTECTED",
+    "/pRotected", "//protected", "///protected", "/protected//", "/./protected", "/../protected",
+    "/x/../protected", "/x/y/../../protected", "/.../protected", "/x/.. /protected",
+    "/x/..../protected", "/. /protected", "/x/..\u2028./protected", "/%2e/protected",
+    "/x/%2E%2e/protected", "/x/.%252e/protected", "/x/..;v=1/protected", "/x/..%3bv/protected",
+    "/x\\..\\protected", "/x%5c..%5cprotected", "/%70rotected", "/%2570rotected",
+    "/%252570rotected", "/%25252570rotected", "/%2525252570x", "/pro%74ected", "/PRO%54ECTED",
+    "%2fprotected", "/%2fprotected", "/protected%2fdeeper", "/x%2f..%2fprotected", "\\protected",
+    "\\\\protected", "/\\protected", "/protected\\deeper", "/protected%5cdeeper", "/protected;",
+    "/protected;v=1", "/protected;/deeper", "/protected%3bv=1", "/;v=1/protected", ";v=1/protected",
+    "/;a\\b/protected", "/;a%2fb/protected", "http://h/protected", "HTTPS://user@h:80/protected",
+    "ws+x.y-z://h/protected", "http:/protected", "http:///protected", "http:protected",
+    "http:////protected", "http:%2f%2fprotected", "//host/protected", "\\\\host\\protected",
+    "////h/protected", "http://x//h/protected", "http:http://h/protected", "/;x/h/protected",
+    "/ /h/protected", "//a\\b/protected", "//a%2fb/protected", "http://a%2fb/protected",
+    "http://a%5Cb/protected", " http://h/protected", "protected", "protected/deeper", " protected",
+    "/protected?", "/protected?x=1", "/protected#x", "/protected/?x", "/protected%3fx",
+    "/protected%23x", "/protected?x/../y", "/protected.", "/protected..", "/protected./deeper",
+    "/protected%2e", "/protected ", "/protected\t", "/ protected", "/protected. .", "/protected . ",
+    "/protected%20", "/protected /deeper", "/protected\u00a0", "/protected\u3000",
+    "/protected\u2028", "/protected\u2028.", "/protected\u1680.", "/protected\x85",
+    "/pro\x01tected", "/\x1fprotected", "/pro\x1ftected", "/pro\x9ftected", "/protected\x7f",
+    "/pro%01tected", "/pro\ttected",
+    "/protected\n", "/protected\r\n", "/protected\nx", "/protected\r\nx", "/protected\0",
+    "/\0protected", "/protected%00.html", "/protected%2500", "/x\0", "/\uff50rotected",
+    "/protec\uff54ed", "\uff0fprotected", "/x/\u2025/protected", "/\uff05\uff17\uff10rotected",
+    "/protected\uff1bx",
+], ids=shown)
+def test_path_that_some_application_reads_as_protected_is_refused(path):
+    assert status(wsgi(path), protect=["/protected"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/pro\xfftected", "/pro\xc3tected", "/\x80protected", "/protected\xff", "/protected\xe3\x81",
+    "/%ffprotected", "/pro%c3tected", "/pro%25fftected", "/x/.\xff./protected",
+    "/protected\xa0", "/protected%a0", "/pro\x9ftected", "/pro%85tected", "/pro\udcfftected",
+], ids=shown)
+def test_path_with_bytes_that_are_not_utf8_is_refused(path):
+    assert status(path, protect=["/protected"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/prot\xc3\xbfected",  # lower-cased, \xe3\xbf is a beginning that utf-8 "ignore" drops
+    "/PROT\xc3\xa1ECTED",  # and so is \xc3\xc1, upper-cased
+    "/protected\xc3\xa0", "/protected\xc3\x85",  # stripped, what is left of it is dropped
+    "/prot\xc3\x85ected",  # and without its control character
+    "/x/..\xc3\xbf/protected",
+], ids=shown)
+def test_path_changed_as_latin1_and_then_read_as_utf8_is_refused(path):
+    assert status(path, protect=["/protected"]) == REFUSED
+
+
+@pytest.mark.parametrize("rule, path", [
+    ("/mañana", "/mañana"), ("/mañana", "/MAÑANA"), ("/mañana", "/man\u0303ana"),
+    ("/mañana", "/ma%C3%B1ana"), ("/mañana", "/ma%25c3%25b1ana"), ("/mañana", "/ma%f1ana"),
+    ("/mañana", "/man%cc%83ana"), ("/Mañana", "/mañana"), ("/日本", "/%E6%97%A5本/x"),
+    ("/straße", "/STRASSE"), ("/STRASSE", "/straße"), ("/secret", "/\u017fecret"),
+    ("/kelvin", "/\u212aelvin"), ("/file", "/\ufb01le"), ("/admin", "/adm\u0131n"),
+    ("/admin", "/adm\u0130n"), ("/ADMIN", "/adm\u0131n"),
+], ids=shown)
+def test_name_in_another_form_of_unicode_is_refused(rule, path):
+    assert status(wsgi(path), protect=[rule]) == REFUSED
+
+
+def test_name_with_half_of_a_character_encoded_is_refused():
+    assert status("/ma\xc3%b1ana", protect=["/mañana"]) == REFUSED
+
+
+def test_name_in_characters_that_are_no_bytes_is_refused():
+    assert status("/ma\u00f1ana\u2028", protect=["/mañana"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/x;a%2fb/protected", "/x;a\\b/protected", "/x;a%2fb;c%2fd/protected/deeper",
+    "/X;a%5cb/protected",
+])
+def test_parameters_that_hold_a_slash_are_no_segments(path):
+    assert status(path, protect=["/x/protected"]) == REFUSED
+
+
+# Each way to write a path, and how an application reads it back. Only what reads back is asserted.
+WAYS = {
+    "doubled slash": (lambda path: path.replace("/", "//"), lambda path: re.sub("/+", "/", path)),
+    "dots": (lambda path: "/x/./.." + path + "/x/..", posixpath.normpath),
+    "encoded letter": (lambda path: path.replace("t", "%74"), unquote),
+    "encoded slash": (lambda path: path.replace("/", "%2F"), unquote),
+    "encoded twice": (lambda path: path.replace("r", "%2572"), lambda path: unquote(unquote(path))),
+    "encoded signs": (lambda path: re.sub(r"[.;:?#\\ d]", lambda c: f"%{ord(c[0]):x}", path),
+                      unquote),
+    "backslash": (lambda path: path.replace("/", "\\"), lambda path: path.replace("\\", "/")),
+    "parameters": (lambda path: path + ";x", lambda path: re.sub(";[^/]*", "", path)),
+    "parameters above": (lambda path: "/;x" + path, lambda path: re.sub("/;[^/]*", "", path)),
+    "slash in parameters": (lambda path: "/;\\x" + path, lambda path: re.sub("/;[^/]*", "", path)),
+    "absolute": (lambda path: "http://h" + path, lambda path: urlsplit(path).path),
+    "scheme": (lambda path: "X:" + path, lambda path: urlsplit(path).path),
+    "network path": (lambda path: "//h" + path, lambda path: urlsplit(path).path),
+    "slash in host": (lambda path: "//a\\b" + path, lambda path: urlsplit(path).path),
+    "query": (lambda path: path + "?x", lambda path: path.split("?")[0]),
+    "fragment": (lambda path: path + "#x", lambda path: path.split("#")[0]),
+    "no slash": (lambda path: path.lstrip("/"), lambda path: "/" + path.lstrip("/")),
+    "trailing dot": (lambda path: path + ".", lambda path: path.rstrip(".")),
+    "trailing space": (lambda path: path + " \t", lambda path: path.strip()),
+    "upper case": (str.upper, str.lower),
+    "control": (lambda path: path.replace("e", "\x01e"), lambda path: path.replace("\x01", "")),
+    "nul": (lambda path: path + "\0x", lambda path: path.split("\0")[0]),
+    "not utf-8": (lambda path: path.replace("c", "\x80c"),
+                  lambda path: path.encode("latin-1").decode("utf-8", "ignore")),
+}
+
+
+def written(*ways):
+    """The spelling that these ways make, one after the other, if reading undoes them."""
+    path = "/protected"
+    for way in ways:
+        path = WAYS[way][0](path)
+    read = path
+    for way in reversed(ways):
+        read = WAYS[way][1](read)
+    return {path} if read == "/protected" else set()
+
+
+LINTED = guard(protect=["/protected"])
+BARE = bare_guard(protect=["/protected"])
+
+
+def passed(paths):
+    """Those of the paths that get through without a token."""
+    return [path for path in sorted(paths)
+            if call(LINTED if path[0] == "/" else BARE, path).status == OPEN]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_way_of_writing_alone_is_refused(way):
+    paths = written(way)
+
+    assert paths and paths != {"/protected"}
+    assert passed(paths) == []
+
+
+@pytest.mark.parametrize("last", WAYS)
+def test_ways_of_writing_in_pairs_are_refused(last):
+    paths = set().union(*(written(first, last) for first in WAYS))
+
+    assert len(paths) >= 9
+    assert passed(paths) == []
+
+
+@pytest.mark.parametrize("last", WAYS)
+def test_ways_of_writing_in_triples_are_refused(last):
+    paths = set().union(*(written(*ways, last) for ways in itertools.permutations(WAYS, 2)))
+
+    assert len(paths) >= 90
+    assert passed(paths) == []
+
+
+@pytest.mark.parametrize("path", [
+    "/" + "%25" * 21_845, "/" + "../" * 21_845 + "protected", ";" * 65_536,
+    "/" * 65_536 + "protected", "/x" + ";" * 65_536, "/" + "%" * 65_536, "/" + "\\" * 65_536,
+    "/" + "\xff" * 65_536, "/public/" + "\u0301" * 65_536, "/protected/" + "a" * 65_536,
+    "/protected" + "/" * 65_536,
+], ids=lambda path: shown(path[:9]))
+def test_path_that_is_long_and_odd_is_refused(path):
+    assert status(path, protect=["/protected"]) == REFUSED
+    assert status(path, authorization="Bearer x", protect=["/protected"]) == REFUSED
+
+
+# --- Mounts, environ, headers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule, mount, path", [
+    ("/protected", "/app", "/protected"),
+    ("/protected", "/app", "/../protected"),
+    ("/protected", "/protected", ""),
+    ("/protected", "/protected", "/x"),
+    ("/protected", "/Protected", "/x"),
+    ("/protected", "/x/..", "/protected"),
+    ("/app/protected", "/app", "/protected"),
+    ("/app/protected", "/app", "/protected/deeper"),
+    ("/app/protected", "/app", "//protected"),
+    ("/app/protected", "/app", "/PROTECTED"),
+    ("/app/protected", "/app/", "/protected"),
+    ("/app/protected", "/app", "//host/protected"),
+    ("/app/protected", "/app", "http://host/protected"),
+    ("/app/protected", "/app", "protected"),
+    ("/app", "/app", ""),
+    ("/", "/app", ""),
+])
+def test_mount_and_path_in_either_reading_are_refused(rule, mount, path):
+    assert status(path, mount=mount, protect=[rule]) == REFUSED
+
+
+@pytest.mark.parametrize("exempt", [["/public"], ["/app/public"]], ids=repr)
+def test_mounted_path_that_one_reading_exempts_is_refused(exempt):
+    assert status("/public", mount="/app", exempt=exempt) == REFUSED
+
+
+def test_mounted_path_that_both_readings_exempt_is_open():
+    assert status("/public", mount="/app", exempt=["/public", "/app/public"]) == OPEN
+
+
+def test_mounted_path_that_no_reading_protects_is_open():
+    assert status("/public", mount="/app", protect=["/protected", "/app/protected"]) == OPEN
+
+
+def test_mounted_path_needs_the_scopes_of_both_readings():
+    guarded = guard(protect={"/x": "read", "/app/x": "read write"})
+
+    answer = call(guarded, "/x", SCRIPT_NAME="/app", authorization=bearer(scope="read"))
+
+    assert answer.status == "403 Forbidden"
+    assert answer.headers["WWW-Authenticate"].endswith('scope="read write"')
+
+
+def test_environ_that_is_empty_is_refused():
+    answer = run(bare_guard(), {})
+
+    assert answer.status == REFUSED
+    assert answer.body
+
+
+def test_environ_that_is_empty_reaches_an_open_application():
+    answer = run(bare_guard(protect=["/protected", "POST /"]), {})
+
+    assert answer.body == b"nobody"
+
+
+def test_environ_without_path_but_with_token_is_let_through():
+    answer = run(bare_guard(), {"HTTP_AUTHORIZATION": bearer()})
+
+    assert answer.body == b"alice"
+
+
+OVERRIDES = [
+    "HTTP_X_ORIGINAL_URL", "HTTP_X_REWRITE_URL", "HTTP_X_FORWARDED_PREFIX", "HTTP_X_FORWARDED_URI",
+    "HTTP_X_FORWARDED_PATH", "HTTP_X_SCRIPT_NAME", "REQUEST_URI", "RAW_URI", "PATH_TRANSLATED",
+]
+
+
+@pytest.mark.parametrize("key", OVERRIDES)
+def test_path_in_any_other_key_is_not_looked_at(key):
+    guarded = guard(protect=["/protected"])
+
+    assert call(guarded, "/protected", **{key: "/public"}).status == REFUSED
+    assert call(guarded, "/public", **{key: "/protected"}).status == OPEN
+
+
+@pytest.mark.parametrize("key", [
+    "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTTP_METHOD", "HTTP_X_METHOD_OVERRIDE",
+    "HTTP_X_FORWARDED_METHOD", "HTTP_X_ORIGINAL_METHOD",
+])
+def test_method_in_any_other_key_is_not_looked_at(key):
+    guarded = guard(protect=["POST /a"])
+
+    assert call(guarded, "/a", "POST", **{key: "GET"}).status == REFUSED
+    assert call(guarded, "/a", "GET", **{key: "POST"}).status == OPEN
+
+
+# --- PEP 3333 -----------------------------------------------------------------------------------
+
+
+class Stream:
+    """A response of two parts that keeps a log."""
+
+    def __init__(self):
+        self.log = []
+        self.parts = iter([b"one", b"two"])
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        part = next(self.parts)
+        self.log.append(part)
+        return part
+
+    def close(self):
+        self.log.append("closed")
+
+    def __call__(self, environ, start_response):
+        start_response(OPEN, PLAIN)
+        return self
+
+
+def test_stream_is_passed_on_one_item_at_a_time():
+    stream = Stream()
+    environ = {**EMPTY, "PATH_INFO": "/x", "HTTP_AUTHORIZATION": bearer()}
+    setup_testing_defaults(environ)
+
+    answer = iter(guard(stream)(environ, lambda status, headers: lambda data: None))
+    before = list(stream.log)
+    first = next(answer)
+    between = list(stream.log)
+    answer.close()
+
+    assert (before, first, between) == ([], b"one", [b"one"])
+    assert stream.log == [b"one", "closed"]
+
+
+def test_response_is_the_very_object_of_the_application():
+    stream = Stream()
+
+    answer = bare_guard(stream, protect=[])({}, lambda status, headers: None)
+
+    assert answer is stream
+
+
+def test_write_and_exc_info_of_the_application_pass_through():
+    calls = []
+
+    def app(environ, start_response):
+        write = start_response(OPEN, PLAIN)
+        write(b"body")
+        try:
+            raise OSError("too late")
+        except OSError:
+            start_response("500 Oops", PLAIN, sys.exc_info())
+        return []
+
+    def start_response(status, headers, exc_info=None):
+        calls.append((status, exc_info and exc_info[0]))
+        return calls.append
+
+    environ = {**EMPTY, "PATH_INFO": "/x", "HTTP_AUTHORIZATION": bearer()}
+    setup_testing_defaults(environ)
+    guard(app)(environ, start_response).close()
+
+    assert calls == [(OPEN, None), b"body", ("500 Oops", OSError)]
+
+
+def test_exception_of_the_application_passes_through():
+    def app(environ, start_response):
+        raise OSError("not ours")
+
+    with pytest.raises(OSError, match="not ours"):
+        call(guard(app), authorization=bearer())

@@ -1,0 +1,409 @@
+"""The guard in front of real routers, and of readers of paths that are as careless as can be.
+
+What a router serves as secret, however the path is written, it must not serve without a token.
+"""
+
+import importlib
+import logging
+import posixpath
+import random
+import re
+import types
+import warnings
+from urllib.parse import unquote, urlsplit
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+from wsgi_auth import BearerAuthMiddleware, TokenSigner
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the frameworks' own
+
+SIGNER = TokenSigner("k" * 32)
+TOKEN = "Bearer " + SIGNER.sign({"sub": "alice"})
+SECRET = "the secret of "
+HELLO = "hello, "
+
+
+def imported(name):
+    """A module, or a skip where it is absent or does not run on this Python."""
+    pytest.importorskip(name.partition(".")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except Exception as error:
+            pytest.skip(f"{name} cannot be imported: {error!r}")
+
+
+# --- Applications of real frameworks, that serve /protected, all below it, and /public ----------
+
+
+def flask_app():
+    flask = imported("flask")
+    app = flask.Flask(__name__)
+
+    @app.route("/protected")
+    @app.route("/protected/<path:rest>")
+    def protected(rest=""):
+        return f"{SECRET}{flask.request.remote_user}"
+
+    @app.route("/public")
+    def public():
+        return f"{HELLO}{flask.request.remote_user}"
+
+    return app
+
+
+def bottle_app():
+    bottle = imported("bottle")
+    app = bottle.Bottle()
+
+    @app.route("/protected")
+    @app.route("/protected/<rest:path>")
+    def protected(rest=""):
+        return f"{SECRET}{bottle.request.environ.get('REMOTE_USER')}"
+
+    @app.route("/public")
+    def public():
+        return f"{HELLO}{bottle.request.environ.get('REMOTE_USER')}"
+
+    return app
+
+
+def falcon_app():
+    falcon = imported("falcon")
+
+    class Resource:
+        def __init__(self, words):
+            self.words = words
+
+        def on_get(self, req, resp, rest=""):
+            resp.text = f"{self.words}{req.env.get('REMOTE_USER')}"
+
+    app = falcon.App()
+    app.add_route("/protected", Resource(SECRET))
+    app.add_route("/protected/{rest:path}", Resource(SECRET))
+    app.add_route("/public", Resource(HELLO))
+    return app
+
+
+def django_app():
+    imported("django")
+    conf, http = imported("django.conf"), imported("django.http")
+    urls, wsgi = imported("django.urls"), imported("django.core.handlers.wsgi")
+
+    def view(words):
+        return lambda request, rest="": http.HttpResponse(
+            f"{words}{request.META.get('REMOTE_USER')}", content_type="text/plain")
+
+    urlconf = types.ModuleType("urlconf")
+    urlconf.urlpatterns = [
+        urls.re_path(r"(?i)^protected/?$", view(SECRET)),
+        urls.path("protected/<path:rest>", view(SECRET)),
+        urls.re_path(r"(?i)^admin/?$", view(SECRET)),
+        urls.path("public", view(HELLO)),
+    ]
+    if not conf.settings.configured:
+        conf.settings.configure(ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None, SECRET_KEY="k" * 50)
+        imported("django").setup()
+        logging.getLogger("django").setLevel("CRITICAL")  # not each of some thousand 404s
+    conf.settings.ROOT_URLCONF = urlconf
+    return wsgi.WSGIHandler()
+
+
+def pyramid_app():
+    config = imported("pyramid.config").Configurator()
+    response = imported("pyramid.response").Response
+    config.add_route("protected", "/protected")
+    config.add_route("deeper", "/protected/*rest")
+    config.add_route("public", "/public")
+    for route, words in ("protected", SECRET), ("deeper", SECRET), ("public", HELLO):
+        config.add_view(
+            lambda request, words=words: response(f"{words}{request.remote_user}"),
+            route_name=route)
+    return config.make_wsgi_app()
+
+
+def pyramid_traversal_app():
+    """Walks along a tree of resources, and back at `..`."""
+    response = imported("pyramid.response").Response
+
+    class Secret(dict):
+        pass
+
+    tree = {"protected": Secret(deeper=Secret()), "public": {}, "x": {"y": {}}}
+    config = imported("pyramid.config").Configurator(root_factory=lambda request: tree)
+    config.add_view(lambda request: response(f"{SECRET}{request.remote_user}"), context=Secret)
+    config.add_view(lambda request: response(f"{HELLO}{request.remote_user}"), context=dict)
+    return config.make_wsgi_app()
+
+
+def werkzeug_app():
+    """Mounts the secret by the prefix of the path."""
+    middleware = imported("werkzeug.middleware.dispatcher")
+    return middleware.DispatcherMiddleware(says(HELLO), {"/protected": says(SECRET)})
+
+
+# --- Applications by hand, each with a reading of its own ---------------------------------------
+
+
+def says(words):
+    def app(environ, start_response):
+        body = f"{words}{environ.get('REMOTE_USER')}".encode()
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [body]
+
+    return app
+
+
+def each_segment(pattern):
+    return lambda path: "/".join(re.sub(pattern, "", name) for name in path.split("/"))
+
+
+READERS = {
+    "raw": lambda path: path,
+    "urlsplit": lambda path: urlsplit(path).path,
+    "decode": unquote,
+    "decode twice": lambda path: unquote(unquote(path)),
+    "decode as latin-1": lambda path: unquote(path, "latin-1"),
+    "decode bytes": lambda path: unquote(path.encode("latin-1")),
+    "utf-8 ignoring": lambda path: path.encode("latin-1").decode("utf-8", "ignore"),
+    "normpath": posixpath.normpath,
+    "merge slashes": lambda path: re.sub("/+", "/", path),
+    "add a slash": lambda path: "/" + path.lstrip("/"),
+    "lower": str.lower,
+    "case fold": str.casefold,
+    "backslashes": lambda path: path.replace("\\", "/"),
+    "no parameters": each_segment(";.*"),
+    "no parameters at all": lambda path: path.split(";")[0],
+    "no query": lambda path: path.split("?")[0],
+    "no fragment": lambda path: path.split("#")[0],
+    "no trailing dots": each_segment(r"(?<=[^. ])[. ]+\Z"),
+    "strip": str.strip,
+    "strip segments": lambda path: "/".join(name.strip() for name in path.split("/")),
+    "no controls": lambda path: re.sub("[\x00-\x1f\x7f]", "", path),
+    "to the nul": lambda path: path.split("\0")[0],
+}
+
+
+def is_secret(path):
+    return path == "/protected" or path.startswith("/protected/")
+
+
+def rewriting(app, read):
+    """Middleware that hands on what it reads."""
+    return lambda environ, start_response: app(
+        {**environ, "PATH_INFO": read(environ["PATH_INFO"])}, start_response)
+
+
+# --- Spellings ----------------------------------------------------------------------------------
+
+
+def inserted(path, text, where):
+    return path[:where] + text + path[where:]
+
+
+def somewhere(*texts):
+    return lambda path, dice: inserted(path, dice.choice(texts), dice.randint(0, len(path)))
+
+
+def at_a_slash(*texts):
+    """Puts a text before a slash, or at the end."""
+    def mutate(path, dice):
+        ends = [match.start() for match in re.finditer("/|$", path)]
+        return inserted(path, dice.choice(texts), dice.choice(ends))
+
+    return mutate
+
+
+def before(*texts):
+    return lambda path, dice: dice.choice(texts) + path
+
+
+def behind(*texts):
+    return lambda path, dice: path + dice.choice(texts)
+
+
+def each_character(change, share):
+    return lambda path, dice: "".join(
+        change(character) if dice.random() < share else character for character in path)
+
+
+def percent(character):
+    return f"%{ord(character):02x}" if ord(character) < 256 else character
+
+
+MUTATIONS = [
+    each_character(percent, 0.1),
+    each_character(percent, 0.1),
+    each_character(str.swapcase, 0.3),
+    each_character(lambda character: "\\" if character == "/" else character, 0.5),
+    each_character(lambda character: "//" if character == "/" else character, 0.5),
+    each_character(lambda character: "%25" if character == "%" else character, 1),
+    at_a_slash("/", "/.", "/./.", "/x/..", "/x/y/../..", "/..", "/%2e%2e", "/..;", "/...",
+               "/a%2fb/.."),
+    at_a_slash(";", ";v=1", ";v=1;w", ";a/b", ";a\\b", ";a%2fb", "/;", "/;v"),
+    at_a_slash(".", "..", " ", ". .", "%20", "\t", "\x85", "\xa0", "\xc2\xa0", "\xe2\x80\xa8."),
+    before("/", "//h", "http://h", "HTTPS://u@h:1", "x:", "//a\\b", "http://a%2fb", "//",
+           "/x/..", " "),
+    before("\\", "\\\\h", "\0", "\t", "\x01", "/.", "/;x", "/ ", "\xff", "http:", "/h/.."),
+    behind("/", "//", "?x", "#x", "?x/../y", "\0", "\0x", "%00", "\n", "\r\n", " ", ".", ";x",
+           "/?x"),
+    somewhere("\x01", "\x1f", "\x7f", "\t", "\n", "\xff", "\xc3", "\x80", "\xe3\x81",
+              "\xc3\xa9", "%ff"),
+    lambda path, dice: path.lstrip("/"),
+]
+
+
+def spellings(count):
+    """So many ways to write a protected path, always the same ones."""
+    dice = random.Random(1)
+    made = set()
+    while len(made) < count:
+        path = "/protected" + dice.choice(["", "", "/", "/deeper"])
+        for mutate in dice.choices(MUTATIONS, k=dice.randint(1, 4)):
+            path = mutate(path, dice)
+        made.add(path)
+    return sorted(made)
+
+
+SPELLINGS = spellings(2000)
+
+
+def get(app, path, authorization=None):
+    """Status and body of the answer."""
+    environ = {"PATH_INFO": path, "SCRIPT_NAME": "", "QUERY_STRING": ""}
+    if authorization:
+        environ["HTTP_AUTHORIZATION"] = authorization
+    setup_testing_defaults(environ)
+    status = []
+    iterable = app(environ, lambda line, headers, exc_info=None: status.append(line))
+    try:
+        return status[0], b"".join(iterable).decode()
+    finally:
+        getattr(iterable, "close", lambda: None)()
+
+
+def guarded_get(app, path, authorization=None, rule="/protected"):
+    """The same from behind the guard; with a validator on both sides if the path passes one."""
+    if path[:1] != "/":
+        return get(BearerAuthMiddleware(app, SIGNER, protect=[rule]), path, authorization)
+    guarded = BearerAuthMiddleware(validator(app), SIGNER, protect=[rule])
+    return get(validator(guarded), path, authorization)
+
+
+def serves_secret(app, path):
+    try:
+        return SECRET in get(app, path)[1]
+    except ValueError:  # the application's own trouble with the path
+        return False
+
+
+def secret_spellings(app):
+    return [path for path in SPELLINGS if path != "/protected" and serves_secret(app, path)]
+
+
+def passed(app, paths):
+    """Those of the paths that are let through without a token."""
+    answers = {path: guarded_get(app, path) for path in paths}
+    return [path for path, (status, body) in answers.items()
+            if status != "401 Unauthorized" or SECRET in body]
+
+
+FRAMEWORKS = [
+    flask_app, bottle_app, falcon_app, django_app, pyramid_app, pyramid_traversal_app, werkzeug_app,
+]
+
+
+def readings(name, paths=tuple(zip(SPELLINGS, SPELLINGS))):
+    """What a reader makes of the paths, each with the spelling that it comes from."""
+    made = []
+    for spelling, path in paths:
+        try:
+            made.append((spelling, READERS[name](path)))
+        except ValueError:  # the reader's own trouble with the path
+            pass
+    return made
+
+
+@pytest.fixture(params=FRAMEWORKS, ids=lambda make: make.__name__)
+def framework(request):
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def leaks():
+    """The spellings that the guard lets through, whatever is behind it."""
+    return set(passed(says(SECRET), SPELLINGS))
+
+
+# --- Tests --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/protected", "/protected/deeper"])
+def test_framework_with_token_serves_the_secret_to_its_subject(framework, path):
+    status, body = guarded_get(framework, path, TOKEN)
+
+    assert status == "200 OK"
+    assert body == SECRET + "alice"
+
+
+@pytest.mark.parametrize("path", ["/protected", "/protected/deeper"])
+def test_framework_without_token_is_not_reached(framework, path):
+    status, body = guarded_get(framework, path)
+
+    assert status == "401 Unauthorized"
+    assert SECRET not in body
+
+
+def test_framework_serves_public_paths_without_token(framework):
+    status, body = guarded_get(framework, "/public")
+
+    assert status == "200 OK"
+    assert body == HELLO + "None"
+
+
+def test_framework_serves_the_secret_under_no_spelling(framework):
+    paths = secret_spellings(framework)
+
+    assert len(paths) >= 30
+    assert passed(framework, paths) == []
+
+
+@pytest.mark.parametrize("name", ["lower", "strip", "no controls", "urlsplit"])
+def test_bottle_behind_middleware_that_reads_paths_serves_no_secret(name):
+    app = rewriting(bottle_app(), READERS[name])
+    paths = secret_spellings(app)
+
+    assert len(paths) >= 100
+    assert passed(app, paths) == []
+
+
+@pytest.mark.parametrize("path", ["/admin", "/ADMIN", "/adm\xc4\xb1n", "/adm\xc4\xb0n"], ids=ascii)
+def test_django_route_that_ignores_case_serves_no_secret(path):
+    app = django_app()
+
+    status, body = guarded_get(app, path, rule="/admin")
+
+    assert serves_secret(app, path)
+    assert status == "401 Unauthorized"
+    assert SECRET not in body
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_reader_serves_the_secret_under_no_spelling(name, leaks):
+    paths = {path for path, read in readings(name) if is_secret(read)}
+
+    assert len(paths) >= 100
+    assert sorted(paths & leaks) == []
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_reader_of_what_another_has_read_serves_the_secret_under_no_spelling(name, leaks):
+    once = readings(name)
+    paths = {path for second in READERS for path, read in readings(second, once) if is_secret(read)}
+
+    assert len(paths) >= 300
+    assert sorted(paths & leaks) == []
