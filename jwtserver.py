@@ -1069,7 +1069,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_serve(commands: _Commands) -> None:
     serve = commands.add(
         "serve", _serve, "serve over HTTP", "python jwtserver.py --port 8000",
-        "python jwtserver.py --protect /protected --protect 'POST /health' --prefix /auth")
+        "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--port", type=_port, default=3000, help="default: %(default)s")
     serve.add_argument("--protect", metavar="RULE", action="append",
