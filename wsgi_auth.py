@@ -220,14 +220,15 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """
     try:
         text = data.decode().strip(" \t\n\r")
-        if len(text) > MAX_JSON_DEPTH:
+        colons = text.count(":")  # each member of an object has one
+        if "[" in text or colons >= MAX_JSON_DEPTH:  # else it cannot be nested that deeply
             _check_depth(text)
         value, end = _read_json(text)
         if end != len(text) or type(value) is not dict:
             raise DecodeError("Not one JSON object")
-        # Each member has its colon. If there are no more colons than names, no name came twice;
-        # else it takes the hook, a call of Python for each object, to know.
-        if text.count(":") != len(value):
+        # If there are no more colons than names, no name came twice; else it takes the hook, a
+        # call of Python for each object, to know.
+        if colons != len(value):
             _read_json_strictly(text)
         if "\\" in text:
             _write_json(value).encode()  # fails on a lone surrogate, which nobody could pass on
@@ -274,7 +275,7 @@ def _is_json_object(data: bytes) -> bool:
 
 
 def _macs(keys: Union[Key, Sequence[Key]]) -> List[Mac]:
-    """One signing function for each key, in their order."""
+    """One function for each key, in their order, from a signing input to its signature."""
     listed = keys if isinstance(keys, (list, tuple)) else [keys]
     if not listed:
         raise InvalidKeyError(f"There is no key: {_KEY_ADVICE}")
@@ -291,7 +292,7 @@ def _mac(key: bytes) -> Mac:
         inside, outside = inner.copy(), outer.copy()
         inside.update(message)
         outside.update(inside.digest())
-        return outside.digest()
+        return _b64encode(outside.digest())
 
     return mac
 
@@ -311,20 +312,21 @@ def _signed(header: bytes, claims: Claims, mac: Mac) -> str:
     if not isinstance(claims, dict):
         raise TypeError("claims must be a dict")
     signing_input = header + b"." + _b64encode(_write_json(claims).encode())
-    return (signing_input + b"." + _b64encode(mac(signing_input))).decode()
+    return (signing_input + b"." + mac(signing_input)).decode()
 
 
 def _verified(token: Any, macs: List[Mac]) -> Claims:
     """The claims of a token that one of the keys signed, not looked at any further."""
-    if not isinstance(token, (str, bytes)):
+    if isinstance(token, str):
+        try:
+            token = token.encode("ascii")
+        except UnicodeEncodeError:
+            raise DecodeError("Invalid base64url") from None
+    elif not isinstance(token, bytes):
         raise DecodeError("A token is text or bytes")
     if len(token) > MAX_TOKEN_BYTES:
         raise DecodeError("The token is too long")
-    try:
-        data = token.encode("ascii") if isinstance(token, str) else token
-    except UnicodeEncodeError:
-        raise DecodeError("Invalid base64url") from None
-    signing_input, _, signature = data.rpartition(b".")
+    signing_input, _, signature = token.rpartition(b".")
     header, dot, payload = signing_input.partition(b".")
     if not dot:
         raise DecodeError("A token has three parts")
@@ -332,7 +334,7 @@ def _verified(token: Any, macs: List[Mac]) -> Claims:
         _check_header(parse_json_object(_b64decode(header)))
     for mac in macs:
         # Compared as text, so that no other spelling of the same signature will do.
-        if hmac.compare_digest(_b64encode(mac(signing_input)), signature):
+        if hmac.compare_digest(mac(signing_input), signature):
             return parse_json_object(_b64decode(payload))
     raise InvalidSignatureError("Signature verification failed")
 
@@ -947,7 +949,7 @@ class BearerAuthMiddleware:
             raise _invalid_token(str(error)) from None
         if self.is_revoked is not None and self.is_revoked(claims):
             raise _invalid_token("Token has been revoked")
-        if not set(scopes).issubset(_granted(claims)):
+        if scopes and not set(scopes).issubset(_granted(claims)):
             raise _Refusal(
                 "403 Forbidden", "Insufficient scope",
                 error="insufficient_scope", scope=" ".join(dict.fromkeys(scopes)))

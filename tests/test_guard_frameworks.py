@@ -269,7 +269,7 @@ def spellings(count):
     return sorted(made)
 
 
-SPELLINGS = spellings(2000)
+SPELLINGS = spellings(800)
 
 
 def get(app, path, authorization=None):
@@ -368,7 +368,7 @@ def test_framework_serves_public_paths_without_token(framework):
 def test_framework_serves_the_secret_under_no_spelling(framework):
     paths = secret_spellings(framework)
 
-    assert len(paths) >= 30
+    assert len(paths) >= 10
     assert passed(framework, paths) == []
 
 
@@ -377,7 +377,7 @@ def test_bottle_behind_middleware_that_reads_paths_serves_no_secret(name):
     app = rewriting(bottle_app(), READERS[name])
     paths = secret_spellings(app)
 
-    assert len(paths) >= 100
+    assert len(paths) >= 40
     assert passed(app, paths) == []
 
 
@@ -396,7 +396,7 @@ def test_django_route_that_ignores_case_serves_no_secret(path):
 def test_reader_serves_the_secret_under_no_spelling(name, leaks):
     paths = {path for path, read in readings(name) if is_secret(read)}
 
-    assert len(paths) >= 100
+    assert len(paths) >= 40
     assert sorted(paths & leaks) == []
 
 
@@ -405,5 +405,5 @@ def test_reader_of_what_another_has_read_serves_the_secret_under_no_spelling(nam
     once = readings(name)
     paths = {path for second in READERS for path, read in readings(second, once) if is_secret(read)}
 
-    assert len(paths) >= 300
+    assert len(paths) >= 100
     assert sorted(paths & leaks) == []
