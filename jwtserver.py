@@ -7,7 +7,9 @@
 The server answers
 
     POST /authenticate  {"username": …, "password": …}, as JSON or as a form: {"token": …, …}
-    GET  /protected     with the header `Authorization: Bearer TOKEN`: a greeting
+    POST /refresh       {"refresh_token": …}: a new token and a new refresh token
+    POST /logout        with the header `Authorization: Bearer TOKEN`: ends the session
+    GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
 
 and guards any other WSGI application in the place of /protected:
@@ -15,14 +17,19 @@ and guards any other WSGI application in the place of /protected:
     application = jwtserver.create_app(app=my_application)
 
 A WSGI server finds `jwtserver:application`, configured by the environment (see Settings). Users
-are kept in an SQLite file, and the keys that sign tokens in a file beside it.
+and sessions are kept in an SQLite file, and the keys that sign tokens in a file beside it. The
+logger `jwtserver.audit` has a line for each sign-in, failure, refresh, logout and change of a user
+or key.
 """
 
 import argparse
 import csv
 import getpass
+import hashlib
+import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -39,17 +46,20 @@ import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
 from pathlib import Path
 from typing import (
     Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
+    Union,
 )
 from urllib.parse import parse_qsl
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
 
 from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, DecodeError, Environ,
-    InvalidKeyError, InvalidTokenError, StartResponse, TokenSigner, WSGIApplication, hash_password,
-    is_password_usable, needs_rehash, parse_json_object, parse_scopes, verify_password,
+    InvalidKeyError, InvalidSignatureError, InvalidTokenError, RateLimitMiddleware, StartResponse,
+    TokenSigner, WSGIApplication, hash_password, is_password_usable, needs_rehash,
+    parse_json_object, parse_scopes, verify_password,
 )
 
 __all__ = ["Settings", "application", "create_app", "main"]
@@ -57,15 +67,35 @@ __all__ = ["Settings", "application", "create_app", "main"]
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
+MAX_COUNT = 1_000_000  # requests or failures in a rate
+MAX_PROXIES = 100
+MAX_WAITING_HASHES = 64
+REFRESH_GRACE = 10.0  # seconds in which a client whose answer was lost may refresh again
+KEY_FILE_INTERVAL = 0.5  # seconds between two looks at it
+SWEEP = 100  # old rows that are removed with a new one: few enough that no request notices
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 CLIENT_TIMEOUT = 30.0  # seconds in which a client must send or take a byte
 
+LOG_FORMAT, LOG_TIME = "%(asctime)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z"
+
 logger = logging.getLogger("jwtserver")
+audit_logger = logging.getLogger("jwtserver.audit")
+audit_logger.setLevel(logging.INFO)
 
 
 class Error(Exception):
     """What stops a command; the message is one line for the person who gave it."""
+
+
+_SUSPICIOUS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
+
+
+def _audit(event: str, **details: str) -> None:
+    """Log one line; JSON escapes what could break it, and what a terminal could act upon."""
+    level = logging.WARNING if event in _SUSPICIOUS else logging.INFO
+    line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
+    audit_logger.log(level, "%s", line.replace("\x7f", "\\u007f"))
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -81,10 +111,25 @@ def _parse_database(text: str) -> str:
     return text
 
 
-def _parse_number(text: str, most: int) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text) or not 1 <= int(text) <= most:
-        raise ValueError(f"must be a whole number from 1 to {most}, not {text!r}")
+def _parse_number(text: str, most: int, least: int = 1) -> int:
+    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
     return int(text)
+
+
+class Rate(NamedTuple):
+    """So many events in so many seconds, written `5/900`."""
+
+    limit: int
+    seconds: int
+
+
+def _parse_rate(text: str) -> Rate:
+    count, _, seconds = text.partition("/")
+    try:
+        return Rate(_parse_number(count, MAX_COUNT), _parse_number(seconds, MAX_LIFETIME))
+    except ValueError:
+        raise ValueError(f"must be a number and seconds, like 5/900, not {text!r}") from None
 
 
 def _parse_rules(text: str) -> Tuple[str, ...]:
@@ -104,6 +149,10 @@ _PARSERS: Dict[str, Callable[[str], Any]] = {
     "issuer": str,
     "audience": str,
     "token_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
+    "session_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
+    "login_failures": _parse_rate,
+    "rate_limit": _parse_rate,
+    "trusted_proxies": lambda text: _parse_number(text, MAX_PROXIES, 0),
     "protect": _parse_rules,
     "exempt": _parse_rules,
     "prefix": _parse_prefix,
@@ -128,6 +177,10 @@ class Settings:
     issuer: Optional[str] = None
     audience: Optional[str] = None
     token_lifetime: int = 3600  # seconds
+    session_lifetime: int = 14 * 86400  # seconds, from the sign-in to the end of all refreshing
+    login_failures: Rate = Rate(5, 900)  # for a user at an address
+    rate_limit: Optional[Rate] = None  # of requests, for a client
+    trusted_proxies: int = 0  # how many write the end of X-Forwarded-For
     protect: Tuple[str, ...] = ()  # rules; /protected or, with an application of yours, everything
     exempt: Tuple[str, ...] = ()
     prefix: str = ""  # the path that the endpoints are below
@@ -159,12 +212,23 @@ class Settings:
 # --- Keys ---------------------------------------------------------------------------------------
 
 
+def prepare_keys(settings: Settings) -> None:
+    """Make the file of the keys, with a new key in it, if the keys are to be in a file that is not
+    there.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    if not settings.secret and not settings.key_file.exists():
+        _make_key_file(settings.key_file)
+
+
 def load_keys(settings: Settings) -> List[bytes]:
-    """The keys, the signing one first. A file that is not there is made, with a new key in it.
+    """The keys, the signing one first.
 
     Raises:
         SettingsError: there is no key, or one that cannot be used.
-        OSError: the file cannot be read or made.
+        OSError: the file cannot be read.
     """
     if settings.secret:
         source, text = "JWTSERVER_SECRET", settings.secret.encode("utf-8", "surrogateescape")
@@ -179,8 +243,6 @@ def load_keys(settings: Settings) -> List[bytes]:
 
 
 def _read_key_file(path: Path) -> bytes:
-    if not path.exists():
-        _make_key_file(path)
     if os.name == "posix" and path.stat().st_mode & 0o077:
         logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
     return path.read_bytes()
@@ -207,8 +269,12 @@ def _write_draft(path: Path, keys: Iterable[bytes]) -> str:
     return draft
 
 
-def replace_keys(settings: Settings, change: Callable[[List[bytes]], List[bytes]]) -> List[bytes]:
+def replace_keys(
+    settings: Settings, change: Callable[[List[bytes]], List[bytes]],
+) -> Tuple[List[bytes], float]:
     """Rewrite the file of the keys at one stroke; its owner and mode remain.
+
+    Return the keys that it had, and when those were written, in seconds since 1970.
 
     Raises:
         SettingsError: the keys are not in a file.
@@ -216,11 +282,12 @@ def replace_keys(settings: Settings, change: Callable[[List[bytes]], List[bytes]
     """
     if settings.secret:
         raise SettingsError("the keys are in JWTSERVER_SECRET; change them there")
-    keys = change(load_keys(settings))
+    prepare_keys(settings)
+    keys = load_keys(settings)
     path = settings.key_file.resolve()  # where it is a link, what it points to
-    draft = _write_draft(path, keys)
+    status = path.stat()
+    draft = _write_draft(path, change(keys))
     try:
-        status = path.stat()
         if hasattr(os, "chown"):  # Windows has none
             os.chown(draft, status.st_uid, status.st_gid)
         os.chmod(draft, status.st_mode & 0o777)
@@ -228,14 +295,92 @@ def replace_keys(settings: Settings, change: Callable[[List[bytes]], List[bytes]
     except OSError:
         os.unlink(draft)
         raise
-    return keys
+    return keys, status.st_mtime
+
+
+class FileSigner:
+    """A TokenSigner that has the keys that are in the file now, or were half a second ago.
+
+    A token that none of them has signed makes it look at once: another process may have signed with
+    a newer key. Where the file is gone or cannot be used, the keys before that remain.
+
+    Raises:
+        SettingsError, OSError: the file cannot be used to begin with.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._path = str(settings.key_file)
+        self._looked = clock()
+        self._seen = self._identity()
+        self._signer = self._load()
+
+    def _identity(self) -> Optional[Tuple[int, int, int, int]]:
+        """What is another whenever the file is; None if there is none."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _load(self) -> TokenSigner:
+        return _signer_of(load_keys(self._settings), self._settings, self._clock)
+
+    def _look(self) -> None:
+        """Take the keys from the file, if it is another one."""
+        now, identity = self._clock(), self._identity()
+        if identity != self._seen:
+            try:
+                self._signer = self._load()
+            except (OSError, SettingsError) as error:
+                logger.error("The keys that were there remain in use: %s", error)
+        self._seen = identity  # last: until then, other threads must look for themselves
+        self._looked = now
+
+    def _current(self) -> TokenSigner:
+        if not 0 <= self._clock() - self._looked < KEY_FILE_INTERVAL:
+            self._look()
+        return self._signer
+
+    def sign(self, claims: Claims) -> str:
+        """Sign as TokenSigner does."""
+        return self._current().sign(claims)
+
+    def verify(self, token: str) -> Claims:
+        """Verify as TokenSigner does."""
+        signer = self._current()
+        try:
+            return signer.verify(token)
+        except InvalidSignatureError:
+            self._look()
+            if self._signer is signer:
+                raise
+            return self._signer.verify(token)
+
+
+Signer = Union[TokenSigner, FileSigner]
+
+
+def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> Signer:
+    """What signs and verifies the tokens of the service; where there is no key, one is made.
+
+    Raises:
+        SettingsError, OSError: the keys cannot be used.
+    """
+    prepare_keys(settings)
+    if settings.secret:
+        return _signer_of(load_keys(settings), settings, clock)
+    return FileSigner(settings, clock)
+
+
+def _signer_of(
+    keys: List[bytes], settings: Settings, clock: Callable[[], float],
+) -> TokenSigner:
+    return TokenSigner(keys, issuer=settings.issuer, audience=settings.audience, clock=clock)
 
 
 # --- Users --------------------------------------------------------------------------------------
-
-
-class StoreError(Error):
-    """The database cannot do what it is asked. The message names the file."""
 
 
 class User(NamedTuple):
@@ -246,20 +391,6 @@ class User(NamedTuple):
     scope: str
     disabled: int
     created: int  # seconds since 1970
-
-
-# Each entry leads from one version of the schema, which is its index, to the next. A release may
-# add entries; those that have been released stay as they are.
-_MIGRATIONS = (
-    """CREATE TABLE users (
-        name TEXT NOT NULL PRIMARY KEY,
-        password_hash TEXT NOT NULL,
-        scope TEXT NOT NULL,
-        disabled INTEGER NOT NULL,
-        created INTEGER NOT NULL
-    )""",
-)
-_APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
 
 
 def clean_name(name: str) -> str:
@@ -279,6 +410,180 @@ def clean_name(name: str) -> str:
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         raise ValueError("a user name has no control characters")
     return name
+
+
+# --- Sessions -----------------------------------------------------------------------------------
+
+
+class Session(NamedTuple):
+    """A row of the table `sessions`: a sign-in that has not ended.
+
+    A refresh token is `family.generation.secret`. Its session is found by the hash of the family,
+    so that nobody can guess it from the claim `sid`, and all tokens of the family are known for
+    what they were although two hashes are kept of them.
+    """
+
+    id: str  # the claim `sid`
+    user_name: str
+    generation: int  # how often it has been refreshed
+    refresh_hash: str  # of the refresh token that is good; "" if there is none
+    previous_hash: str  # of the one in whose place it came
+    rotated: float  # when it came, in seconds since 1970
+    expires: int  # likewise
+
+
+class Grant(NamedTuple):
+    """What a client gets: a session of a user, and the token that prolongs it."""
+
+    user: User
+    session: Session
+    refresh_token: str
+
+
+_REFRESH_TOKEN = re.compile(r"(?P<family>[\w-]{22})\.(?P<generation>[0-9]{1,9})\.[\w-]{43}", re.A)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _session_id(family: str) -> str:
+    return _digest(family)[:32]
+
+
+def _refresh_token(family: str, generation: int) -> str:
+    return f"{family}.{generation}.{secrets.token_urlsafe(32)}"  # 256 random bits
+
+
+def new_grant(user: User, lifetime: int, now: float) -> Grant:
+    """A new session, which begins at `now` and ends `lifetime` seconds later."""
+    family = secrets.token_urlsafe(16)
+    token = _refresh_token(family, 0)
+    session = Session(
+        _session_id(family), user.name, 0, _digest(token), "", now, int(now) + lifetime)
+    return Grant(user, session, token)
+
+
+class RefreshError(Error):
+    """A refresh token that is refused; `ended` is the session that it was the end of, if any."""
+
+    def __init__(self, ended: Optional[Session] = None) -> None:
+        super().__init__("Invalid refresh token")
+        self.ended = ended
+
+
+def _refreshed(session: Session, token: str, now: float) -> Tuple[Session, str]:
+    """The session after this refresh token has been presented, and the next one.
+
+    Raises:
+        RefreshError: it is not the token's turn. One whose turn has been ends the session: either
+            this client or the one before it has stolen it (RFC 9700 §4.14.2).
+    """
+    family, generation, _ = token.split(".")
+    digest = _digest(token)
+    recent = now < session.rotated + REFRESH_GRACE
+    if secrets.compare_digest(digest, session.refresh_hash):
+        session = session._replace(
+            generation=session.generation + 1, previous_hash=digest, rotated=now)
+    elif recent and int(generation) == session.generation:
+        raise RefreshError  # another request with the same predecessor was answered after this one
+    elif not (recent and secrets.compare_digest(digest, session.previous_hash)):
+        raise RefreshError(session)
+    token = _refresh_token(family, session.generation)
+    return session._replace(refresh_hash=_digest(token)), token
+
+
+# --- Failed sign-ins ----------------------------------------------------------------------------
+
+
+class LockedOut(Error):
+    """Too many logins have failed; `seconds` is how long no other is looked at."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("Too many failed sign-ins")
+        self.seconds = math.ceil(seconds)
+
+
+class Attempt(NamedTuple):
+    """A login, and the counters of failures that it meets: each with its limit."""
+
+    limits: Mapping[str, int]
+    seconds: int  # for which a failure is remembered
+    own: str  # the counter that a success clears
+
+    @classmethod
+    def of(cls, name: str, address: str, rate: Rate) -> "Attempt":
+        """The login of a user, who need not exist, from an address."""
+        name, network = unicodedata.normalize("NFC", name), _network(address)
+        own, by_network, by_name = (
+            _digest(json.dumps(counted))
+            for counted in ([name, network], [None, network], [name, None]))
+        limits = {own: rate.limit, by_network: 10 * rate.limit, by_name: 20 * rate.limit}
+        return cls(limits, rate.seconds, own)
+
+
+def _network(address: str) -> str:
+    """The address, or its /64: who has one address of IPv6 has them all (RFC 6177 §2)."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a server on a Unix socket knows none
+        return address
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else address
+
+
+def _locked_for(connection: sqlite3.Connection, attempt: Attempt, now: float) -> float:
+    """The seconds for which a login is not looked at; 0 if it is."""
+    rows = connection.execute(
+        "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
+    locked = 0.0
+    for counter, count, expires in rows:
+        if count >= attempt.limits[counter]:
+            locked = max(locked, expires - now)
+    return locked
+
+
+# --- The store ----------------------------------------------------------------------------------
+
+
+class StoreError(Error):
+    """The database cannot do what it is asked. The message names the file."""
+
+
+# Each entry leads from one version of the schema, which is its index, to the next. A release may
+# add entries; those that have been released stay as they are.
+_MIGRATIONS = (
+    ("""CREATE TABLE users (
+        name TEXT NOT NULL PRIMARY KEY,
+        password_hash TEXT NOT NULL,
+        scope TEXT NOT NULL,
+        disabled INTEGER NOT NULL,
+        created INTEGER NOT NULL
+    )""",),
+    ("""CREATE TABLE sessions (
+        id TEXT NOT NULL PRIMARY KEY,
+        user_name TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        refresh_hash TEXT NOT NULL,
+        previous_hash TEXT NOT NULL,
+        rotated DOUBLE PRECISION NOT NULL,
+        expires BIGINT NOT NULL
+    )""",
+     "CREATE INDEX sessions_by_user ON sessions (user_name)",
+     "CREATE INDEX sessions_by_end ON sessions (expires)",
+     """CREATE TABLE failures (
+        id TEXT NOT NULL PRIMARY KEY,
+        count INTEGER NOT NULL,
+        expires DOUBLE PRECISION NOT NULL
+    )""",
+     "CREATE INDEX failures_by_end ON failures (expires)"),
+)
+_APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
+
+
+def _sweep(connection: sqlite3.Connection, table: str, now: float) -> None:
+    connection.execute(
+        f"DELETE FROM {table} WHERE id IN"
+        f" (SELECT id FROM {table} WHERE expires <= ? LIMIT {SWEEP})", [now])
 
 
 def _close_own(connections: Dict[int, List[sqlite3.Connection]]) -> None:
@@ -308,7 +613,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 class Store:
-    """The users, in an SQLite file that processes may share.
+    """Users, their sessions, and failed logins, in an SQLite file that processes may share.
 
     Raises:
         StoreError: from each method, if the file cannot be used.
@@ -365,7 +670,7 @@ class Store:
             return False
         with self._transaction() as connection:
             version = self._version(connection)  # another process may have been faster
-            for statement in _MIGRATIONS[version:]:
+            for statement in chain.from_iterable(_MIGRATIONS[version:]):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
@@ -412,27 +717,155 @@ class Store:
                     raise Error(f"there is a user {user.name!r} already")
 
     def remove(self, name: str) -> bool:
-        """Remove a user; tell whether there was one."""
-        return self._write("DELETE FROM users WHERE name = ?", name)
+        """Remove a user, whose sessions end; tell whether there was one."""
+        return self._change(name, "DELETE FROM users WHERE name = ?", name)
 
-    def set_disabled(self, name: str, disabled: bool) -> bool:
-        """Let a user sign in no longer, or again; tell whether there is one."""
-        return self._write("UPDATE users SET disabled = ? WHERE name = ?", int(disabled), name)
+    def disable(self, name: str) -> bool:
+        """Let a user sign in no longer, and end his sessions; tell whether there is one."""
+        return self._change(name, "UPDATE users SET disabled = 1 WHERE name = ?", name)
+
+    def enable(self, name: str) -> bool:
+        """Let a user sign in again; tell whether there is one."""
+        with self._connection() as connection:
+            return connection.execute(
+                "UPDATE users SET disabled = 0 WHERE name = ?", [name]).rowcount > 0
 
     def set_password(self, name: str, password_hash: str) -> bool:
-        """Give a user another password; tell whether there is one."""
-        return self._write(
-            "UPDATE users SET password_hash = ? WHERE name = ?", password_hash, name)
+        """Give a user another password, and end his sessions; tell whether there is one."""
+        return self._change(
+            name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash, name)
 
-    def upgrade_password(self, user: User, password_hash: str) -> bool:
-        """Store a better hash of a password, unless the password has changed meanwhile."""
-        return self._write(
-            "UPDATE users SET password_hash = ? WHERE name = ? AND password_hash = ?",
-            password_hash, user.name, user.password_hash)
-
-    def _write(self, statement: str, *values: Any) -> bool:
-        with self._connection() as connection:
+    def _change(self, name: str, statement: str, *values: str) -> bool:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
             return connection.execute(statement, values).rowcount > 0
+
+    def check_attempt(self, attempt: Attempt, now: float) -> None:
+        """Do nothing, if a login may be tried.
+
+        Raises:
+            LockedOut: it may not.
+        """
+        with self._connection() as connection:
+            locked = _locked_for(connection, attempt, now)
+        if locked:
+            raise LockedOut(locked)
+
+    def count_failure(self, attempt: Attempt, now: float) -> None:
+        """Count a failed login.
+
+        Raises:
+            LockedOut: as many as may have failed meanwhile; to tell that this one did is too much.
+        """
+        with self._transaction() as connection:
+            locked = _locked_for(connection, attempt, now)
+            if not locked:
+                _sweep(connection, "failures", now)
+                connection.executemany(
+                    "DELETE FROM failures WHERE id = ? AND expires <= ?",
+                    [(counter, now) for counter in attempt.limits])
+                connection.executemany(
+                    "INSERT INTO failures VALUES (?, 1, ?)"
+                    " ON CONFLICT (id) DO UPDATE SET count = failures.count + 1",
+                    [(counter, now + attempt.seconds) for counter in attempt.limits])
+        if locked:
+            raise LockedOut(locked)
+
+    def open_session(
+        self, grant: Grant, now: float, *, attempt: Optional[Attempt] = None,
+        better_hash: Optional[str] = None,
+    ) -> bool:
+        """Open a session; tell whether the user is still the one who was looked up.
+
+        If it is for a login, that clears his failures, and `better_hash` is what is to be stored
+        of the password from now on.
+
+        Raises:
+            LockedOut: too many other logins have failed meanwhile.
+        """
+        user = grant.user
+        with self._transaction() as connection:
+            locked = _locked_for(connection, attempt, now) if attempt else 0
+            row = connection.execute("SELECT * FROM users WHERE name = ?", [user.name]).fetchone()
+            if not locked and row == user:
+                _sweep(connection, "sessions", now)
+                connection.execute(
+                    "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", grant.session)
+                if better_hash:
+                    connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
+                                       [better_hash, user.name])
+                if attempt:
+                    connection.execute("DELETE FROM failures WHERE id = ?", [attempt.own])
+        if locked:
+            raise LockedOut(locked)
+        return bool(row == user)
+
+    def refresh(self, token: str, now: float) -> Grant:
+        """Trade a refresh token for the next one of its session.
+
+        Raises:
+            RefreshError: it is not good, and may have been the end of the session.
+        """
+        match = _REFRESH_TOKEN.fullmatch(token)
+        if not match:
+            raise RefreshError
+        refused = None
+        with self._transaction() as connection:
+            session_id = _session_id(match["family"])
+            try:
+                session, token = _refreshed(self._session(connection, session_id, now), token, now)
+                connection.execute(
+                    "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?,"
+                    " rotated = ? WHERE id = ?",
+                    [session.generation, session.refresh_hash, session.previous_hash,
+                     session.rotated, session_id])
+                row = connection.execute(
+                    "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone()
+            except RefreshError as error:  # not out of here: what it has ended must be committed
+                refused = error
+                if error.ended:
+                    connection.execute("DELETE FROM sessions WHERE id = ?", [session_id])
+        if refused:
+            raise refused
+        return Grant(User(*row), session, token)
+
+    def _session(self, connection: sqlite3.Connection, session_id: str, now: float) -> Session:
+        row = connection.execute(
+            "SELECT * FROM sessions WHERE id = ? AND expires > ?", [session_id, now]).fetchone()
+        if row is None:
+            raise RefreshError
+        return Session(*row)
+
+    def is_open(self, session_id: str, now: float) -> bool:
+        """Tell whether a session has not ended."""
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", (session_id, now)).fetchone()
+        return row is not None
+
+    def end_session(self, session_id: str) -> None:
+        """End a session, if it has not ended."""
+        with self._connection() as connection:
+            connection.execute("DELETE FROM sessions WHERE id = ?", [session_id])
+
+    def end_sessions(self, name: str) -> int:
+        """End the sessions of a user; return how many there were."""
+        with self._connection() as connection:
+            return connection.execute("DELETE FROM sessions WHERE user_name = ?", [name]).rowcount
+
+    @contextmanager
+    def changing_keys(self) -> Iterator[None]:
+        """Keep other processes from changing the keys meanwhile."""
+        with self._transaction():
+            yield
+
+    def count_tokens(self, before: float, lifetime: int, now: float) -> int:
+        """How many sessions have got their last token before that time, and it may be good yet."""
+        with self._connection() as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
+                " AND (rotated > ? OR refresh_hash = '')", [now, before, now - lifetime]).fetchone()
+        return int(count)
 
 
 # --- Requests and answers -----------------------------------------------------------------------
@@ -449,10 +882,10 @@ class HTTPError(Exception):
 
 
 class Answer(NamedTuple):
-    """What an endpoint answers: an object to be written as JSON."""
+    """What an endpoint answers: an object to be written as JSON, or None for no body at all."""
 
     status: int
-    content: Mapping[str, Any]
+    content: Optional[Mapping[str, Any]]
     headers: Tuple[Tuple[str, str], ...] = ()
 
 
@@ -465,13 +898,12 @@ def _send(
     answer: Answer, environ: Environ, start_response: StartResponse, *exc_info: Any,
 ) -> List[bytes]:
     body = json.dumps(answer.content).encode()
-    start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", [
-        ("Content-Type", "application/json"),
-        ("Content-Length", str(len(body))),
-        _NOSNIFF,
-        *answer.headers,
-    ], *exc_info)
-    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+    described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    bare = answer.content is None  # RFC 9110 §8.6: no Content-Length with 204
+    start_response(
+        f"{answer.status} {HTTPStatus(answer.status).phrase}",
+        [*([] if bare else described), _NOSNIFF, *answer.headers], *exc_info)
+    return [] if bare or environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
 def _read_body(environ: Environ) -> bytes:
@@ -599,61 +1031,169 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-# A hash keeps a core busy for some tenths of a second. Logins beyond the number of cores wait
-# here, so that the requests of those who are signed in need not.
-_hashing = threading.BoundedSemaphore(_cores())
+class _HashQueue:
+    """Where password hashes wait for a core.
+
+    A hash keeps one busy for some tenths of a second. Those beyond the number of cores wait here,
+    so that the requests of those who are signed in need not, and not too many of them.
+    """
+
+    def __init__(self, cores: int) -> None:
+        self._cores = threading.BoundedSemaphore(cores)
+        self._places = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
+
+    def __enter__(self) -> None:
+        if not self._places.acquire(blocking=False):
+            raise HTTPError(503, "Too many sign-ins at once", ("Retry-After", "10"))
+        self._cores.acquire()
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._cores.release()
+        self._places.release()
 
 
-def claims_of(user: User) -> Claims:
-    """The claims of a token for a user; its signer adds the times, `jti`, `iss` and `aud`."""
-    claims = {"sub": user.name, "username": user.name, "sid": secrets.token_urlsafe(16)}
+_hash_queue = _HashQueue(_cores())
+
+
+def client_address(environ: Environ, trusted_proxies: int) -> str:
+    """The address of the client, as the outermost of so many proxies has seen it.
+
+    Each proxy appends to X-Forwarded-For where it got the request from; what stands before that is
+    anybody's claim.
+    """
+    hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    if 0 < trusted_proxies <= len(hops):
+        hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
+        try:
+            return str(ipaddress.ip_address(hop))
+        except ValueError:
+            pass  # a proxy that hides it
+    return str(environ.get("REMOTE_ADDR", ""))
+
+
+def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
+    """A token of a session, and the seconds for which it is good: never longer than the session."""
+    user, session, _ = grant
+    expires = int(min(now + lifetime, session.expires))
+    claims = {"sub": user.name, "username": user.name, "sid": session.id, "exp": expires}
     if user.scope:
         claims["scope"] = user.scope
-    return claims
+    return signer.sign(claims), expires - int(now)
 
 
 class Service:
-    """The endpoints that sign users in."""
+    """The endpoints that open, prolong and end sessions."""
 
-    def __init__(self, store: Store, signer: TokenSigner, iterations: int) -> None:
+    def __init__(
+        self, store: Store, signer: Signer, settings: Settings, clock: Callable[[], float],
+    ) -> None:
         self.store = store
         self.signer = signer
-        self.iterations = iterations  # of PBKDF2
+        self.settings = settings
+        self.clock = clock
 
     def authenticate(self, environ: Environ) -> Answer:
-        """Trade a user name and a password for a token."""
+        """Trade a user name and a password for a token and a refresh token."""
         fields = _read_fields(environ)
-        user = self._sign_in(_required(fields, "username"), _required(fields, "password"))
-        if user is None:
+        name, password = _required(fields, "username"), _required(fields, "password")
+        told = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
+        try:
+            grant = self._sign_in(name, password, told["address"])
+        except LockedOut as error:
+            _audit("locked_out", **told)
+            raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
+        if grant is None:
+            _audit("sign_in_failed", **told)
             raise HTTPError(401, "Invalid username and password")
+        _audit("sign_in", **told, session=grant.session.id)
+        return self._granted(grant)
+
+    def _sign_in(self, name: str, password: str, address: str) -> Optional[Grant]:
+        """A session, if the password is right. A user who does not exist takes as long as others.
+
+        Raises:
+            LockedOut: too many logins like this one have failed.
+        """
+        attempt = Attempt.of(name, address, self.settings.login_failures)
+        self.store.check_attempt(attempt, self.clock())
+        user = self.store.find(name)
+        iterations = self.settings.pbkdf2_iterations
+        with _hash_queue:
+            self.store.check_attempt(attempt, self.clock())  # that was a while ago
+            stored = user.password_hash if user else None
+            right = verify_password(password, stored, min_iterations=iterations)
+            old = right and needs_rehash(stored or "", iterations=iterations)
+            better_hash = hash_password(password, iterations=iterations) if old else None
+        now = self.clock()
+        if not right or user is None or user.disabled:
+            self.store.count_failure(attempt, now)
+            return None
+        grant = new_grant(user, self.settings.session_lifetime, now)
+        opened = self.store.open_session(grant, now, attempt=attempt, better_hash=better_hash)
+        return grant if opened else None
+
+    def refresh(self, environ: Environ) -> Answer:
+        """Trade a refresh token for a new token and the next refresh token."""
+        token = _required(_read_fields(environ), "refresh_token")
+        address = self.address(environ)
+        try:
+            grant = self.store.refresh(token, self.clock())
+        except RefreshError as error:
+            if error.ended:
+                user, session = error.ended.user_name, error.ended.id
+                _audit("refresh_reused", user=user, address=address, session=session)
+            else:
+                _audit("refresh_failed", address=address)
+            raise HTTPError(401, str(error)) from None
+        _audit("refresh", user=grant.user.name, address=address, session=grant.session.id)
+        return self._granted(grant)
+
+    def _granted(self, grant: Grant) -> Answer:
+        token, seconds = issue_token(
+            grant, self.signer, self.settings.token_lifetime, self.clock())
         content = {
-            "token": self.signer.sign(claims_of(user)),
+            "token": token,
             "token_type": "Bearer",
-            "expires_in": self.signer.lifetime,
+            "expires_in": seconds,
+            "refresh_token": grant.refresh_token,
         }
         return Answer(200, content, (("Cache-Control", "no-store"),))
 
-    def _sign_in(self, name: str, password: str) -> Optional[User]:
-        """The user, if the password is right. One who does not exist takes as long as others."""
-        user = self.store.find(name)
-        stored = user.password_hash if user else None
-        upgrade = None
-        with _hashing:
-            if not verify_password(password, stored, min_iterations=self.iterations):
-                return None
-            if stored and needs_rehash(stored, iterations=self.iterations):
-                upgrade = hash_password(password, iterations=self.iterations)
-        # That took a while, or a long one: what was true of the user must still be.
-        if user is None or user.disabled or self.store.find(name) != user:
-            return None
-        if upgrade:
-            self.store.upgrade_password(user, upgrade)
-        return user
+    def logout(self, environ: Environ) -> Answer:
+        """End the session of the token."""
+        claims = environ.get("wsgi_auth.claims")
+        if not claims:  # the guard has been told to let everybody in
+            raise HTTPError(401, "An authorization header is required")
+        if "sid" not in claims:
+            raise HTTPError(400, "The token belongs to no session")
+        user, session = claims["sub"], claims["sid"]
+        self.store.end_session(session)
+        _audit("logout", user=user, address=self.address(environ), session=session)
+        return Answer(204, None)
+
+    def is_revoked(self, claims: Claims) -> bool:
+        """Tell whether the session of a token has ended.
+
+        A token without one is not from here: whoever has the key has made it, and can.
+        """
+        session_id = claims.get("sid", "")
+        if not isinstance(session_id, str):
+            return True
+        return "sid" in claims and not self.store.is_open(session_id, self.clock())
 
     def health(self, environ: Environ) -> Answer:
         """Tell whether the database can answer."""
         self.store.check()
         return Answer(200, {"status": "ok"})
+
+    def address(self, environ: Environ) -> str:
+        """The address of the client."""
+        return client_address(environ, self.settings.trusted_proxies)
+
+    def client(self, environ: Environ) -> str:
+        """For whom requests are counted: the user, behind the guard, else the address."""
+        user = environ.get("REMOTE_USER")
+        return f"user {user}" if user else f"address {_network(self.address(environ))}"
 
 
 def _welcome(environ: Environ) -> Answer:
@@ -665,11 +1205,12 @@ def _welcome(environ: Environ) -> Answer:
 
 def create_app(
     settings: Optional[Settings] = None, *, app: Optional[WSGIApplication] = None,
+    clock: Callable[[], float] = time.time,
 ) -> WSGIApplication:
     """Compose the service: the endpoints, and behind the guard `app` or else the demo.
 
     Without `settings`, they come from the environment. What is not there is made: the database,
-    without users, and the key.
+    without users, and the key. `clock` returns seconds since 1970.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -679,25 +1220,39 @@ def create_app(
     settings = settings or Settings.from_environ(os.environ)
     store = Store(settings.database)
     store.prepare()
-    signer = make_signer(settings)
+    signer = make_signer(settings, clock)
+    service = Service(store, signer, settings, clock)
+    logout = f"{settings.prefix}/logout"
+    behind = {logout: Route({"POST": service.logout})}
+    if app is None:
+        behind["/protected"] = Route({"GET": _welcome})
+    protect = settings.protect or ("/" if app else "/protected",)
     try:
         guarded = BearerAuthMiddleware(
-            app or Router({"/protected": Route({"GET": _welcome})}), signer,
-            protect=settings.protect or ("/" if app else "/protected",), exempt=settings.exempt)
+            _limited(Router(behind, otherwise=app), settings.rate_limit, service.client), signer,
+            protect=[*protect, logout], exempt=settings.exempt, is_revoked=service.is_revoked)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT or JWTSERVER_EXEMPT: {error}") from None
-    service = Service(store, signer, settings.pbkdf2_iterations)
-    return Router({
+    before = {
         f"{settings.prefix}/authenticate": Route({"POST": service.authenticate}, "message"),
+        f"{settings.prefix}/refresh": Route({"POST": service.refresh}, "message"),
         f"{settings.prefix}/health": Route({"GET": service.health}),
-    }, otherwise=guarded)
+    }
+
+    def client(environ: Environ) -> Optional[str]:
+        if "HTTP_AUTHORIZATION" in environ and environ.get("PATH_INFO") not in before:
+            return None  # who shows a token is counted behind the guard
+        return service.client(environ)
+
+    return _limited(Router(before, otherwise=guarded), settings.rate_limit, client)
 
 
-def make_signer(settings: Settings, lifetime: Optional[int] = None) -> TokenSigner:
-    """What signs and verifies the tokens of the service."""
-    return TokenSigner(
-        load_keys(settings), issuer=settings.issuer, audience=settings.audience,
-        lifetime=lifetime or settings.token_lifetime)
+def _limited(
+    app: WSGIApplication, rate: Optional[Rate], client: Callable[[Environ], Optional[str]],
+) -> WSGIApplication:
+    if rate is None:
+        return app
+    return RateLimitMiddleware(app, limit=rate.limit, period=rate.seconds, key=client)
 
 
 _building = threading.Lock()
@@ -716,9 +1271,9 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 
 def _after_fork() -> None:
     """Replace what a thread of the parent may have held: no thread here would release it."""
-    global _building, _hashing
+    global _building, _hash_queue
     _building = threading.Lock()
-    _hashing = threading.BoundedSemaphore(_cores())
+    _hash_queue = _HashQueue(_cores())
 
 
 getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
@@ -834,37 +1389,53 @@ def _serve(args: argparse.Namespace) -> None:
             server.set_app(create_app(settings))
             host = "127.0.0.1" if args.host in ("", "0.0.0.0") else args.host
             _greet(f"http://{host}:{server.server_port}", settings, demo)
+            logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
             server.serve_forever()
         except KeyboardInterrupt:
             pass
 
 
-def _first_run(settings: Settings) -> Optional[Tuple[User, str]]:
-    """Where there is no database, make one with a user to try it; return him and his password."""
+def _first_run(settings: Settings) -> Optional[Tuple[str, str]]:
+    """Where there is no database, make one with a user to try it; return a password and a token."""
     store = Store(settings.database)
     if not store.prepare():
         return None
     password = secrets.token_hex(8)
     user = _new_user("demo", _hash(password, settings))
-    store.add([user])
-    return user, password
+    _add_users(store, [user])
+    return password, _issue(store, user, settings, settings.token_lifetime)
 
 
-def _greet(url: str, settings: Settings, demo: Optional[Tuple[User, str]]) -> None:
+def _greet(url: str, settings: Settings, demo: Optional[Tuple[str, str]]) -> None:
     lines = [f"jwtserver listens on {url} (Ctrl-C stops it)"]
     if demo:
-        user, password = demo
-        token = make_signer(settings).sign(claims_of(user))
+        password, token = demo
         lines += [
-            f"\nThis is its first run: {settings.database} is new, with the user {user.name}.",
+            f"\nThis is its first run: {settings.database} is new, with the user demo.",
             f"The password is {password}, and is shown only now.",
             "\nSign in:",
-            f"curl -d username={user.name} -d password={password}"
-            f" {url}{settings.prefix}/authenticate",
+            f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
             "\nShow the token to the guard:",
             f'curl -H "Authorization: Bearer {token}" {url}/protected\n',
         ]
     print("\n".join(lines), flush=True)
+
+
+def _issue(store: Store, user: User, settings: Settings, lifetime: int) -> str:
+    """A token of a session of its own, which cannot be refreshed."""
+    now = time.time()
+    grant = new_grant(user, lifetime, now)
+    grant = grant._replace(session=grant.session._replace(refresh_hash=""))
+    if not store.open_session(grant, now):
+        raise Error(f"the user {user.name!r} has just been changed")
+    _audit("token_issue", user=user.name, session=grant.session.id)
+    return issue_token(grant, make_signer(settings), lifetime, now)[0]
+
+
+def _add_users(store: Store, users: List[User]) -> None:
+    store.add(users)
+    for user in users:
+        _audit("user_add", user=user.name)
 
 
 def _hash(password: str, settings: Settings) -> str:
@@ -911,7 +1482,8 @@ def _user_add(args: argparse.Namespace) -> None:
     user = _new_user(args.name, "", args.scope)
     if store.find(user.name):
         raise Error(f"there is a user {user.name!r} already")
-    store.add([user._replace(password_hash=_hash(_ask_password(args), _settings(args)))])
+    password_hash = _hash(_ask_password(args), _settings(args))
+    _add_users(store, [user._replace(password_hash=password_hash)])
 
 
 def _user_list(args: argparse.Namespace) -> None:
@@ -920,20 +1492,23 @@ def _user_list(args: argparse.Namespace) -> None:
         print(f"{user.name:24} {state:8} {user.scope}".rstrip())
 
 
-def _user_remove(args: argparse.Namespace) -> None:
+def _user_change(args: argparse.Namespace) -> None:
+    """Remove, disable, enable or log out a user."""
     store = _open_store(args)
-    store.remove(_existing(store, args.name).name)
+    user = _existing(store, args.name)
+    change: Callable[[str], Any] = {
+        "remove": store.remove, "disable": store.disable, "enable": store.enable,
+        "logout": store.end_sessions,
+    }[args.command]
+    change(user.name)
+    _audit(f"user_{args.command}", user=user.name)
 
 
 def _user_password(args: argparse.Namespace) -> None:
     store = _open_store(args)
     user = _existing(store, args.name)
     store.set_password(user.name, _hash(_ask_password(args), _settings(args)))
-
-
-def _user_disable(args: argparse.Namespace) -> None:
-    store = _open_store(args)
-    store.set_disabled(_existing(store, args.name).name, args.command == "disable")
+    _audit("user_password", user=user.name)
 
 
 def _user_import(args: argparse.Namespace) -> None:
@@ -944,7 +1519,7 @@ def _user_import(args: argparse.Namespace) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    _open_store(args).add(users)
+    _add_users(_open_store(args), users)
     print(f"{len(users)} users imported")
 
 
@@ -964,33 +1539,44 @@ def _read_users(rows: Any) -> Iterator[User]:
 
 
 def _token_issue(args: argparse.Namespace) -> None:
-    user = _existing(_open_store(args), args.name)
+    store, settings = _open_store(args), _settings(args)
+    user = _existing(store, args.name)
     if user.disabled:
         raise Error(f"the user {user.name!r} is disabled")
-    print(make_signer(_settings(args), args.lifetime).sign(claims_of(user)))
+    print(_issue(store, user, settings, args.lifetime or settings.token_lifetime))
 
 
 def _token_inspect(args: argparse.Namespace) -> None:
     token = args.token or sys.stdin.readline().strip()
+    settings = _settings(args)
+    signer = make_signer(settings)
     try:
-        claims = make_signer(_settings(args)).verify(token)
+        claims = signer.verify(token)
     except InvalidTokenError as error:
         raise Error(f"not a good token: {error}") from None
+    if Service(_open_store(args), signer, settings, time.time).is_revoked(claims):
+        raise Error("not a good token: Token has been revoked")
     print(json.dumps(claims, indent=2))
 
 
 def _key_rotate(args: argparse.Namespace) -> None:
     settings = _settings(args)
-    keys = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
-    print(f"{settings.key_file} has a new first key, of {len(keys)}. Restart what uses it: the new"
-          " key signs from then on, and tokens of the older ones remain good.")
+    with _open_store(args).changing_keys():
+        keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
+    _audit("key_rotate")
+    print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of the older"
+          f" ones, {len(keys)}, remain good until `key prune`.")
 
 
 def _key_prune(args: argparse.Namespace) -> None:
-    settings = _settings(args)
-    replace_keys(settings, lambda keys: keys[:1])
-    print(f"{settings.key_file} has its first key alone. Restart what uses it: tokens that were"
-          " signed with the other keys are refused from then on.")
+    settings, store = _settings(args), _open_store(args)
+    with store.changing_keys():
+        keys, rotated = replace_keys(settings, lambda keys: keys[:1])
+    _audit("key_prune")
+    signed = rotated + KEY_FILE_INTERVAL
+    live = store.count_tokens(signed, settings.token_lifetime, time.time()) if keys[1:] else 0
+    print(f"{settings.key_file} has its first key alone; {len(keys) - 1} dropped. Live tokens that"
+          f" may have been signed with those, and are refused from now on: {live}.")
 
 
 # --- The command line ---------------------------------------------------------------------------
@@ -1088,14 +1674,16 @@ def _add_user_commands(user: _Commands) -> None:
     user.add("list", _user_list, "list the users", "python jwtserver.py user list")
     named = {
         "add": add,
-        "remove": user.add("remove", _user_remove, "remove a user",
+        "remove": user.add("remove", _user_change, "remove a user",
                            "python jwtserver.py user remove alice"),
         "password": user.add("password", _user_password, "give a user another password",
                              "python jwtserver.py user password alice"),
-        "disable": user.add("disable", _user_disable, "let a user sign in no longer",
+        "disable": user.add("disable", _user_change, "let a user sign in no longer",
                             "python jwtserver.py user disable alice"),
-        "enable": user.add("enable", _user_disable, "let a user sign in again",
+        "enable": user.add("enable", _user_change, "let a user sign in again",
                            "python jwtserver.py user enable alice"),
+        "logout": user.add("logout", _user_change, "end the sessions of a user",
+                           "python jwtserver.py user logout alice"),
     }
     for parser in named.values():
         parser.add_argument("name", metavar="NAME")

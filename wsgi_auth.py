@@ -19,21 +19,25 @@ Behind the guard, an application finds in its environ, and may trust:
 The module defends against forged, stolen-and-expired and malformed tokens (RFC 8725), against the
 guessing of passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths
 that are written so that a guard and an application read them differently. It needs the standard
-library alone, does no I/O, reads no environment and keeps no state: copy it into any project.
+library alone, does no I/O, reads no environment, and keeps no state but the counts of a rate
+limit: copy it into any project.
 """
 
 import base64
 import hashlib
 import hmac
 import json
+import math
 import re
 import secrets
+import threading
 import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
+from collections import OrderedDict
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
-    Sequence, Tuple, Union,
+    Protocol, Sequence, Tuple, Union,
 )
 from urllib.parse import unquote_to_bytes
 
@@ -52,6 +56,7 @@ __all__ = [
     "MAX_TOKEN_BYTES",
     "MissingRequiredClaimError",
     "PBKDF2_ITERATIONS",
+    "RateLimitMiddleware",
     "TokenSigner",
     "decode",
     "encode",
@@ -70,6 +75,7 @@ PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-S
 MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
+MAX_BUCKETS = 65_536  # clients that a rate limit remembers; some 10 MB
 
 Claims = Dict[str, Any]
 Environ = Dict[str, Any]
@@ -841,6 +847,20 @@ _IDENTITY = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
 
 
+def _answer_error(
+    environ: Environ, start_response: StartResponse, status: str, message: str,
+    header: Tuple[str, str],
+) -> Iterable[bytes]:
+    body = json.dumps({"success": False, "error": message}).encode()
+    start_response(status, [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+        ("X-Content-Type-Options", "nosniff"),
+        header,
+    ])
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+
 class _Refusal(Exception):
     """A request that does not get through, and what the client is told (RFC 6750 §3)."""
 
@@ -860,6 +880,13 @@ def _invalid_token(reason: str) -> _Refusal:
 def _granted(claims: Claims) -> List[str]:
     scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
     return scope.split() if isinstance(scope, str) else []
+
+
+class Verifier(Protocol):
+    """What the guard asks of a signer; a TokenSigner is one."""
+
+    def verify(self, token: str) -> Claims:
+        """Return the claims of a good token, `sub` among them, or raise InvalidTokenError."""
 
 
 class BearerAuthMiddleware:
@@ -896,7 +923,7 @@ class BearerAuthMiddleware:
     """
 
     def __init__(
-        self, app: WSGIApplication, signer: TokenSigner, *,
+        self, app: WSGIApplication, signer: Verifier, *,
         protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]] = ("/",),
         exempt: Sequence[str] = (), realm: str = "api",
         is_revoked: Optional[Callable[[Claims], bool]] = None,
@@ -963,11 +990,78 @@ class BearerAuthMiddleware:
         parameters = {"realm": self.realm, **refusal.challenge}
         challenge = ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
-        body = json.dumps({"success": False, "error": refusal.message}).encode()
-        start_response(refusal.status, [
-            ("Content-Type", "application/json"),
-            ("Content-Length", str(len(body))),
-            ("WWW-Authenticate", f"Bearer {challenge}"),
-            ("X-Content-Type-Options", "nosniff"),
-        ])
-        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+        return _answer_error(
+            environ, start_response, refusal.status, refusal.message,
+            ("WWW-Authenticate", f"Bearer {challenge}"))
+
+
+def _subject_or_address(environ: Environ) -> str:
+    subject = environ.get("REMOTE_USER")
+    return f"user {subject}" if subject else f"address {environ.get('REMOTE_ADDR', '')}"
+
+
+class RateLimitMiddleware:
+    """Lets a client make `limit` requests at once, and as many again in each `period`.
+
+    Each client has a token bucket that holds `limit` requests and fills evenly. Beyond it the
+    answer is 429 with Retry-After (RFC 6585 §4).
+
+    - `limit`: requests; `period`: seconds.
+    - `key`: tells clients apart, by the environ: the subject behind the guard, else the address.
+      A request for which it returns None is not limited.
+    - `clock`: returns seconds.
+
+    The state is this process's own. At most 65,536 buckets are kept, those last used.
+
+    Raises:
+        ValueError: `limit` is below 1, or `period` not above 0.
+
+    >>> app = RateLimitMiddleware(lambda environ, start_response: [b"hello"], limit=1, period=60)
+    >>> environ = {"REMOTE_ADDR": "192.0.2.1"}
+    >>> app(environ, print)
+    [b'hello']
+    >>> app(environ, lambda status, headers: print(status, headers[-1]))
+    429 Too Many Requests ('Retry-After', '60')
+    [b'{"success": false, "error": "Too many requests"}']
+    """
+
+    def __init__(
+        self, app: WSGIApplication, *, limit: float, period: float,
+        key: Callable[[Environ], Optional[str]] = _subject_or_address,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not (1 <= limit < math.inf and 0 < period < math.inf):
+            raise ValueError("limit must be 1 or more, and period above 0")
+        self.app = app
+        self.key = key
+        self.clock = clock
+        self._period = period
+        self._cost = period / limit  # the seconds in which what a request takes flows in again
+        # When each client's bucket will be full again, the last used at the end.
+        self._full: "OrderedDict[str, float]" = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        client = self.key(environ)
+        wait = 0.0 if client is None else self._take(client)
+        if not wait:
+            return self.app(environ, start_response)
+        return _answer_error(
+            environ, start_response, "429 Too Many Requests", "Too many requests",
+            ("Retry-After", str(math.ceil(wait))))
+
+    def _take(self, client: str) -> float:
+        """Take a request out of the client's bucket or, if it is empty, return the seconds to wait.
+
+        A refused request takes nothing.
+        """
+        now = self.clock()
+        with self._lock:
+            full = max(self._full.pop(client, now), now)
+            wait = full + self._cost - now - self._period
+            if wait < self._cost / 1000:  # rounding, in sums of floats
+                wait, full = 0.0, full + self._cost
+            self._full[client] = full
+            if len(self._full) > MAX_BUCKETS:
+                self._full.popitem(last=False)
+        return wait

@@ -79,7 +79,7 @@ def test_authenticate_right_password_answers_token(client, post):
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.content_type == "application/json"
-    assert set(response.json) == {"token", "token_type", "expires_in"}
+    assert set(response.json) == {"token", "token_type", "expires_in", "refresh_token"}
     assert (response.json["token_type"], response.json["expires_in"]) == ("Bearer", 3600)
 
 
@@ -275,7 +275,7 @@ def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, mon
 
 @pytest.mark.parametrize("change", [
     lambda store: store.remove("alice"),
-    lambda store: store.set_disabled("alice", True),
+    lambda store: store.disable("alice"),
     lambda store: store.set_password("alice", hash_password("other", iterations=1000)),
 ], ids=["removed", "disabled", "other password"])
 def test_authenticate_user_changed_while_hashing_is_refused(client, store, monkeypatch, change):
@@ -291,12 +291,12 @@ def test_authenticate_user_changed_while_hashing_is_refused(client, store, monke
 
 
 def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch):
-    monkeypatch.setattr(jwtserver, "_hashing", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(jwtserver, "_hash_queue", jwtserver._HashQueue(1))
     token = sign_in(client).json["token"]
     answers = []
     login = threading.Thread(target=lambda: answers.append(sign_in(client).status_int))
 
-    with jwtserver._hashing:  # somebody else's login keeps the only core busy
+    with jwtserver._hash_queue:  # somebody else's login keeps the only core busy
         login.start()
         client.get("/protected", headers=bearer(token), status=200)
         client.get("/health", status=200)
@@ -386,7 +386,7 @@ def test_wrong_method_is_refused_with_allow(settings, store, client, method, pat
     assert body == {"success": False, member: "Method not allowed"}
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/authenticate/", "/health/x", "/refresh", ""])
+@pytest.mark.parametrize("path", ["/", "/nope", "/authenticate/", "/health/x", "/register", ""])
 def test_unknown_path_is_not_found(client, path):
     response = client.get(path, status=404)
 
@@ -587,9 +587,9 @@ def test_application_bad_setting_names_the_variable(environment, monkeypatch, va
 def test_application_after_fork_answers_though_a_thread_held_the_locks(environment):
     client = TestApp(jwtserver.application)
     client.get("/health")
-    held = [jwtserver._building] + [jwtserver._hashing] * jwtserver._cores()
-    for lock in held:
-        lock.acquire()
+    jwtserver._building.acquire()
+    for _ in range(jwtserver._cores()):
+        jwtserver._hash_queue.__enter__()
 
     child = os.fork()
     if child == 0:
@@ -600,21 +600,25 @@ def test_application_after_fork_answers_though_a_thread_held_the_locks(environme
             status = 0
         finally:
             os._exit(status)
-    for lock in held:
-        lock.release()
+    jwtserver._building.release()
+    for _ in range(jwtserver._cores()):
+        jwtserver._hash_queue.__exit__()
 
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_locks_after_fork_are_free(monkeypatch):
     monkeypatch.setattr(jwtserver, "_building", threading.Lock())
-    monkeypatch.setattr(jwtserver, "_hashing", threading.BoundedSemaphore(1))
+    queue = jwtserver._HashQueue(1)
+    monkeypatch.setattr(jwtserver, "_hash_queue", queue)
 
-    with jwtserver._building, jwtserver._hashing:
+    with jwtserver._building, queue:
         jwtserver._after_fork()  # what the child of a fork does at this moment
 
         assert jwtserver._building.acquire(blocking=False)
-        assert jwtserver._hashing.acquire(blocking=False)
+        assert jwtserver._hash_queue is not queue
+        with jwtserver._hash_queue:
+            pass
 
 
 def test_token_expires(settings, store):

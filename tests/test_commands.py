@@ -230,7 +230,7 @@ def test_token_issue_prints_a_token_of_the_user(command, store, flag, lifetime):
 
 
 def test_token_issue_for_a_disabled_user_is_refused(command, store):
-    store.set_disabled("alice", True)
+    store.disable("alice")
 
     assert refused(command("token issue alice"), "the user 'alice' is disabled")
 
@@ -259,7 +259,7 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
 
     code, output, _ = command("key rotate")
 
-    assert code == 0 and "has a new first key, of 2" in output
+    assert code == 0 and "jwtserver.key has a new first key" in output
     assert command(["token", "inspect", old])[0] == 0
     new = command("token issue alice")[1].strip()
     assert command("key prune")[0] == 0
@@ -303,7 +303,7 @@ def test_repeated_rules_of_flags_are_all_used():
 @pytest.mark.parametrize("line", [
     "nope", "user", "user nope", "user add", "user list extra", "--port x", "--port 65536",
     "--port -1", "--port", "token issue alice --lifetime 0", "token issue alice --lifetime x",
-    "key", "--nope", "--data x.db", "serve --app x:y", "user logout alice",
+    "key", "--nope", "--data x.db", "serve --app x:y", 
 ])
 def test_usage_that_is_wrong_exits_with_2(line, capsys):
     with pytest.raises(SystemExit) as exit:

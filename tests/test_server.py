@@ -81,7 +81,8 @@ def server(tmp_path_factory):
     server = Running(tmp_path_factory.mktemp("server"))
     yield server
     code, _, errors = server.stop()
-    assert (code, errors) == (0, "")
+    assert code == 0
+    assert [line for line in errors.splitlines() if " jwtserver.audit: " not in line] == []
 
 
 def curl_lines(output):
@@ -243,7 +244,7 @@ def test_logins_at_once_are_all_answered(server):
     for thread in threads:
         thread.join()
 
-    assert statuses == [401] * 24
+    assert sorted(statuses) == [401] * 5 + [429] * 19
 
 
 def test_server_serves_others_while_a_client_is_silent(server):

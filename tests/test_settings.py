@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Settings, SettingsError, load_keys, replace_keys
+from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0123456789abcdef" * 2
@@ -81,11 +81,13 @@ def test_key_file_that_cannot_be_used_is_named():
 
 
 def test_key_file_is_made_with_one_good_key_for_the_owner_alone():
+    prepare_keys(Settings())
     first = load_keys(Settings())
 
     assert len(first) == 1 and len(first[0]) >= 32
     assert os.stat("jwtserver.key").st_mode & 0o777 == 0o600
     assert os.listdir() == ["jwtserver.key"]
+    prepare_keys(Settings())
     assert load_keys(Settings()) == first
 
 
@@ -100,7 +102,9 @@ def test_key_file_made_by_another_process_meanwhile_is_kept():
 
 
 def test_processes_that_start_at_once_agree_on_one_key():
-    code = "import sys, jwtserver as j; sys.stdin.read(1); print(j.load_keys(j.Settings()))"
+    code = (
+        "import sys, jwtserver as j; sys.stdin.read(1);"
+        "j.prepare_keys(j.Settings()); print(j.load_keys(j.Settings()))")
     processes = [
         subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -116,6 +120,7 @@ def test_processes_that_start_at_once_agree_on_one_key():
 
 
 def test_key_file_that_others_can_read_is_warned_of(caplog):
+    prepare_keys(Settings())
     load_keys(Settings())
     assert caplog.text == ""
     os.chmod("jwtserver.key", 0o640)
@@ -145,7 +150,6 @@ def test_replace_keys_through_a_link_keeps_link_mode_and_owner():
 
 
 def test_replace_keys_where_files_have_no_owner_replaces_them(monkeypatch):
-    load_keys(Settings())
     monkeypatch.delattr(os, "chown")
 
     replace_keys(Settings(), lambda keys: [OTHER.encode()])
@@ -154,18 +158,17 @@ def test_replace_keys_where_files_have_no_owner_replaces_them(monkeypatch):
 
 
 def test_replace_keys_failing_leaves_no_draft():
-    load_keys(Settings())
-    before = Path("jwtserver.key").read_text()
+    prepare_keys(Settings())
 
     def change(keys):
-        os.rename("jwtserver.key", "moved")  # so that its owner and mode cannot be taken over
+        os.rename("jwtserver.key", "moved")
+        os.mkdir("jwtserver.key")  # which no file can replace
         return keys
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(IsADirectoryError):
         replace_keys(Settings(), change)
 
-    assert os.listdir() == ["moved"]
-    assert Path("moved").read_text() == before
+    assert sorted(os.listdir()) == ["jwtserver.key", "moved"]
 
 
 def test_replace_keys_of_the_environment_is_refused():

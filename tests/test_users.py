@@ -67,7 +67,7 @@ def test_prepare_makes_a_file_for_the_owner_alone():
     assert os.stat("users.db").st_mode & 0o777 == 0o600
     store.close()
     connection = sqlite3.connect("users.db")
-    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
@@ -86,7 +86,7 @@ def write(*statements):
     (lambda: write("CREATE TABLE users (x)"), "another application"),
     (lambda: write("PRAGMA user_version = 1"), "another application"),
     (lambda: write(f"PRAGMA application_id = {jwtserver._APPLICATION_ID}",
-                   "PRAGMA user_version = 2"), "newer version"),
+                   "PRAGMA user_version = 3"), "newer version"),
 ], ids=["text", "folder", "tables", "version", "newer"])
 def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
     spoil()
@@ -244,20 +244,12 @@ def test_changes_tell_whether_there_was_a_user(store):
     store.add([user("a")])
 
     assert store.set_password("a", "other") and not store.set_password("b", "other")
-    assert store.set_disabled("a", True) and not store.set_disabled("b", True)
+    assert store.disable("a") and not store.disable("b")
     assert store.find("a") == user("a", "other", disabled=1)
+    assert store.enable("a") and not store.enable("b")
+    assert store.find("a") == user("a", "other")
     assert store.remove("a") and not store.remove("a")
     assert store.find("a") is None
-
-
-def test_upgrade_password_yields_to_a_change_meanwhile(store):
-    store.add([user("a")])
-    seen = store.find("a")
-    store.set_password("a", "changed")
-
-    assert not store.upgrade_password(seen, "upgraded")
-    assert store.find("a").password_hash == "changed"
-    assert store.upgrade_password(store.find("a"), "upgraded")
 
 
 def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
