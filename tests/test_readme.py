@@ -1,5 +1,6 @@
 """The README's commands, run as they are printed, in a folder with nothing but the two modules."""
 
+import json
 import os
 import re
 import shutil
@@ -36,10 +37,11 @@ def shell(tmp_path):
     environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
     environment["JWTSERVER_PBKDF2_ITERATIONS"] = "1000"
 
-    def start(line):
+    def start(line, **variables):
         return subprocess.Popen(
-            line, shell=True, cwd=folder, env=environment, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            line, shell=True, cwd=folder, env={**environment, **variables}, text=True,
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL)
 
     return start
 
@@ -55,17 +57,22 @@ def output_of(process):
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
 def test_readme_transcript_holds_word_for_word(shell):
     (run,) = re.findall("^Run it:\n\n    (.*)$", README, re.MULTILINE)
-    (transcript,) = re.findall("```console\n(.*?)```", README, re.DOTALL)
+    transcript = "".join(re.findall("```console\n(.*?)```", README, re.DOTALL))
     steps = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", transcript, re.MULTILINE)
-    server = shell(run)
+    assert len(steps) == 7
+    server, variables = shell(run), {}
     try:
         assert "http://127.0.0.1:3000" in server.stdout.readline()
 
-        shown = [output_of(shell(line)) for line, _ in steps]
+        for line, expected in steps:
+            output = output_of(shell(line, **variables)).rstrip("\n")
 
-        for (line, expected), output in zip(steps, shown):
             pattern = re.escape(expected.rstrip("\n")).replace("…", r"[\w.-]+")
-            assert re.fullmatch(pattern, output.rstrip("\n")), line
+            assert re.fullmatch(pattern, output), line
+            if "token_type" in output:
+                answer = json.loads(output)
+                variables = {
+                    "TOKEN": answer["token"], "REFRESH_TOKEN": answer["refresh_token"]}
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         with server:

@@ -22,6 +22,11 @@ OTHER = KEY[::-1]
     ("ISSUER", "https://x", "issuer", "https://x"),
     ("AUDIENCE", "tool", "audience", "tool"),
     ("TOKEN_LIFETIME", "60", "token_lifetime", 60),
+    ("SESSION_LIFETIME", "86400", "session_lifetime", 86400),
+    ("LOGIN_FAILURES", "3/60", "login_failures", (3, 60)),
+    ("RATE_LIMIT", "300/60", "rate_limit", (300, 60)),
+    ("TRUSTED_PROXIES", "0", "trusted_proxies", 0),
+    ("TRUSTED_PROXIES", "2", "trusted_proxies", 2),
     ("PROTECT", "/a; POST /b ;", "protect", ("/a", "POST /b")),
     ("EXEMPT", "/a/b", "exempt", ("/a/b",)),
     ("PREFIX", "/auth/v1/", "prefix", "/auth/v1"),
@@ -38,6 +43,9 @@ def test_variable_sets_its_field(variable, text, field, value):
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
     *(("PBKDF2_ITERATIONS", text) for text in ("0", "10000001", "x")),
+    *((variable, text) for variable in ("LOGIN_FAILURES", "RATE_LIMIT") for text in (
+        "5", "5/", "/900", "0/900", "5/0", "5/900/1", "-5/900", "5 / 900", "5/15m", "off")),
+    ("SESSION_LIFETIME", "0"), ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
     *(("PREFIX", text) for text in ("auth", "/", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
 ])
 def test_variable_that_cannot_be_used_is_named(variable, text):

@@ -1,0 +1,732 @@
+"""Sessions: refresh and its theft, logout, the end of all sessions of a user, keys that change."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from webtest import TestApp
+
+import jwtserver
+from jwtserver import Settings, Store, create_app
+from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
+
+ROOT = Path(__file__).resolve().parents[1]
+KEY, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
+PASSWORD = "correct horse"
+DATABASE = "jwtserver.db"
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_800_000_000.5
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store():
+    store = Store(DATABASE)
+    store.prepare()
+    hashed = hash_password(PASSWORD, iterations=1000)
+    store.add([jwtserver.User(name, hashed, scope, 0, 0)
+               for name, scope in [("alice", "read"), ("bob", "")]])
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def make(store, clock):
+    """Another server on the same database; each as a process of its own would have it."""
+
+    def make(**settings):
+        return TestApp(create_app(
+            Settings(**{"secret": KEY, "pbkdf2_iterations": 1000, **settings}), clock=clock))
+
+    return make
+
+
+@pytest.fixture
+def client(make):
+    return make()
+
+
+def sign_in(client, name="alice", **options):
+    return client.post_json(
+        "/authenticate", {"username": name, "password": PASSWORD}, **options).json
+
+
+def refresh(client, token, status=200):
+    return client.post_json("/refresh", {"refresh_token": token}, status=status).json
+
+
+def protected(client, token, status=200):
+    return client.get("/protected", headers={"Authorization": f"Bearer {token}"}, status=status)
+
+
+def logout(client, token, status=204):
+    return client.post("/logout", headers={"Authorization": f"Bearer {token}"}, status=status)
+
+
+def rows(statement="SELECT * FROM sessions"):
+    connection = sqlite3.connect(DATABASE)
+    try:
+        return connection.execute(statement).fetchall()
+    finally:
+        connection.close()
+
+
+def claims_of(answer, clock):
+    return decode(answer["token"], KEY, now=clock.now)
+
+
+def audit(caplog):
+    """The audit's lines, without what differs from run to run."""
+    return [re.sub('session="[0-9a-f]{32}"', "session=S", record.getMessage())
+            for record in caplog.records if record.name == "jwtserver.audit"]
+
+
+# --- Refresh
+
+
+def test_authenticate_answers_a_refresh_token_that_is_not_stored(client, store):
+    token = sign_in(client)["refresh_token"]
+
+    store.close()
+    assert re.fullmatch(r"[\w-]{22}\.0\.[\w-]{43}", token)
+    stored = b"".join(path.read_bytes() for path in Path().glob(f"{DATABASE}*"))
+    assert hashlib.sha256(token.encode()).hexdigest().encode() in stored
+    for part in token.split(".")[::2]:
+        assert part.encode() not in stored
+
+
+def test_refresh_answers_the_shape_of_authenticate_and_rotates(client, clock):
+    first = sign_in(client)
+    clock.now += 100
+
+    response = client.post("/refresh", {"refresh_token": first["refresh_token"]})
+
+    second = response.json
+    assert response.headers["Cache-Control"] == "no-store"
+    assert second.keys() == first.keys()
+    assert (second["token_type"], second["expires_in"]) == ("Bearer", 3600)
+    assert second["refresh_token"] != first["refresh_token"]
+    before, after = claims_of(first, clock), claims_of(second, clock)
+    assert (after["sid"], after["sub"], after["scope"]) == (before["sid"], "alice", "read")
+    assert (after["iat"], after["exp"]) == (before["iat"] + 100, before["exp"] + 100)
+    assert after["jti"] != before["jti"]
+    for answer in (first, second):
+        protected(client, answer["token"])
+    assert len(rows()) == 1
+
+
+def test_refresh_grants_the_scope_that_the_user_has_now(client, store, clock):
+    token = sign_in(client)["refresh_token"]
+    with store._connection() as connection:
+        connection.execute("UPDATE users SET scope = 'read write'")
+
+    assert claims_of(refresh(client, token), clock)["scope"] == "read write"
+
+
+@pytest.mark.parametrize("body, status, message", [
+    ({}, 401, "A `refresh_token` is required"),
+    ({"refresh_token": ""}, 401, "A `refresh_token` is required"),
+    ({"refresh_token": 7}, 400, "`refresh_token` must be a string"),
+    ({"refresh_token": "x"}, 401, "Invalid refresh token"),
+    ({"refresh_token": "\ud800"}, 400, "Malformed body: Invalid JSON"),
+    ({"refresh_token": f"{'A' * 22}.0.{'A' * 43}"}, 401, "Invalid refresh token"),
+    ({"refresh_token": f"{'A' * 22}.0.{'A' * 43}\n"}, 401, "Invalid refresh token"),
+    ({"refresh_token": f"{'A' * 22}.{'9' * 10}.{'A' * 43}"}, 401, "Invalid refresh token"),
+    ({"refresh_token": f"{'A' * 22}.\u0660.{'A' * 43}"}, 401, "Invalid refresh token"),
+])
+def test_refresh_with_another_token_is_refused(client, body, status, message):
+    answer = client.post_json("/refresh", body, status=status).json
+
+    assert answer == {"success": False, "message": message}
+
+
+def test_refresh_with_an_access_token_is_refused(client):
+    refresh(client, sign_in(client)["token"], 401)
+
+
+def test_refresh_token_used_again_ends_the_session(client, clock, caplog):
+    first = sign_in(client)
+    second = refresh(client, first["refresh_token"])
+    clock.now += 10
+
+    refresh(client, first["refresh_token"], 401)
+
+    refresh(client, second["refresh_token"], 401)
+    for answer in (first, second):
+        refused = protected(client, answer["token"], 401)
+        assert "Token has been revoked" in refused.headers["WWW-Authenticate"]
+    assert rows() == []
+    assert 'refresh_reused user="alice" address="" session=S' in audit(caplog)
+
+
+def test_refresh_token_of_two_generations_ago_ends_the_session_at_once(client):
+    first = sign_in(client)
+    second = refresh(client, first["refresh_token"])
+    third = refresh(client, second["refresh_token"])
+
+    refresh(client, first["refresh_token"], 401)
+
+    refresh(client, third["refresh_token"], 401)
+
+
+def test_refresh_whose_answer_was_lost_may_be_tried_again(client, clock):
+    first = sign_in(client)
+    lost = refresh(client, first["refresh_token"])
+    clock.now += 9.75
+
+    second = refresh(client, first["refresh_token"])
+
+    assert second["refresh_token"] not in (lost["refresh_token"], first["refresh_token"])
+    refresh(client, lost["refresh_token"], 401)  # there is one live token, and this is not it
+    third = refresh(client, second["refresh_token"])
+    clock.now += 60
+    protected(client, third["token"])
+
+
+def test_refresh_whose_answer_was_lost_may_not_be_tried_for_ever(client, clock):
+    first = sign_in(client)
+    refresh(client, first["refresh_token"])
+    clock.now += 9
+    refresh(client, first["refresh_token"])
+    clock.now += 1
+
+    refresh(client, first["refresh_token"], 401)
+
+    assert rows() == []
+
+
+def test_refresh_token_that_a_second_answer_has_replaced_ends_the_session_later(client, clock):
+    first = sign_in(client)
+    lost = refresh(client, first["refresh_token"])
+    refresh(client, first["refresh_token"])
+    clock.now += 10
+
+    refresh(client, lost["refresh_token"], 401)
+
+    assert rows() == []
+
+
+def test_refresh_token_that_was_forged_from_a_session_id_ends_nothing(client, clock):
+    answer = sign_in(client)
+    sid = claims_of(answer, clock)["sid"]
+    clock.now += 60
+
+    for family in (sid[:22], sid[-22:]):
+        refresh(client, f"{family}.0.{'A' * 43}", 401)
+
+    protected(client, answer["token"])
+
+
+def test_session_ends_at_its_time_however_often_refreshed(make, clock):
+    client = make(session_lifetime=7000)
+    answer = sign_in(client)
+    end = int(clock.now) + 7000
+
+    for _ in range(6):
+        clock.now += 1000
+        answer = refresh(client, answer["refresh_token"])
+        assert claims_of(answer, clock)["exp"] == min(int(clock.now) + 3600, end)
+        assert answer["expires_in"] == min(3600, end - int(clock.now))
+    clock.now += 999
+    protected(client, answer["token"])
+    clock.now = end
+    protected(client, answer["token"], 401)
+    refresh(client, answer["refresh_token"], 401)
+
+
+def test_a_hundred_threads_refresh_one_token(client):
+    token = sign_in(client)["refresh_token"]
+    start, answers = threading.Barrier(100), []
+
+    def retry():
+        start.wait()
+        answers.append(client.post_json("/refresh", {"refresh_token": token}).json)
+
+    threads = [threading.Thread(target=retry) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    tokens = {answer["refresh_token"] for answer in answers}
+    assert len(tokens) == 100
+    live = [token for token in tokens if client.post_json(
+        "/refresh", {"refresh_token": token}, status="*").status_int == 200]
+    assert len(live) == 1
+
+
+def test_sessions_that_are_over_are_swept_a_few_at_a_time(client, store, clock, monkeypatch):
+    monkeypatch.setattr(jwtserver, "SWEEP", 2)
+    for _ in range(3):
+        sign_in(client)
+    clock.now += 14 * 86400
+    assert len(rows()) == 3
+
+    sign_in(client)
+    assert len(rows()) == 2
+    sign_in(client)
+    assert len(rows()) == 2
+
+
+# --- Logout, and the end of all sessions
+
+
+def test_logout_ends_the_session_in_every_process(client, make, clock, caplog):
+    mine, others = sign_in(client), sign_in(client)
+
+    response = logout(client, mine["token"])
+
+    assert response.body == b""
+    assert "Content-Length" not in response.headers and "Content-Type" not in response.headers
+    for server in (client, make()):
+        protected(server, mine["token"], 401)
+        refresh(server, mine["refresh_token"], 401)
+        logout(server, mine["token"], 401)
+        protected(server, others["token"])
+    assert 'logout user="alice" address="" session=S' in audit(caplog)
+
+
+def test_logout_without_a_token_is_refused(client):
+    answer = client.post("/logout", status=401).json
+
+    assert answer == {"success": False, "error": "An authorization header is required"}
+
+
+def test_logout_that_was_opened_to_all_is_refused_without_a_token(make):
+    answer = make(exempt=("/logout",)).post("/logout", status=401).json
+
+    assert answer == {"success": False, "error": "An authorization header is required"}
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_logout_by_another_method_is_refused(client, method):
+    headers = {"Authorization": f"Bearer {sign_in(client)['token']}"}
+
+    response = client.request("/logout", method=method, headers=headers, status=405)
+
+    assert response.headers["Allow"] == "POST"
+
+
+def test_logout_below_the_prefix_leaves_the_path_to_the_application(make):
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"mine"]
+
+    client = TestApp(create_app(Settings(secret=KEY, prefix="/auth", protect=("/x",)), app=app))
+    token = client.post_json(
+        "/auth/authenticate", {"username": "alice", "password": PASSWORD}).json["token"]
+    headers = {"Authorization": f"Bearer {token}"}
+
+    assert client.post("/logout").body == b"mine"
+    client.post("/auth/logout", status=401)
+    client.post("/auth/logout", headers=headers, status=204)
+    client.get("/x", headers=headers, status=401)
+
+
+def test_token_of_no_session_is_good_and_cannot_be_logged_out(client, clock):
+    token = TokenSigner(KEY, clock=clock).sign({"sub": "script"})
+
+    protected(client, token)
+    answer = logout(client, token, 400).json
+
+    assert answer == {"success": False, "error": "The token belongs to no session"}
+
+
+@pytest.mark.parametrize("sid", ["", "x", 7, None, True, ["x"], {"x": 1}, "\0", "' OR 1 --"])
+def test_token_of_a_session_that_never_was_is_refused(client, clock, sid):
+    sign_in(client)
+    token = encode({"sub": "alice", "sid": sid, "exp": int(clock.now) + 9}, KEY)
+
+    protected(client, token, 401)
+
+
+@pytest.mark.parametrize("end", [
+    lambda store: store.end_sessions("alice"),
+    lambda store: store.disable("alice"),
+    lambda store: store.remove("alice"),
+    lambda store: store.set_password("alice", "other"),
+], ids=["logout", "disable", "remove", "password"])
+def test_end_of_all_sessions_of_a_user_leaves_those_of_others(client, store, end):
+    mine = [sign_in(client), sign_in(client)]
+    others = sign_in(client, "bob")
+
+    end(store)
+
+    for answer in mine:
+        protected(client, answer["token"], 401)
+        refresh(client, answer["refresh_token"], 401)
+    protected(client, others["token"])
+    refresh(client, others["refresh_token"])
+
+
+def test_enable_and_a_better_hash_leave_sessions_alone(client, make, store):
+    answer = sign_in(client)
+
+    store.enable("alice")
+    sign_in(make(pbkdf2_iterations=1001))
+
+    assert not needs_rehash(store.find("alice").password_hash, iterations=1001)
+    protected(client, answer["token"])
+
+
+def test_guard_without_its_database_lets_nobody_through(client, monkeypatch):
+    token = sign_in(client)["token"]
+
+    def connect(*arguments, **options):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Store, "_connect", connect)
+    monkeypatch.setattr(jwtserver, "_pop", lambda idle: None)
+
+    answer = protected(client, token, 503).json
+    assert answer == {"success": False, "error": "The database cannot answer"}
+
+
+# --- Two processes, and one that is killed
+
+CHILD = f"""
+import io, os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import jwtserver
+settings = jwtserver.Settings(secret={KEY!r}, pbkdf2_iterations=1000)
+app = jwtserver.create_app(settings)
+
+def post(path, authorization="", body=b""):
+    statuses = []
+    environ = {{
+        "REQUEST_METHOD": "POST", "PATH_INFO": path, "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body),
+        "HTTP_AUTHORIZATION": authorization}}
+    app(environ, lambda status, headers, exc_info=None: statuses.append(status))
+    return statuses[0]
+"""
+
+
+def child(code, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", CHILD + code, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_see_each_others_logout_and_lockout(client, make, store):
+    client = TestApp(create_app(Settings(secret=KEY, pbkdf2_iterations=1000)))
+    answer = sign_in(client)
+
+    done = child("""
+print(post("/logout", "Bearer " + sys.argv[1]))
+for _ in range(6):
+    print(post("/authenticate", body=b'{"username": "bob", "password": "wrong"}'))
+""", answer["token"])
+
+    assert done.stdout.splitlines() == [
+        "204 No Content", *["401 Unauthorized"] * 5, "429 Too Many Requests"]
+    protected(client, answer["token"], 401)
+    refresh(client, answer["refresh_token"], 401)
+    client.post_json("/authenticate", {"username": "bob", "password": PASSWORD}, status=429)
+
+
+ACTIONS = {
+    "refresh": lambda store, token, now: store.refresh(token, now),
+    "open": lambda store, token, now: store.open_session(
+        jwtserver.new_grant(store.find("alice"), 99, now), now, better_hash="better",
+        attempt=jwtserver.Attempt.of("alice", "", Settings().login_failures)),
+    "fail": lambda store, token, now: store.count_failure(
+        jwtserver.Attempt.of("alice", "", Settings().login_failures), now),
+    "disable": lambda store, token, now: store.disable("alice"),
+    "remove": lambda store, token, now: store.remove("alice"),
+}
+
+
+def run_until_killed(action, token, now, count):
+    """Run it in a process that is killed after so many statements; tell whether it was."""
+    child = os.fork()
+    if child == 0:
+        try:
+            connect, left = Store._connect, iter(range(count))
+
+            def traced(store):
+                connection = connect(store)
+                connection.set_trace_callback(
+                    lambda _: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+                return connection
+
+            Store._connect = traced
+            ACTIONS[action](Store(DATABASE), token, now)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+# What may be seen of the database after each: sessions of alice, of them refreshed; users; whether
+# alice is disabled; her hash; counters of failures.
+STATE = """SELECT (SELECT count(*) FROM sessions), (SELECT sum(generation) FROM sessions),
+    (SELECT count(*) FROM users), (SELECT disabled FROM users WHERE name = 'alice'),
+    (SELECT password_hash = 'better' FROM users WHERE name = 'alice'),
+    (SELECT count(*) FROM failures)"""
+BEFORE = (1, 1, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("action, again, after", [
+    ("refresh", False, (1, 2, 2, 0, 0, 0)),
+    ("refresh", True, (0, None, 2, 0, 0, 0)),
+    ("open", False, (2, 1, 2, 0, 1, 0)),
+    ("fail", False, (1, 1, 2, 0, 0, 3)),
+    ("disable", False, (0, None, 2, 1, 0, 0)),
+    ("remove", False, (0, None, 1, None, None, 0)),
+])
+def test_process_killed_between_two_statements_leaves_all_or_nothing(
+        client, store, clock, action, again, after):
+    old = sign_in(client)["refresh_token"]
+    new = refresh(client, old)["refresh_token"]
+    store.close()
+    seen, killed = [], True
+
+    while killed and set(seen) <= {BEFORE}:
+        killed = run_until_killed(action, old if again else new, clock.now + 99, len(seen))
+        seen += rows(STATE)
+        assert rows("PRAGMA integrity_check") == [("ok",)]
+
+    assert len(seen) >= 4
+    assert set(seen[:-1]) == {BEFORE}
+    assert seen[-1] == after
+
+
+# --- The release before
+
+
+def test_database_of_the_release_before_opens_and_keeps_its_users(clock):
+    hashed = hash_password(PASSWORD, iterations=1000)
+    connection = sqlite3.connect(DATABASE)
+    connection.executescript("""
+        CREATE TABLE users (
+            name TEXT NOT NULL PRIMARY KEY,
+            password_hash TEXT NOT NULL,
+            scope TEXT NOT NULL,
+            disabled INTEGER NOT NULL,
+            created INTEGER NOT NULL
+        );
+        PRAGMA application_id = 1786213491;
+        PRAGMA user_version = 1;
+    """)
+    connection.execute("INSERT INTO users VALUES ('alice', ?, 'read', 0, 7)", [hashed])
+    connection.commit()
+    connection.close()
+
+    client = TestApp(create_app(Settings(secret=KEY), clock=clock))
+
+    protected(client, sign_in(client)["token"])
+    assert rows("SELECT * FROM users") != []
+    assert rows("PRAGMA user_version") == [(2,)]
+    store = Store(DATABASE)
+    assert store.prepare() is False
+    assert store.find("alice")[2:] == ("read", 0, 7)
+    store.close()
+
+
+# --- Keys that change under a running server
+
+
+def keys(*names):
+    draft = Path("draft")
+    draft.write_text("".join(f"{name}\n" for name in names))
+    draft.chmod(0o600)
+    os.replace(draft, "jwtserver.key")
+
+
+@pytest.fixture
+def rotating(make):
+    """Two servers on one key file."""
+    keys(KEY)
+    return make(secret=""), make(secret="")
+
+
+def test_key_rotated_is_picked_up_without_a_good_token_refused(rotating, clock):
+    here, there = rotating
+    old = sign_in(here)["token"]
+    clock.now += 1
+    protected(there, old)  # so that this one has looked just now
+    keys(OTHER, KEY)
+
+    new = sign_in(here)["token"]
+
+    decode(new, OTHER, now=clock.now)
+    for server in rotating:
+        protected(server, new)
+        protected(server, old)
+
+
+def test_key_pruned_is_refused_a_second_later(rotating, clock):
+    old = sign_in(rotating[0])["token"]
+    keys(OTHER)
+    clock.now += 1
+
+    for server in rotating:
+        protected(server, old, 401)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda: os.unlink("jwtserver.key"),
+    lambda: keys("short"),
+    lambda: keys(),
+], ids=["gone", "short", "empty"])
+def test_key_file_that_is_spoilt_leaves_the_keys_in_use(rotating, clock, caplog, spoil):
+    here, _ = rotating
+    token = sign_in(here)["token"]
+    spoil()
+    clock.now += 1
+
+    for _ in range(3):
+        protected(here, token)
+        protected(here, sign_in(here)["token"])
+
+    assert caplog.text.count("The keys that were there remain in use: ") == 1
+    assert "jwtserver.key" in caplog.text and KEY not in caplog.text
+    keys(OTHER)
+    clock.now += 1
+    decode(sign_in(here)["token"], OTHER, now=clock.now)
+
+
+def test_key_file_is_looked_at_now_and_then_only(rotating, clock, monkeypatch):
+    here, _ = rotating
+    token = sign_in(here)["token"]
+    looks = []
+    monkeypatch.setattr(
+        jwtserver.FileSigner, "_identity", lambda signer: looks.append(clock.now) or signer._seen)
+
+    for _ in range(10):
+        protected(here, token)
+        clock.now += 0.125
+
+    assert len(looks) == 2
+
+
+def test_clock_set_back_does_not_keep_a_key(rotating, clock):
+    old = sign_in(rotating[0])["token"]
+    keys(OTHER)
+    clock.now -= 5
+
+    protected(rotating[0], old, 401)
+
+
+# --- The audit log
+
+
+def test_audit_has_a_line_for_each_event_and_no_secrets(client, clock, caplog):
+    answer = sign_in(client, extra_environ={"REMOTE_ADDR": "192.0.2.1"})
+    client.post_json("/authenticate", {"username": "a\n\x1b[31m\x7f\u2028é", "password": "hunter2"},
+                     status=401)
+    again = refresh(client, answer["refresh_token"])
+    refresh(client, "x", 401)
+    logout(client, again["token"])
+
+    assert audit(caplog) == [
+        'sign_in user="alice" address="192.0.2.1" session=S',
+        r'sign_in_failed user="a\n\u001b[31m\u007f\u2028\u00e9" address=""',
+        'refresh user="alice" address="" session=S',
+        'refresh_failed address=""',
+        'logout user="alice" address="" session=S',
+    ]
+    for secret in (PASSWORD, "hunter2", KEY, *answer["token"].split("."), again["refresh_token"],
+                   *answer["refresh_token"].split(".")[::2]):
+        assert secret not in caplog.text
+
+
+def test_audit_cuts_a_name_that_nobody_has(client, caplog):
+    client.post_json("/authenticate", {"username": "x" * 60_000, "password": "y"}, status=401)
+
+    assert audit(caplog) == [f'sign_in_failed user="{"x" * 150}" address=""']
+
+
+def test_audit_of_commands_has_a_line_for_each_change(store, caplog, monkeypatch, capsys):
+    csv = Path("users.csv")
+    csv.write_text(f"carol,{hash_password('x', iterations=9)}\n")
+
+    for line in ["user import users.csv", "token issue alice", "user disable alice",
+                 "user enable alice", "user logout alice", "user remove alice", "key rotate",
+                 "key prune", "user disable nobody"]:
+        jwtserver.main(line.split())
+
+    assert audit(caplog) == [
+        'user_add user="carol"', 'token_issue user="alice" session=S', 'user_disable user="alice"',
+        'user_enable user="alice"', 'user_logout user="alice"', 'user_remove user="alice"',
+        "key_rotate", "key_prune"]
+    token = capsys.readouterr().out.splitlines()[1]
+    assert json.loads('{"%s": 1}' % token) and token not in caplog.text
+
+
+# --- Commands
+
+
+def test_token_issue_can_be_logged_out(store, capsys):
+    jwtserver.main(["token", "issue", "alice", "--lifetime", "60"])
+    token = capsys.readouterr().out.strip()
+    assert jwtserver.main(["token", "inspect", token]) == 0
+
+    jwtserver.main(["user", "logout", "alice"])
+
+    assert jwtserver.main(["token", "inspect", token]) == 1
+    assert capsys.readouterr().err == "jwtserver: not a good token: Token has been revoked\n"
+
+
+def test_token_issue_for_a_user_who_goes_meanwhile_is_refused(store, capsys, monkeypatch):
+    real = jwtserver.new_grant
+
+    def new_grant(user, lifetime, now):
+        store.remove(user.name)
+        return real(user, lifetime, now)
+
+    monkeypatch.setattr(jwtserver, "new_grant", new_grant)
+
+    assert jwtserver.main(["token", "issue", "alice"]) == 1
+    assert "the user 'alice' has just been changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rotate, issued, broken", [
+    (False, [0], 0),  # there is but one key
+    (True, [0, 0], 2),
+    (True, [-3599, -3601, 5], 1),  # one of them has expired, one has the new key
+])
+def test_key_prune_says_how_many_live_tokens_it_breaks(
+        store, capsys, monkeypatch, rotate, issued, broken):
+    jwtserver.prepare_keys(Settings())
+    now = os.stat("jwtserver.key").st_mtime
+    alice = store.find("alice")
+    for age in issued:
+        store.open_session(jwtserver.new_grant(alice, 86400, now + age), now + age)
+    if rotate:
+        jwtserver.main(["key", "rotate"])
+        os.utime("jwtserver.key", (now, now))
+    capsys.readouterr()
+
+    jwtserver.main(["key", "prune"])
+
+    output = capsys.readouterr().out
+    assert f"{int(rotate)} dropped." in output
+    assert f"refused from now on: {broken}." in output
+
+
+def test_key_rotations_at_once_are_all_kept(store):
+    processes = [
+        subprocess.Popen([sys.executable, str(ROOT / "jwtserver.py"), "key", "rotate"],
+                         stdout=subprocess.DEVNULL)
+        for _ in range(5)]
+
+    assert [process.wait() for process in processes] == [0] * 5
+    assert len(set(Path("jwtserver.key").read_text().split())) == 6
