@@ -525,10 +525,12 @@ class Attempt(NamedTuple):
 def _network(address: str) -> str:
     """The address, or its /64: who has one address of IPv6 has them all (RFC 6177 §2)."""
     try:
-        ip = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:  # a server on a Unix socket knows none
         return address
-    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 else address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return address
+    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
 def _locked_for(connection: sqlite3.Connection, attempt: Attempt, now: float) -> float:

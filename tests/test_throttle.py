@@ -149,6 +149,18 @@ def test_addresses_of_one_ipv6_network_are_one(client):
     assert sign_in(client, address="2001:db8:0:1::1").status_int == 200
 
 
+def test_addresses_of_ipv4_are_told_apart_on_a_socket_for_both(client):
+    codes = [fail(client, 2, address=f"::ffff:192.0.2.{host}") for host in range(4)]
+
+    assert codes == [[401, 401]] * 4
+    assert fail(client, 2, address="192.0.2.1") == [401, 429]
+
+
+@pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%eth1", "fe80::2"])
+def test_zone_of_an_address_makes_no_other_network(address):
+    assert jwtserver._network(address) == "fe80::/64"
+
+
 def test_disabled_user_is_counted_as_a_wrong_password(client):
     jwtserver.main(["user", "disable", "alice"])
 
