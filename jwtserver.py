@@ -26,6 +26,8 @@ import argparse
 import csv
 import getpass
 import hashlib
+import importlib
+import io
 import ipaddress
 import json
 import logging
@@ -33,9 +35,9 @@ import math
 import os
 import re
 import secrets
+import selectors
 import signal
 import socket
-import socketserver
 import sqlite3
 import sys
 import tempfile
@@ -43,17 +45,22 @@ import threading
 import time
 import unicodedata
 import weakref
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import (
-    Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
-    Union,
+    TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
+    Optional, Sequence, TextIO, Tuple, Type, Union,
 )
-from urllib.parse import parse_qsl
-from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+from urllib.parse import parse_qsl, unquote_to_bytes
+from wsgiref.handlers import SimpleHandler, format_date_time
+from wsgiref.util import FileWrapper
+
+if TYPE_CHECKING:
+    import ssl  # else where TLS is asked for: it takes memory
 
 from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, DecodeError, Environ,
@@ -75,7 +82,6 @@ KEY_FILE_INTERVAL = 0.5  # seconds between two looks at it
 SWEEP = 100  # old rows that are removed with a new one: few enough that no request notices
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
-CLIENT_TIMEOUT = 30.0  # seconds in which a client must send or take a byte
 
 LOG_FORMAT, LOG_TIME = "%(asctime)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z"
 
@@ -157,11 +163,15 @@ _PARSERS: Dict[str, Callable[[str], Any]] = {
     "exempt": _parse_rules,
     "prefix": _parse_prefix,
     "pbkdf2_iterations": lambda text: _parse_number(text, MAX_PBKDF2_ITERATIONS),
+    "connections": lambda text: _parse_number(text, 1_000_000),
+    "threads": lambda text: _parse_number(text, 10_000),
+    "head_timeout": lambda text: _parse_number(text, MAX_LIFETIME),
+    "idle_timeout": lambda text: _parse_number(text, MAX_LIFETIME),
+    "body_rate": lambda text: _parse_number(text, 10**9),
 }
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How the service is configured. Each field is the variable `JWTSERVER_` and its name.
 
     >>> Settings.from_environ({"JWTSERVER_TOKEN_LIFETIME": "600"}).token_lifetime
@@ -185,6 +195,11 @@ class Settings:
     exempt: Tuple[str, ...] = ()
     prefix: str = ""  # the path that the endpoints are below
     pbkdf2_iterations: int = PBKDF2_ITERATIONS
+    connections: int = 4096  # that this module's own server keeps open
+    threads: int = 128  # requests that it answers at once
+    head_timeout: float = 10  # seconds for the head of a request
+    idle_timeout: float = 15  # seconds for a request to begin, and for a client to take an answer
+    body_rate: float = 1024  # bytes a second that a body must come with, and an answer be taken
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -579,6 +594,7 @@ _MIGRATIONS = (
     )""",
      "CREATE INDEX failures_by_end ON failures (expires)"),
 )
+_IS_OPEN = "SELECT 1 FROM sessions WHERE id = ? AND expires > ?"
 _APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
 
 
@@ -588,8 +604,23 @@ def _sweep(connection: sqlite3.Connection, table: str, now: float) -> None:
         f" (SELECT id FROM {table} WHERE expires <= ? LIMIT {SWEEP})", [now])
 
 
+_pid = os.getpid()  # which costs a system call to ask
+
+
+def _after_fork() -> None:
+    """Know who we are, and replace what a thread of the parent may have held: none here would
+    release it."""
+    global _pid, _building, _hash_queue
+    _pid = os.getpid()
+    _building = threading.Lock()
+    _hash_queue = _HashQueue(_cores())
+
+
+getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
+
+
 def _close_own(connections: Dict[int, List[sqlite3.Connection]]) -> None:
-    for connection in connections.pop(os.getpid(), []):
+    for connection in connections.pop(_pid, []):
         connection.close()
 
 
@@ -636,7 +667,7 @@ class Store:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """Lend a connection; each statement is a transaction, if no other is begun."""
-        idle = self._idle.setdefault(os.getpid(), [])
+        idle = self._idle.setdefault(_pid, [])
         connection = None
         try:
             connection = _pop(idle) or self._connect()
@@ -841,9 +872,7 @@ class Store:
     def is_open(self, session_id: str, now: float) -> bool:
         """Tell whether a session has not ended."""
         with self._connection() as connection:
-            row = connection.execute(
-                "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", (session_id, now)).fetchone()
-        return row is not None
+            return connection.execute(_IS_OPEN, (session_id, now)).fetchone() is not None
 
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
@@ -894,6 +923,7 @@ class Answer(NamedTuple):
 Endpoint = Callable[[Environ], Answer]
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
 def _send(
@@ -903,7 +933,7 @@ def _send(
     described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     bare = answer.content is None  # RFC 9110 §8.6: no Content-Length with 204
     start_response(
-        f"{answer.status} {HTTPStatus(answer.status).phrase}",
+        _STATUS_LINES[answer.status],
         [*([] if bare else described), _NOSNIFF, *answer.headers], *exc_info)
     return [] if bare or environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
@@ -1017,7 +1047,8 @@ class Router:
 
 def _with_nosniff(start_response: StartResponse) -> StartResponse:
     def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
-        if not any(name.lower() == "x-content-type-options" for name, _ in headers):
+        if _NOSNIFF not in headers and not any(
+                name.lower() == "x-content-type-options" for name, _ in headers):
             headers = [*headers, _NOSNIFF]
         return start_response(status, headers, *exc_info)
 
@@ -1271,96 +1302,824 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     return _built(environ, start_response)
 
 
-def _after_fork() -> None:
-    """Replace what a thread of the parent may have held: no thread here would release it."""
-    global _building, _hash_queue
-    _building = threading.Lock()
-    _hash_queue = _HashQueue(_cores())
-
-
-getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
-
-
 # --- The HTTP server ----------------------------------------------------------------------------
+#
+# wsgiref's own parses a head with an e-mail parser, which forgives; over a connection that is kept,
+# what one reader forgives and another does not is a second request that nobody has checked
+# (request smuggling, RFC 9112 §11.2). So a head is read by the grammar, or refused.
+
+_TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
+# RFC 9112 §3: request-line = method SP request-target SP HTTP-version
+# RFC 9112 §2.3: HTTP-version = "HTTP" "/" DIGIT "." DIGIT
+_REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
+# RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, and no obs-fold
+# RFC 9110 §5.5: field-vchar = VCHAR / obs-text
+_FIELD = re.compile(rf"({_TCHAR}+):([\t -~\x80-\xff]*)\r\n")
+_FIELDS = re.compile(rf"(?:{_TCHAR}+:[\t -~\x80-\xff]*\r\n)*")
+# RFC 9110 §7.2: Host = uri-host [ ":" port ]
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?", re.ASCII)
+# RFC 9112 §3.2: origin-form = absolute-path [ "?" query ], absolute-form = absolute-URI
+_TARGET = re.compile(r"(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
+# RFC 9110 §8.6: Content-Length = 1*DIGIT
+_CONTENT_LENGTH = re.compile("[0-9]+")
+# RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ]
+_STATUS = re.compile(r"[2-5][0-9]{2} [\t -~\x80-\xff]*")
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?![\n]|$)")  # RFC 9112 §2.2
+_ONCE = ("HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
+_HOP_BY_HOP = frozenset([  # RFC 9110 §7.6.1: the server's business
+    "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade"])
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_LINE_BYTES = 16 * 1024
+MAX_FIELDS = 100
+RECEIVE_BYTES = 16 * 1024
+LISTEN_FD = 3  # SD_LISTEN_FDS_START
+LINGER = 1.0  # seconds, for a client to read an answer before the connection is closed on it
+SHUTDOWN_TIMEOUT = 10.0  # seconds, for what is in flight
 
 
-class _RequestHandler(ServerHandler):
-    """Runs the application for one request, and takes nothing from this process's environment."""
+# What a socket raises on which nothing can be read, or written, at the moment.
+_would_block: Tuple[Type[Exception], ...] = (BlockingIOError,)
 
-    request_handler: WSGIRequestHandler
-    server_software = "jwtserver"
-    os_environ: Dict[str, str] = {}
+
+class _ClientGone(Exception):
+    """The client has closed the connection, or neither sends nor takes anything."""
+
+
+class _Request(NamedTuple):
+    """A request by its head."""
+
+    environ: Environ
+    line: str  # as it came
+    length: int  # of the body
+    persists: bool  # so that another may follow
+    expects: bool  # to be told to continue
+
+
+def _parse_head(head: bytes, environ: Environ) -> _Request:
+    """Read a head by the grammar of RFC 9112, and add it to the environ.
+
+    Raises:
+        HTTPError: it is malformed, or asks for what is not done here.
+    """
+    text = head.decode("latin-1")
+    line = _REQUEST_LINE.match(text)
+    if not line:
+        raise HTTPError(400, "Malformed request line")
+    environ["REQUEST_METHOD"], target, version = line.groups()
+    if version not in ("1.0", "1.1"):
+        raise HTTPError(505, "HTTP/1.0 and HTTP/1.1 only")
+    environ["SERVER_PROTOCOL"] = f"HTTP/{version}"
+    _parse_fields(text, line.end(), environ)
+    if version == "1.1" and "HTTP_HOST" not in environ:  # RFC 9112 §3.2
+        raise HTTPError(400, "A Host is required")
+    _parse_target(target, environ)
+    if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
+        raise HTTPError(400, "Malformed Host")
+    length = _body_length(environ)
+    options = environ.get("HTTP_CONNECTION", "").lower().replace(" ", "").split(",")
+    expect = environ.get("HTTP_EXPECT", "").lower() if version == "1.1" else ""
+    if expect not in ("", "100-continue"):
+        raise HTTPError(417, "Nothing but 100-continue can be expected")
+    persists = version == "1.1" and "close" not in options
+    return _Request(environ, line[0].rstrip(), length, persists, bool(expect and length))
+
+
+def _parse_fields(text: str, start: int, environ: Environ) -> None:
+    end = len(text) - 2
+    if not _FIELDS.fullmatch(text, start, end):
+        raise HTTPError(400, "Malformed header")
+    fields = _FIELD.findall(text, start, end)
+    if len(fields) > MAX_FIELDS:
+        raise HTTPError(431, "Too many header fields")
+    for name, value in fields:
+        if "_" in name:
+            continue  # `X_Y` would pass for `X-Y`
+        key, value = f"HTTP_{name.upper().replace('-', '_')}", value.strip("\t ")
+        if key in environ:
+            if key in _ONCE:
+                raise HTTPError(400, f"Two fields {name}")
+            value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}"
+        environ[key] = value
+    if "HTTP_CONTENT_TYPE" in environ:
+        environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE")
+
+
+def _parse_target(target: str, environ: Environ) -> None:
+    if target == "*" and environ["REQUEST_METHOD"] == "OPTIONS":  # RFC 9112 §3.2.4
+        environ["PATH_INFO"] = "*"
+        return
+    match = _TARGET.fullmatch(target)
+    if not match or not (match[1] or match[2]):
+        raise HTTPError(400, "Malformed request target")
+    if match[1]:
+        environ["HTTP_HOST"] = match[1]  # RFC 9112 §3.2.2: whatever Host says
+    path = match[2] or "/"
+    environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+    environ["QUERY_STRING"] = match[3] or ""
+
+
+def _body_length(environ: Environ) -> int:
+    """How long the body is (RFC 9112 §6.3); where two answers are possible there is none."""
+    length = environ.pop("HTTP_CONTENT_LENGTH", None)
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        if length is not None:
+            raise HTTPError(400, "Content-Length beside Transfer-Encoding")
+        if environ["HTTP_TRANSFER_ENCODING"].lower() == "chunked":
+            raise HTTPError(411, "The request needs a Content-Length")
+        raise HTTPError(501, "No Transfer-Encoding is known")
+    if length is None:
+        return 0
+    if not _CONTENT_LENGTH.fullmatch(length):
+        raise HTTPError(400, "The Content-Length must be a number")
+    if len(length) > 15:
+        raise HTTPError(413, "The body is too long")
+    environ["CONTENT_LENGTH"] = length
+    return int(length)
+
+
+class _Body(io.RawIOBase):
+    """The body of a request, read off its connection as the application asks for it."""
+
+    def __init__(self, connection: "_Connection", request: _Request) -> None:
+        self._connection = connection
+        self._start = 0.0
+        self._received = 0
+        self.left = request.length
+        self.awaited = request.expects  # the client waits to be told that it may send
+
+    def readable(self) -> bool:
+        """Tell that this can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read a piece; nothing, if the client sends too slowly."""
+        if self.awaited:
+            self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.awaited = False
+        self._start = self._start or time.monotonic()
+        size = min(len(buffer), self.left)
+        data = self._connection.receive_body(size, self._start, self._received) if size else b""
+        buffer[:len(data)] = data
+        self._received += len(data)
+        self.left -= len(data)
+        return len(data)
+
+
+class _Exchange(SimpleHandler):
+    """Runs the application for one request, and frames its answer (RFC 9112 §6).
+
+    Nothing is taken from this process's environment; nothing is sent before it has been checked.
+    """
+
+    status: Optional[str] = None
+    headers: Any = None
+    headers_sent = False
     error_headers = [("Content-Type", "application/json"), _NOSNIFF]
     error_body = b'{"success": false, "error": "Internal server error"}'
 
+    def __init__(
+        self, connection: "_Connection", request: _Request, body: Optional[_Body] = None,
+    ) -> None:
+        self._connection = connection
+        self._body = body
+        self.environ = request.environ
+        self.persists = request.persists
+        self.sent = 0  # bytes of body
+        self._fields = ""
+        self._length: Optional[int] = None  # of the body, as the application announces it
+        self._left: Optional[int] = None  # what is to come of that
+        self._chunked = False
+        self._bare = False  # no body may be sent, whatever the application says
+
+    def run(self, application: WSGIApplication) -> None:
+        """Answer the request. The client gets a whole answer, or a connection that is cut."""
+        try:
+            try:
+                self.result = application(self.environ, self.start_response)
+                self.finish_response()
+            except _ClientGone:
+                raise
+            except Exception:
+                self.persists = self.persists and not self.headers_sent
+                self.handle_error()
+        except _ClientGone:
+            self.persists = False
+
+    def start_response(
+        self, status: str, headers: List[Tuple[str, str]], exc_info: Any = None,
+    ) -> Callable[[bytes], None]:
+        """Take the head of the answer, as PEP 3333 has it."""
+        if exc_info and self.headers_sent:
+            try:
+                raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None
+        if self.headers is not None and not exc_info:
+            raise AssertionError("the head of the answer is there already")
+        fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
+        if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
+                or fields.count("\n") != len(headers):
+            raise ValueError("malformed status or header")  # or another answer hidden in this one
+        names = [name.lower() for name, _ in headers]
+        if not _HOP_BY_HOP.isdisjoint(names) or names.count("content-length") > 1:
+            raise ValueError("a header that is the server's business")
+        self._length = None
+        if "content-length" in names:
+            length = headers[names.index("content-length")][1]
+            if not _CONTENT_LENGTH.fullmatch(length):
+                raise ValueError("malformed Content-Length")
+            self._length = int(length)
+        if "date" not in names:
+            fields += f"Date: {_http_date(int(time.time()))}\r\n"
+        if "server" not in names:
+            fields += "Server: jwtserver\r\n"
+        self._fields = fields
+        self.status, self.headers = status, headers
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body, after the head if that is still to come."""
+        if not isinstance(data, bytes):
+            raise TypeError("the body must be bytes")
+        alone = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+        self._send(data, alone)
+
+    def finish_content(self) -> None:
+        """End the answer."""
+        if not self.headers_sent:
+            self._send(b"", True)
+        if self._chunked:
+            self._connection.send(b"0\r\n\r\n")
+        if self._left:  # less came than was announced
+            logger.error("The body of the answer is shorter than its Content-Length")
+            self.persists = False
+
+    def _send(self, data: bytes, whole: bool) -> None:
+        head = b"" if self.headers_sent else self._head(len(data) if whole else None)
+        if self._bare:
+            data = b""
+        elif self._left is not None:
+            if len(data) > self._left:
+                logger.error("The body of the answer is longer than its Content-Length")
+            data = data[:self._left]
+            self._left -= len(data)
+        self.sent += len(data)
+        if self._chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if head or data:
+            self._connection.send(head + data)
+
+    def _head(self, length: Optional[int]) -> bytes:
+        """The head, now that it is known how the body is to be framed, and how long it is if so."""
+        if self.status is None:
+            raise AssertionError("a body before start_response")
+        self.headers_sent = True
+        self._bare = self.environ["REQUEST_METHOD"] == "HEAD" or self.status[:3] in ("204", "304")
+        framing = ""
+        if not self._bare:
+            self._left = self._length
+            if self._length is None and length is not None:
+                framing = f"Content-Length: {length}\r\n"
+            elif self._length is None and self.environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+                framing, self._chunked = "Transfer-Encoding: chunked\r\n", True
+            elif self._length is None:
+                self.persists = False  # its end is the end of the connection
+        if self._body and (self._body.awaited or self._body.left > MAX_BODY_BYTES):
+            self.persists = False  # nobody knows whether it will come, or it is too much to skip
+        if not self.persists or self._connection.server.stopping:
+            self.persists = False
+            framing += "Connection: close\r\n"
+        return f"HTTP/1.1 {self.status}\r\n{self._fields}{framing}\r\n".encode("latin-1")
+
+    def close(self) -> None:
+        """Let go of the application's iterable, and remember what has been sent."""
+        if hasattr(self.result, "close"):
+            self.result.close()
+
     def log_exception(self, exc_info: Any) -> None:
+        """Log what the application has raised."""
         logger.error("A fault in the application", exc_info=exc_info)
 
 
-class _ConnectionHandler(WSGIRequestHandler):
-    server: "_Server"
-    timeout = CLIENT_TIMEOUT
-    wbufsize = -1  # else each header is a packet of its own
+@lru_cache(maxsize=2)
+def _http_date(seconds: int) -> str:
+    return format_date_time(seconds)
 
-    def version_string(self) -> str:
-        return _RequestHandler.server_software
 
-    def handle(self) -> None:
-        self.raw_requestline = self.rfile.readline(65537)
-        if len(self.raw_requestline) > 65536:
-            self.requestline = self.command = ""
-            self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
-        elif self.parse_request():  # which sends its errors itself
-            handler = _RequestHandler(
-                self.rfile, self.wfile,  # type: ignore[arg-type]
-                sys.stderr, self.get_environ(), multithread=True)
-            handler.request_handler = self
-            handler.run(self.server.get_app())  # type: ignore[arg-type]
-            self._drain()
+class _Connection:
+    """A connection: what has come over it, and how its requests are answered."""
 
-    def _drain(self) -> None:
-        """Take in what the client still sends: closing on it could cost it the answer."""
-        if self.headers.get("Content-Length") or self.headers.get("Transfer-Encoding"):
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(1)
-            self.rfile.read(MAX_BODY_BYTES)
+    def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
+        self.sock: Any = sock  # or that in TLS
+        self.secured = False
+        self.address = address[0] if address and isinstance(address, tuple) else ""
+        self.server = server
+        self.received = b""  # and not used yet
+        self.seen = 0  # how much of that has been looked at, and is no whole head
+        self.busy = False  # a thread answers a request of it
+        self.watched = False  # by the selector
+        self.discarding = False  # what still comes, before it is closed
+        self.fault: Optional[HTTPError] = None
 
-    def send_error(
-        self, code: int, message: Optional[str] = None, explain: Optional[str] = None,
+    def take(self) -> bool:
+        """Take in what has come; tell whether there is something to answer now.
+
+        Raises:
+            OSError: the client has gone.
+        """
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except _would_block:
+            return False
+        if self.discarding:
+            self.seen += len(data)
+            if not data or self.seen > MAX_BODY_BYTES:
+                raise ConnectionAbortedError
+            return False
+        if not data:
+            if not self.received:
+                raise ConnectionAbortedError
+            self.fault = HTTPError(400, "The request is not whole")
+            return True
+        self.received += data
+        return self.has_head()
+
+    def has_head(self) -> bool:
+        """Tell whether what has been taken in is to be answered, be it as a fault."""
+        data = self.received
+        if data[:1] == b"\r":
+            data = self.received = data[_EMPTY_LINES.match(data).end():]  # type: ignore[union-attr]
+        if data.find(b"\r\n\r\n", max(0, self.seen - 3)) >= 0:
+            return True
+        try:
+            _check_part(data, self.seen)
+        except HTTPError as error:
+            self.fault = error
+            return True
+        self.seen = len(data)
+        return False
+
+    def answer(self) -> bool:
+        """Answer a request; tell whether another may follow. What cannot be one gets an answer too.
+
+        Raises:
+            _ClientGone: it has not been answered.
+        """
+        try:
+            request = self._next_request()
+        except HTTPError as error:
+            failure = _NO_ROUTE.failure(error)
+            request = _Request(
+                {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address}, "-", 0, False, False)
+            self._run(request, None, lambda *called: _send(failure, *called))
+            return False
+        body = _Body(self, request) if request.length else None
+        request.environ["wsgi.input"] = io.BufferedReader(body) if body else io.BytesIO()
+        app = _answer_options if request.environ["PATH_INFO"] == "*" else self.server.app
+        persists = self._run(request, body, app)
+        return persists and (body is None or self._skip(body))
+
+    def _next_request(self) -> _Request:
+        if self.fault:
+            raise self.fault
+        end = self.received.index(b"\r\n\r\n") + 4
+        head, self.received, self.seen = self.received[:end], self.received[end:], 0
+        _check_lines(head)
+        environ = self.server.environ.copy()
+        environ["REMOTE_ADDR"] = self.address
+        return _parse_head(head, environ)
+
+    def _run(self, request: _Request, body: Optional[_Body], app: WSGIApplication) -> bool:
+        exchange = _Exchange(self, request, body)
+        exchange.run(app)
+        self.server.log_access(request, exchange)
+        return exchange.persists
+
+    def _skip(self, body: _Body) -> bool:
+        """Read what the application has left of a body, lest it pass for the next request."""
+        piece = bytearray(RECEIVE_BYTES)
+        while body.left:
+            if not body.readinto(piece):
+                return False
+        return True
+
+    def receive_body(self, size: int, start: float, received: int) -> bytes:
+        """The next piece of a body, b"" if none comes, or too slowly, counted from its start."""
+        if self.received:
+            data, self.received = self.received[:size], self.received[size:]
+            return data
+        settings = self.server.settings
+        end = start + settings.head_timeout + received / settings.body_rate
+        try:
+            with self.server.waiting_for(self, max(end - time.monotonic(), 0.001)):
+                return bytes(self.sock.recv(size))
+        except OSError:
+            return b""
+
+    def send(self, data: bytes) -> None:
+        """Send all of it.
+
+        Raises:
+            _ClientGone: the client takes less than it must.
+        """
+        try:
+            sent = self.sock.send(data)
+        except _would_block:
+            sent = 0
+        except (OSError, ValueError):
+            raise _ClientGone from None
+        if sent < len(data):
+            self._send_slowly(memoryview(data)[sent:])
+
+    def _send_slowly(self, data: memoryview) -> None:
+        settings = self.server.settings
+        end = time.monotonic() + settings.idle_timeout
+        try:
+            with self.server.waiting_for(self, settings.idle_timeout):
+                while data:
+                    sent = self.sock.send(data)
+                    data, end = data[sent:], end + sent / settings.body_rate
+                    if time.monotonic() > end:
+                        raise _ClientGone
+        except (OSError, ValueError):
+            raise _ClientGone from None
+
+    def shake_hands(self, tls: "ssl.SSLContext") -> None:
+        """Begin TLS.
+
+        Raises:
+            OSError, ValueError: the client cannot, or is too slow.
+        """
+        with self.server.waiting_for(self, self.server.settings.head_timeout):
+            self.sock = tls.wrap_socket(self.sock, server_side=True)
+        self.secured = True
+
+    def discard(self) -> None:
+        """Say that nothing more will be sent, and let the client read what has been: closing on
+        what it still sends could cost it the answer."""
+        self.discarding, self.seen = True, 0
+        with suppress(OSError, ValueError):
+            if self.secured:
+                self.sock.unwrap()
+        with suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Wake the thread that waits for this client, with the end of everything."""
+        with suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: may come before a request line
+_FIRST = re.compile(_TCHAR.encode() + rb"|\r?$")
+
+
+def _check_part(data: bytes, seen: int) -> None:
+    """Refuse a part of a head of which nothing good can come, without looking at all of it again.
+
+    Raises:
+        HTTPError: it is malformed, or too long.
+    """
+    if _BARE_LINE_END.search(data, max(0, seen - 1)) or not _FIRST.match(data):
+        raise HTTPError(400, "Malformed request")
+    if len(data) > MAX_HEAD_BYTES:
+        raise HTTPError(431, "The header is too long")
+    start = data.rfind(b"\r\n") + 2
+    if len(data) - start > MAX_LINE_BYTES:
+        raise HTTPError(414 if start == 1 else 431, "A line is too long")
+
+
+def _check_lines(head: bytes) -> None:
+    if len(head) > MAX_LINE_BYTES:
+        lengths = [len(line) for line in head.split(b"\r\n")]
+        if lengths[0] > MAX_LINE_BYTES:
+            raise HTTPError(414, "The request line is too long")
+        if max(lengths) > MAX_LINE_BYTES or len(head) > MAX_HEAD_BYTES:
+            raise HTTPError(431, "The header is too long")
+
+
+def _answer_options(environ: Environ, start_response: StartResponse) -> List[bytes]:
+    """Answer `OPTIONS *`, which asks the server and no application (RFC 9110 §9.3.7)."""
+    return _send(Answer(204, None), environ, start_response)
+
+
+class _Server:
+    """Serves over connections that are kept.
+
+    One thread leads: it watches all connections, takes in heads as they come, and answers requests
+    itself, one after the other. Threads that took turns would not be faster, for Python runs one at
+    a time, but would pass the turn several times for each request. When an answer takes longer than
+    some milliseconds, as a password hash does, the lead passes to another thread meanwhile. So
+    slow clients cost no thread, unless they are slow in the midst of a body or an answer.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, listener: socket.socket, settings: Settings,
+        tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
     ) -> None:
-        """Tell of a malformed request, as JSON and without repeating it."""
-        body = json.dumps({"success": False, "error": HTTPStatus(code).phrase}).encode()
-        self.request_version = "HTTP/1.0"  # in 0.9, which malformed lines count as, no head is sent
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header(*_NOSNIFF)
-        self.end_headers()
-        self.wfile.write(body)
+        self.app = app
+        self._listener = listener
+        listener.setblocking(False)
+        self.environ: Environ = {
+            "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_NAME": _host(listener),
+            "SERVER_PORT": str(_port_of(listener)), "SCRIPT_NAME": "", "CONTENT_LENGTH": "",
+            "PATH_INFO": "", "QUERY_STRING": "", "wsgi.errors": sys.stderr,
+            "wsgi.version": (1, 0), "wsgi.multithread": True, "wsgi.multiprocess": False,
+            "wsgi.run_once": False, "wsgi.file_wrapper": FileWrapper,
+            "wsgi.url_scheme": "https" if tls else "http",
+        }
+        self.settings = settings
+        self.tls = tls
+        self.access_log = access_log
+        self.stopping = False
+        self._stopped = False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._alarm, self._ear = socket.socketpair()
+        self._selector.register(
+            self._ear, selectors.EVENT_READ, lambda: self._ear.recv(RECEIVE_BYTES))
+        self._ready: Deque[_Connection] = deque()  # to be answered
+        # Until when they may wait, the longest waiting first.
+        self._idle: Dict[_Connection, float] = {}
+        self._begun: Dict[_Connection, float] = {}
+        self._ending: Dict[_Connection, float] = {}
+        self._blocking: Dict[_Connection, None] = {}  # a thread each
+        self._threads: List[threading.Thread] = []
+        self._lead = threading.Lock()  # held by the leader
+        self._lock = threading.Lock()  # of what follows, and of `busy` and `watched`
+        self._leader = 0  # its identifier
+        self._since: Optional[float] = None  # when it began to answer
+        self._followers = self._busy = 0
 
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug("%s %r", self.client_address[0], format % args)
+    # The lead, and how it is passed.
 
+    def serve_forever(self, patience: float = 0.005) -> None:
+        """Serve until interrupted. This thread sees to it that there is one that leads."""
+        self._start_thread()
+        while not self.stopping:
+            time.sleep(patience if self._busy or self._ready else 10 * patience)
+            self._pass_lead(patience)
 
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """Serves each connection, which is one request, in a thread of its own."""
+    def interrupt(self, *_: Any) -> None:
+        """Handle a signal: stop serving, or, if it is the second one, everything."""
+        if self.stopping:
+            os._exit(1)
+        self.stopping = True
 
-    daemon_threads = True
-    request_queue_size = 128
+    def finish(self) -> None:
+        """Stop listening, and let what is in flight come to its end, for ten seconds at most."""
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self.stopping = True
+        end = time.monotonic() + SHUTDOWN_TIMEOUT
+        self._wake()
+        while (self._busy or self._ready or self._idle) and time.monotonic() < end:
+            time.sleep(0.005)
+            self._pass_lead(0.005)
+        self._stopped = True
+        self._wake()
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        for connection in [*self._idle, *self._begun, *self._ending]:
+            self._close(connection)
+        for closable in (self._selector, self._alarm, self._ear):
+            closable.close()
 
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks DNS, which may take seconds
-        host, self.server_port = self.server_address[:2]
-        self.server_name = str(host)
-        self.setup_environ()
+    def _pass_lead(self, patience: float) -> None:
+        with self._lock:
+            if self._since is None or time.monotonic() - self._since < patience:
+                return
+            if not self._followers and len(self._threads) >= self.settings.threads:
+                for connection in list(self._blocking)[:1]:
+                    connection.cut()
+                return
+            self._leader, self._since = 0, None
+            self._lead.release()
+            alone = not self._followers
+        if alone:
+            self._start_thread()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Note what ended a connection: mostly a client that has gone or says nothing."""
-        if isinstance(sys.exc_info()[1], OSError):
-            logger.debug("Lost the connection from %s", client_address[0], exc_info=True)
+    def _start_thread(self) -> None:
+        self._threads.append(threading.Thread(target=self._work, daemon=True))
+        self._threads[-1].start()
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._alarm.send(b"!")
+
+    def _work(self) -> None:
+        me = threading.get_ident()
+        while not self._stopped:
+            with self._lock:
+                self._followers += 1
+            self._lead.acquire()
+            with self._lock:
+                self._followers -= 1
+                self._leader = me
+            while self._leader == me and not self._stopped:
+                self._step(me)
+            with self._lock:
+                if self._leader == me:  # so the others may see that it is over
+                    self._lead.release()
+
+    def _step(self, me: int) -> None:
+        """Answer what is to be answered next, in whose midst the lead may be lost."""
+        if not self._ready:
+            self._watch()
+            return
+        connection = self._ready.popleft()
+        with self._lock:
+            self._since = time.monotonic()
+            self._busy += 1
+        try:
+            self._keep(connection, self._answer(connection))
+        except Exception as error:
+            if not isinstance(error, (_ClientGone, OSError, ValueError)):
+                logger.exception("A fault in the server")
+            self._close(connection)
+        with self._lock:
+            self._busy -= 1
+            led = self._leader == me
+            if led:
+                self._since = None
+        if not led:
+            self._wake()  # who leads now may wait, and not for this connection
+
+    def _answer(self, connection: _Connection) -> bool:
+        if self.tls and not connection.secured:
+            connection.shake_hands(self.tls)
+            return True
+        return connection.answer()
+
+    # The connections, as the leader watches them.
+
+    def _watch(self) -> None:
+        """Wait for what comes, and take it in."""
+        events = self._selector.select(0.25)
+        for key, _ in events:
+            key.data()
+        self._close_late()
+        if self.stopping and not events:
+            for connection in list(self._idle):
+                self._close(connection)
+
+    def _accept(self) -> None:
+        try:
+            sock, address = self._listener.accept()
+        except OSError:
+            return  # it has gone already
+        sock.setblocking(False)
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        connection = _Connection(sock, address, self)
+        if len(self._idle) + len(self._begun) >= self.settings.connections:
+            for longest in list(self._idle or self._begun)[:1]:
+                self._close(longest)
+        if self.tls:
+            connection.busy = True
+            self._ready.append(connection)
         else:
-            logger.exception("A fault in serving %s", client_address[0])
+            self._await(connection)
+
+    def _take(self, connection: _Connection) -> None:
+        with self._lock:
+            if connection.busy:  # its thread will look for itself
+                self._selector.unregister(connection.sock)
+                connection.watched = False
+                return
+        try:
+            ready = connection.take()
+        except (OSError, ValueError):
+            self._close(connection)
+            return
+        if ready:
+            self._idle.pop(connection, None)
+            self._begun.pop(connection, None)
+            connection.busy = True
+            self._ready.append(connection)
+        elif connection.received and connection in self._idle:
+            del self._idle[connection]
+            self._begun[connection] = time.monotonic() + self.settings.head_timeout
+
+    def _keep(self, connection: _Connection, persists: bool) -> None:
+        """See to what follows an answer."""
+        if not persists:
+            connection.discard()
+        elif connection.received and connection.has_head():
+            self._ready.append(connection)
+            return
+        self._await(connection)
+
+    def _await(self, connection: _Connection) -> None:
+        """Watch a connection for what comes next."""
+        now = time.monotonic()
+        if connection.discarding:
+            self._ending[connection] = now + LINGER
+        elif connection.received:
+            self._begun[connection] = now + self.settings.head_timeout
+        else:
+            self._idle[connection] = now + self.settings.idle_timeout
+        with self._lock:
+            connection.busy = False
+            if not connection.watched:
+                connection.watched = True
+                self._selector.register(
+                    connection.sock, selectors.EVENT_READ, lambda: self._take(connection))
+        if connection.secured and connection.sock.pending():  # which the selector cannot know
+            self._take(connection)
+
+    def _close_late(self) -> None:
+        now = time.monotonic()
+        for waiting in (self._idle, self._ending, self._begun):
+            for connection, end in list(waiting.items()) if waiting else ():
+                if end > now:
+                    break
+                if waiting is self._begun:
+                    del waiting[connection]
+                    connection.fault = HTTPError(408, "The request took too long")
+                    connection.busy = True
+                    self._ready.append(connection)
+                else:
+                    self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        """Close a connection, and forget it."""
+        for waiting in (self._idle, self._begun, self._ending):
+            waiting.pop(connection, None)
+        with self._lock:
+            if connection.watched:
+                connection.watched = False
+                self._selector.unregister(connection.sock)
+        connection.sock.close()
+
+    @contextmanager
+    def waiting_for(self, connection: _Connection, seconds: float) -> Iterator[None]:
+        """Block a thread for a client, for so long at most, or until the thread is needed."""
+        self._blocking[connection] = None
+        connection.sock.settimeout(seconds)
+        try:
+            yield
+        finally:
+            self._blocking.pop(connection, None)
+            connection.sock.settimeout(0)
+
+    def log_access(self, request: _Request, exchange: _Exchange) -> None:
+        """Write a line in the combined log format, if they are wanted."""
+        if self.access_log is None:
+            return
+        environ = request.environ
+        shown = [_UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text) for text in (
+            environ.get("REMOTE_USER", "-").replace(" ", "\xa0"), request.line,
+            environ.get("HTTP_REFERER", "-"), environ.get("HTTP_USER_AGENT", "-"))]
+        now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
+        status = (exchange.status or "-")[:3]
+        print(f'{environ["REMOTE_ADDR"] or "-"} - {shown[0]} [{now}] "{shown[1]}" {status}'
+              f' {exchange.sent} "{shown[2]}" "{shown[3]}"', file=self.access_log, flush=True)
+
+
+_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
+
+
+def _host(listener: socket.socket) -> str:
+    """Where it listens: an address or, on a Unix socket, a path."""
+    name = listener.getsockname()
+    return str(name[0] if isinstance(name, tuple) else name)
+
+
+def _port_of(listener: socket.socket) -> int:
+    name = listener.getsockname()
+    return int(name[1]) if isinstance(name, tuple) else 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket: the one that systemd hands over (sd_listen_fds(3)), or a new one.
+
+    Raises:
+        OSError: there is none.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") > "0":
+        return socket.socket(fileno=LISTEN_FD)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        (host, port), family=family, backlog=1024, dualstack_ipv6=both)
+
+
+def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
+    """TLS 1.2 and up (RFC 8996).
+
+    Raises:
+        OSError: a file cannot be read, or is none of TLS.
+    """
+    import ssl
+    global _would_block
+    _would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(certificate, key)
+    return context
 
 
 # --- Commands -----------------------------------------------------------------------------------
@@ -1380,21 +2139,50 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _serve(args: argparse.Namespace) -> None:
     settings = _settings(args)
+    app = _load_app(args.app) if args.app else None
+    if args.tls_key and not args.tls_cert:
+        raise Error("--tls-key needs --tls-cert")
     try:
-        server = _Server((args.host, args.port), _ConnectionHandler)
+        tls = _tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     except OSError as error:
-        raise Error(f"cannot listen on {args.host}:{args.port}: {error.strerror}") from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with server:
-        try:
-            demo = _first_run(settings)
-            server.set_app(create_app(settings))
-            host = "127.0.0.1" if args.host in ("", "0.0.0.0") else args.host
-            _greet(f"http://{host}:{server.server_port}", settings, demo)
-            logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
-            server.serve_forever()
-        except KeyboardInterrupt:
-            pass
+        raise Error(f"cannot use {args.tls_cert}: {error.strerror or error}") from None
+    try:
+        listener = _listen(args.host, args.port)
+    except OSError as error:
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
+        raise Error(f"cannot listen on {args.host}:{args.port}: {reason}") from None
+    with listener:
+        demo = _first_run(settings)
+        log = sys.stdout if args.access_log else None
+        server = _Server(create_app(settings, app=app), listener, settings, tls, log)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, server.interrupt)
+        _greet(_url(args.host, listener, tls), settings, demo, "/" if app else "/protected")
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
+        server.serve_forever()
+        server.finish()
+
+
+def _url(host: str, listener: socket.socket, tls: Any) -> str:
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if tls else 'http'}://{host}:{_port_of(listener)}"
+
+
+def _load_app(name: str) -> WSGIApplication:
+    """Import `MODULE:CALLABLE`, from the current folder first."""
+    module, _, attributes = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        app: Any = importlib.import_module(module)
+        for attribute in (attributes or "application").split("."):
+            app = getattr(app, attribute)
+    except Exception as error:
+        raise Error(f"cannot import {name}: {type(error).__name__}: {error}") from error
+    if not callable(app):
+        raise Error(f"{name} is not callable")
+    return app  # type: ignore[no-any-return]
 
 
 def _first_run(settings: Settings) -> Optional[Tuple[str, str]]:
@@ -1408,7 +2196,9 @@ def _first_run(settings: Settings) -> Optional[Tuple[str, str]]:
     return password, _issue(store, user, settings, settings.token_lifetime)
 
 
-def _greet(url: str, settings: Settings, demo: Optional[Tuple[str, str]]) -> None:
+def _greet(
+    url: str, settings: Settings, demo: Optional[Tuple[str, str]], path: str,
+) -> None:
     lines = [f"jwtserver listens on {url} (Ctrl-C stops it)"]
     if demo:
         password, token = demo
@@ -1418,7 +2208,7 @@ def _greet(url: str, settings: Settings, demo: Optional[Tuple[str, str]]) -> Non
             "\nSign in:",
             f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
             "\nShow the token to the guard:",
-            f'curl -H "Authorization: Bearer {token}" {url}/protected\n',
+            f'curl -H "Authorization: Bearer {token}" {url}{path}\n',
         ]
     print("\n".join(lines), flush=True)
 
@@ -1660,11 +2450,17 @@ def _add_serve(commands: _Commands) -> None:
         "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--port", type=_port, default=3000, help="default: %(default)s")
+    serve.add_argument("--app", metavar="MODULE:CALLABLE",
+                       help="a WSGI application to serve behind the guard, from this folder")
     serve.add_argument("--protect", metavar="RULE", action="append",
                        help="a path that needs a token, optionally behind methods: 'POST /path'")
     serve.add_argument("--exempt", metavar="RULE", action="append",
                        help="a path inside of it that does not")
     serve.add_argument("--prefix", metavar="PATH", help="where the endpoints are; default: /")
+    serve.add_argument("--tls-cert", metavar="FILE", help="serve over TLS, with this chain (PEM)")
+    serve.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
+    serve.add_argument("--access-log", action="store_true",
+                       help="print a line for each request, in the combined log format")
 
 
 def _add_user_commands(user: _Commands) -> None:

@@ -106,7 +106,7 @@ def test_authenticate_twice_gives_different_sessions(client):
 
 def test_authenticate_issuer_and_audience_are_written_and_required(settings, store):
     client = TestApp(create_app(Settings(**{
-        **vars(settings), "issuer": "https://issuer.example", "audience": "tool"})))
+        **settings._asdict(), "issuer": "https://issuer.example", "audience": "tool"})))
     plain = sign_in(TestApp(create_app(settings))).json["token"]
 
     token = sign_in(client).json["token"]
@@ -265,7 +265,7 @@ def count_iterations(monkeypatch):
 
 @pytest.mark.parametrize("name", ["alice", "nobody", "mallory", "old", "a\0b"])
 def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, monkeypatch, name):
-    client = TestApp(create_app(Settings(**{**vars(settings), "pbkdf2_iterations": 1500})))
+    client = TestApp(create_app(settings._replace(pbkdf2_iterations=1500)))
     done = count_iterations(monkeypatch)
 
     sign_in(client, name, "wrong", status=401)
@@ -338,7 +338,7 @@ def test_protected_without_token_is_refused_in_the_words_of_the_tutorial(client)
 
 
 def test_protected_token_of_another_key_is_refused(settings, store, client):
-    other = TestApp(create_app(Settings(**{**vars(settings), "secret": KEY[::-1]})))
+    other = TestApp(create_app(settings._replace(secret=KEY[::-1])))
 
     response = client.get("/protected", headers=bearer(sign_in(other).json["token"]), status=401)
 
@@ -346,7 +346,7 @@ def test_protected_token_of_another_key_is_refused(settings, store, client):
 
 
 def test_rotated_keys_first_signs_and_all_verify(settings, store, client):
-    rotated = TestApp(create_app(Settings(**{**vars(settings), "secret": f"{KEY[::-1]}\n{KEY}"})))
+    rotated = TestApp(create_app(settings._replace(secret=f"{KEY[::-1]}\n{KEY}")))
     old = sign_in(client).json["token"]
     new = sign_in(rotated).json["token"]
 
@@ -457,7 +457,7 @@ def test_own_application_rules_come_from_the_settings(settings, store):
         return [b"hello"]
 
     client = TestApp(create_app(
-        Settings(**{**vars(settings), "protect": ("/api",), "exempt": ("/api/open",)}), app=hello))
+        settings._replace(protect=("/api",), exempt=("/api/open",)), app=hello))
 
     assert client.get("/").headers.getall("X-Content-Type-Options") == ["nosniff"]
     client.get("/api/x", status=401)
@@ -465,7 +465,7 @@ def test_own_application_rules_come_from_the_settings(settings, store):
 
 
 def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):
-    client = TestApp(create_app(Settings(**{**vars(settings), "prefix": "/auth"})))
+    client = TestApp(create_app(settings._replace(prefix="/auth")))
 
     response = client.post_json("/auth/authenticate", {"username": "alice", "password": PASSWORD})
 
@@ -477,7 +477,7 @@ def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):
 @pytest.mark.parametrize("field", ["protect", "exempt"])
 def test_malformed_rule_stops_the_composition(settings, field):
     with pytest.raises(jwtserver.SettingsError, match=f"JWTSERVER_{field.upper()}.*'nope'"):
-        create_app(Settings(**{**vars(settings), field: ("nope",)}))
+        create_app(settings._replace(**{field: ("nope",)}))
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -622,7 +622,7 @@ def test_locks_after_fork_are_free(monkeypatch):
 
 
 def test_token_expires(settings, store):
-    client = TestApp(create_app(Settings(**{**vars(settings), "token_lifetime": 1})))
+    client = TestApp(create_app(settings._replace(token_lifetime=1)))
     claims = decode(sign_in(client).json["token"], KEY, now=time.time())
 
     assert claims["exp"] - claims["iat"] == 1

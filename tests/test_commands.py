@@ -303,7 +303,7 @@ def test_repeated_rules_of_flags_are_all_used():
 @pytest.mark.parametrize("line", [
     "nope", "user", "user nope", "user add", "user list extra", "--port x", "--port 65536",
     "--port -1", "--port", "token issue alice --lifetime 0", "token issue alice --lifetime x",
-    "key", "--nope", "--data x.db", "serve --app x:y",
+    "key", "--nope", "--data x.db", "serve --apps x:y",
 ])
 def test_usage_that_is_wrong_exits_with_2(line, capsys):
     with pytest.raises(SystemExit) as exit:

@@ -18,6 +18,12 @@ import pytest
 
 from wsgi_auth import BearerAuthMiddleware, TokenSigner
 
+
+@pytest.fixture(autouse=True)
+def clean_environment():
+    """Nothing here reads the environment or a folder."""
+
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the frameworks' own
 
 SIGNER = TokenSigner("k" * 32)

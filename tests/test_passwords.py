@@ -14,6 +14,12 @@ from wsgi_auth import (
     verify_password,
 )
 
+
+@pytest.fixture(autouse=True)
+def clean_environment():
+    """Nothing here reads the environment or a folder."""
+
+
 PASSWORD = "correct horse"
 UNICODE_PASSWORD = "Zo\u00eb \u2603"
 

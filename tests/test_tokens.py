@@ -35,6 +35,12 @@ from wsgi_auth import (
     parse_json_object,
 )
 
+
+@pytest.fixture(autouse=True)
+def clean_environment():
+    """Nothing here reads the environment or a folder."""
+
+
 KEY = b"alpha-3c59dc048e8850243be8079a5c74d079"
 OTHER_KEY = b"bravo-b6d767d2f8ed5d21a44b0e5886680cb9"
 NOW = 1_700_000_000
