@@ -24,6 +24,7 @@ or key.
 
 import argparse
 import csv
+import gc
 import getpass
 import hashlib
 import importlib
@@ -645,6 +646,31 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
+class _Loan:
+    """A connection of the store, lent; it is returned unless something has gone wrong with it."""
+
+    __slots__ = ("_store", "_idle", "_connection")
+
+    def __init__(self, store: "Store") -> None:
+        self._store = store
+        self._idle = store._idle.setdefault(_pid, [])
+
+    def __enter__(self) -> sqlite3.Connection:
+        try:
+            self._connection = _pop(self._idle) or self._store._connect()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._store.path}: {error}") from error
+        return self._connection
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
+        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
+            self._idle.append(self._connection)
+            return
+        self._connection.close()  # which rolls back
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"{self._store.path}: {error}") from error
+
+
 class Store:
     """Users, their sessions, and failed logins, in an SQLite file that processes may share.
 
@@ -664,24 +690,9 @@ class Store:
             f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
             isolation_level=None, check_same_thread=False)
 
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self) -> "_Loan":
         """Lend a connection; each statement is a transaction, if no other is begun."""
-        idle = self._idle.setdefault(_pid, [])
-        connection = None
-        try:
-            connection = _pop(idle) or self._connect()
-            yield connection
-        except BaseException as error:
-            if connection:
-                connection.close()  # which rolls back
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(f"{self.path}: {error}") from error
-            raise
-        if len(idle) < MAX_IDLE_CONNECTIONS:
-            idle.append(connection)
-        else:
-            connection.close()
+        return _Loan(self)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -1031,7 +1042,7 @@ class Router:
         route = self.routes.get(environ.get("PATH_INFO", ""), _NO_ROUTE)
         try:
             if route is _NO_ROUTE and self.otherwise:
-                return self.otherwise(environ, _with_nosniff(start_response))
+                return self.otherwise(environ, start_response)
             answer = route.answer(environ)
         except HTTPError as error:
             answer = route.failure(error)
@@ -1045,14 +1056,18 @@ class Router:
         return _send(answer, environ, start_response)
 
 
-def _with_nosniff(start_response: StartResponse) -> StartResponse:
-    def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
-        if _NOSNIFF not in headers and not any(
-                name.lower() == "x-content-type-options" for name, _ in headers):
-            headers = [*headers, _NOSNIFF]
-        return start_response(status, headers, *exc_info)
+def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
+    """Add the header to the answers of an application that does not send it itself."""
 
-    return start
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
+            if not any(name.lower() == "x-content-type-options" for name, _ in headers):
+                headers = [*headers, _NOSNIFF]
+            return start_response(status, headers, *exc_info)
+
+        return app(environ, start)
+
+    return wrapped
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
@@ -1262,7 +1277,8 @@ def create_app(
     protect = settings.protect or ("/" if app else "/protected",)
     try:
         guarded = BearerAuthMiddleware(
-            _limited(Router(behind, otherwise=app), settings.rate_limit, service.client), signer,
+            _limited(Router(behind, otherwise=app and _with_nosniff(app)), settings.rate_limit,
+                     service.client), signer,
             protect=[*protect, logout], exempt=settings.exempt, is_revoked=service.is_revoked)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT or JWTSERVER_EXEMPT: {error}") from None
@@ -1335,6 +1351,7 @@ MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
 RECEIVE_BYTES = 16 * 1024
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
+GC_THRESHOLD = 10_000  # objects, of which some tens come and go with a request
 LINGER = 1.0  # seconds, for a client to read an answer before the connection is closed on it
 SHUTDOWN_TIMEOUT = 10.0  # seconds, for what is in flight
 
@@ -1475,6 +1492,7 @@ class _Exchange(SimpleHandler):
 
     status: Optional[str] = None
     headers: Any = None
+    result: Any = None
     headers_sent = False
     error_headers = [("Content-Type", "application/json"), _NOSNIFF]
     error_body = b'{"success": false, "error": "Internal server error"}'
@@ -1507,6 +1525,15 @@ class _Exchange(SimpleHandler):
         except _ClientGone:
             self.persists = False
 
+    def finish_response(self) -> None:
+        """Send what the application returns, as it comes."""
+        try:
+            for data in self.result:
+                self.write(data)
+            self.finish_content()
+        finally:
+            self.close()
+
     def start_response(
         self, status: str, headers: List[Tuple[str, str]], exc_info: Any = None,
     ) -> Callable[[bytes], None]:
@@ -1518,24 +1545,9 @@ class _Exchange(SimpleHandler):
                 exc_info = None
         if self.headers is not None and not exc_info:
             raise AssertionError("the head of the answer is there already")
-        fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
-        if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
-                or fields.count("\n") != len(headers):
-            raise ValueError("malformed status or header")  # or another answer hidden in this one
-        names = [name.lower() for name, _ in headers]
-        if not _HOP_BY_HOP.isdisjoint(names) or names.count("content-length") > 1:
-            raise ValueError("a header that is the server's business")
-        self._length = None
-        if "content-length" in names:
-            length = headers[names.index("content-length")][1]
-            if not _CONTENT_LENGTH.fullmatch(length):
-                raise ValueError("malformed Content-Length")
-            self._length = int(length)
-        if "date" not in names:
-            fields += f"Date: {_http_date(int(time.time()))}\r\n"
-        if "server" not in names:
-            fields += "Server: jwtserver\r\n"
-        self._fields = fields
+        self._fields, self._length, dated = _check_answer(status, tuple(headers))
+        if not dated:
+            self._fields += _date_field(int(time.time()))
         self.status, self.headers = status, headers
         return self.write
 
@@ -1603,9 +1615,37 @@ class _Exchange(SimpleHandler):
         logger.error("A fault in the application", exc_info=exc_info)
 
 
+@lru_cache(maxsize=256)  # few applications have more different heads
+def _check_answer(
+    status: str, headers: Tuple[Tuple[str, str], ...],
+) -> Tuple[str, Optional[int], bool]:
+    """The header of an answer as it is sent, its Content-Length, and whether it has a Date.
+
+    Raises:
+        ValueError: it is malformed, so that another answer may hide in it, or says what is the
+            server's business.
+        TypeError: it is not made of text.
+    """
+    fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
+    if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
+            or fields.count("\n") != len(headers):
+        raise ValueError("malformed status or header")
+    names = [name.lower() for name, _ in headers]
+    if not _HOP_BY_HOP.isdisjoint(names) or names.count("content-length") > 1:
+        raise ValueError("a header that is the server's business")
+    length = None
+    if "content-length" in names:
+        length = headers[names.index("content-length")][1]
+        if not _CONTENT_LENGTH.fullmatch(length):
+            raise ValueError("malformed Content-Length")
+    if "server" not in names:
+        fields += "Server: jwtserver\r\n"
+    return fields, None if length is None else int(length), "date" in names
+
+
 @lru_cache(maxsize=2)
-def _http_date(seconds: int) -> str:
-    return format_date_time(seconds)
+def _date_field(seconds: int) -> str:
+    return f"Date: {format_date_time(seconds)}\r\n"
 
 
 class _Connection:
@@ -1845,6 +1885,7 @@ class _Server:
         self._idle: Dict[_Connection, float] = {}
         self._begun: Dict[_Connection, float] = {}
         self._ending: Dict[_Connection, float] = {}
+        self._looked = 0.0  # when that was looked at
         self._blocking: Dict[_Connection, None] = {}  # a thread each
         self._threads: List[threading.Thread] = []
         self._lead = threading.Lock()  # held by the leader
@@ -1882,7 +1923,7 @@ class _Server:
         self._wake()
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        for connection in [*self._idle, *self._begun, *self._ending]:
+        for connection in [*self._idle, *self._begun, *self._ending, *self._ready]:
             self._close(connection)
         for closable in (self._selector, self._alarm, self._ear):
             closable.close()
@@ -2032,8 +2073,11 @@ class _Server:
 
     def _close_late(self) -> None:
         now = time.monotonic()
+        if now < self._looked + 0.02:
+            return
+        self._looked = now
         for waiting in (self._idle, self._ending, self._begun):
-            for connection, end in list(waiting.items()) if waiting else ():
+            for connection, end in list(waiting.items()):
                 if end > now:
                     break
                 if waiting is self._begun:
@@ -2160,6 +2204,8 @@ def _serve(args: argparse.Namespace) -> None:
             signal.signal(number, server.interrupt)
         _greet(_url(args.host, listener, tls), settings, demo, "/" if app else "/protected")
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
+        gc.freeze()  # what there is by now is no garbage, and to look for some took a tenth
+        gc.set_threshold(GC_THRESHOLD)  # of the time of a request
         server.serve_forever()
         server.finish()
 
