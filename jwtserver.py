@@ -24,6 +24,7 @@ or key.
 
 import argparse
 import csv
+import errno
 import gc
 import getpass
 import hashlib
@@ -1351,6 +1352,7 @@ MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
 RECEIVE_BYTES = 16 * 1024
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
+FAIRNESS = 0.005  # seconds in which requests that came together may keep new ones waiting
 GC_THRESHOLD = 10_000  # objects, of which some tens come and go with a request
 LINGER = 1.0  # seconds, for a client to read an answer before the connection is closed on it
 SHUTDOWN_TIMEOUT = 10.0  # seconds, for what is in flight
@@ -1886,6 +1888,7 @@ class _Server:
         self._begun: Dict[_Connection, float] = {}
         self._ending: Dict[_Connection, float] = {}
         self._looked = 0.0  # when that was looked at
+        self._watched = 0.0  # when it was looked for what comes
         self._blocking: Dict[_Connection, None] = {}  # a thread each
         self._threads: List[threading.Thread] = []
         self._lead = threading.Lock()  # held by the leader
@@ -1967,8 +1970,9 @@ class _Server:
 
     def _step(self, me: int) -> None:
         """Answer what is to be answered next, in whose midst the lead may be lost."""
-        if not self._ready:
+        if not self._ready or time.monotonic() > self._watched + FAIRNESS:
             self._watch()
+        if not self._ready:
             return
         connection = self._ready.popleft()
         with self._lock:
@@ -1998,9 +2002,10 @@ class _Server:
 
     def _watch(self) -> None:
         """Wait for what comes, and take it in."""
-        events = self._selector.select(0.25)
+        events = self._selector.select(0 if self._ready else 0.25)
         for key, _ in events:
             key.data()
+        self._watched = time.monotonic()
         self._close_late()
         if self.stopping and not events:
             for connection in list(self._idle):
@@ -2009,20 +2014,26 @@ class _Server:
     def _accept(self) -> None:
         try:
             sock, address = self._listener.accept()
-        except OSError:
-            return  # it has gone already
+        except OSError as error:  # it has gone already, or there is no place for it
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._close_longest()
+            return
         sock.setblocking(False)
         if sock.family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         connection = _Connection(sock, address, self)
         if len(self._idle) + len(self._begun) >= self.settings.connections:
-            for longest in list(self._idle or self._begun)[:1]:
-                self._close(longest)
+            self._close_longest()
         if self.tls:
             connection.busy = True
             self._ready.append(connection)
         else:
             self._await(connection)
+
+    def _close_longest(self) -> None:
+        """Make room, at the cost of the connection that has been idle for the longest time."""
+        for connection in list(self._idle or self._begun)[:1]:
+            self._close(connection)
 
     def _take(self, connection: _Connection) -> None:
         with self._lock:

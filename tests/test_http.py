@@ -1,6 +1,7 @@
 """The HTTP server: its strict reading of heads, framing, slow clients, TLS, its end."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -709,6 +710,43 @@ def test_connections_beyond_the_bound_cost_the_longest_idle():
 
         for connection in (first, begun, *others):
             connection.close()
+
+
+def test_connections_beyond_what_the_system_allows_cost_the_longest_idle():
+    class Full:
+        def accept(self):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    with serving(echo) as server, connect(server) as idle:
+        while not server._idle:
+            time.sleep(0.001)
+        listener, server._listener = server._listener, Full()
+
+        server._accept()
+
+        server._listener = listener
+        assert idle.recv(9) == b""
+
+
+def test_flood_of_pipelined_requests_does_not_hinder_others():
+    flood, begun = head(first=b"GET /flood HTTP/1.1"), threading.Event()
+    answered = []
+    together = jwtserver.RECEIVE_BYTES // len(flood)  # are taken in at once
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/flood":
+            begun.set()
+            time.sleep(0.002)
+        answered.append(environ["PATH_INFO"])
+        return echo(environ, start_response)
+
+    with serving(app) as server, connect(server) as flooding:
+        flooding.sendall(flood * together)
+        assert begun.wait(10)
+
+        assert statuses(exchange(server, head())) == [200]
+
+        assert answered.index("/x") < together - 1
 
 
 def test_connections_that_drip_do_not_hinder_others():
