@@ -275,7 +275,7 @@ def spellings(count):
     return sorted(made)
 
 
-SPELLINGS = spellings(800)
+SPELLINGS = spellings(400)
 
 
 def get(app, path, authorization=None):
@@ -374,7 +374,7 @@ def test_framework_serves_public_paths_without_token(framework):
 def test_framework_serves_the_secret_under_no_spelling(framework):
     paths = secret_spellings(framework)
 
-    assert len(paths) >= 10
+    assert len(paths) >= 5
     assert passed(framework, paths) == []
 
 
@@ -383,7 +383,7 @@ def test_bottle_behind_middleware_that_reads_paths_serves_no_secret(name):
     app = rewriting(bottle_app(), READERS[name])
     paths = secret_spellings(app)
 
-    assert len(paths) >= 40
+    assert len(paths) >= 20
     assert passed(app, paths) == []
 
 
@@ -402,7 +402,7 @@ def test_django_route_that_ignores_case_serves_no_secret(path):
 def test_reader_serves_the_secret_under_no_spelling(name, leaks):
     paths = {path for path, read in readings(name) if is_secret(read)}
 
-    assert len(paths) >= 40
+    assert len(paths) >= 20
     assert sorted(paths & leaks) == []
 
 
@@ -411,5 +411,5 @@ def test_reader_of_what_another_has_read_serves_the_secret_under_no_spelling(nam
     once = readings(name)
     paths = {path for second in READERS for path, read in readings(second, once) if is_secret(read)}
 
-    assert len(paths) >= 100
+    assert len(paths) >= 50
     assert sorted(paths & leaks) == []
