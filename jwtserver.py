@@ -1123,11 +1123,12 @@ def client_address(environ: Environ, trusted_proxies: int) -> str:
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
     """A token of a session, and the seconds for which it is good: never longer than the session."""
     user, session, _ = grant
-    expires = int(min(now + lifetime, session.expires))
-    claims = {"sub": user.name, "username": user.name, "sid": session.id, "exp": expires}
+    issued, expires = int(now), int(min(now + lifetime, session.expires))
+    claims = {"sub": user.name, "username": user.name, "sid": session.id,
+              "iat": issued, "exp": expires}
     if user.scope:
         claims["scope"] = user.scope
-    return signer.sign(claims), expires - int(now)
+    return signer.sign(claims), expires - issued
 
 
 class Service:

@@ -113,6 +113,17 @@ def test_authenticate_answers_a_refresh_token_that_is_not_stored(client, store):
         assert part.encode() not in stored
 
 
+def test_token_lives_as_long_as_its_answer_says_whatever_passes_meanwhile(store):
+    seconds = iter(range(1_800_000_000, 1_800_001_000))
+    client = TestApp(create_app(
+        Settings(secret=KEY, pbkdf2_iterations=1000), clock=lambda: next(seconds) + 0.5))
+
+    answer = sign_in(client)
+
+    claims = decode(answer["token"], KEY, now=1_800_000_100)
+    assert answer["expires_in"] == claims["exp"] - claims["iat"] == 3600
+
+
 def test_refresh_answers_the_shape_of_authenticate_and_rotates(client, clock):
     first = sign_in(client)
     clock.now += 100
