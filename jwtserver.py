@@ -237,7 +237,7 @@ def prepare_keys(settings: Settings) -> None:
         OSError: the file cannot be made.
     """
     if not settings.secret and not settings.key_file.exists():
-        _make_key_file(settings.key_file)
+        _make_file(settings.key_file, [secrets.token_hex(32).encode()])
 
 
 def load_keys(settings: Settings) -> List[bytes]:
@@ -265,9 +265,9 @@ def _read_key_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _make_key_file(path: Path) -> None:
-    """Make the file whole or not at all; of two processes that try at once, one succeeds."""
-    draft = _write_draft(path, [secrets.token_hex(32).encode()])
+def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
+    """Make a file whole or not at all; of two processes that try at once, one succeeds."""
+    draft = _write_draft(path, lines)
     try:
         os.link(draft, path)  # unlike a rename, it never replaces a file
     except FileExistsError:
@@ -276,11 +276,11 @@ def _make_key_file(path: Path) -> None:
         os.unlink(draft)
 
 
-def _write_draft(path: Path, keys: Iterable[bytes]) -> str:
+def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
     """Write a file for its owner's eyes alone, on its disk, in the folder of `path`."""
     descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     with open(descriptor, "wb") as file:
-        file.write(b"".join(key + b"\n" for key in keys))
+        file.write(b"".join(line + b"\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
     return draft
@@ -650,15 +650,19 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 class _Loan:
     """A connection of the store, lent; it is returned unless something has gone wrong with it."""
 
-    __slots__ = ("_store", "_idle", "_connection")
+    __slots__ = ("_store", "_idle", "_more", "_connection")
 
-    def __init__(self, store: "Store") -> None:
+    def __init__(
+        self, store: "Store", idle: List[sqlite3.Connection],
+        more: Callable[[], sqlite3.Connection],
+    ) -> None:
         self._store = store
-        self._idle = store._idle.setdefault(_pid, [])
+        self._idle = idle
+        self._more = more
 
     def __enter__(self) -> sqlite3.Connection:
         try:
-            self._connection = _pop(self._idle) or self._store._connect()
+            self._connection = _pop(self._idle) or self._more()
         except sqlite3.Error as error:
             raise StoreError(f"{self._store.path}: {error}") from error
         return self._connection
@@ -675,12 +679,17 @@ class _Loan:
 class Store:
     """Users, their sessions, and failed logins, in an SQLite file that processes may share.
 
+    With `in_batches`, whether sessions are open is told as of one moment until `end_batch` is
+    called, which must be before another request is received.
+
     Raises:
         StoreError: from each method, if the file cannot be used.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, in_batches: bool = False) -> None:
         self.path = Path(path)
+        self._in_batches = in_batches
+        self._batch: List[sqlite3.Connection] = []  # in the midst of reading, for this batch
         # By process: one that was forked must not touch, nor close, what its parent has opened
         # (https://sqlite.org/howtocorrupt.html §2.6).
         self._idle: Dict[int, List[sqlite3.Connection]] = {}
@@ -693,7 +702,25 @@ class Store:
 
     def _connection(self) -> "_Loan":
         """Lend a connection; each statement is a transaction, if no other is begun."""
-        return _Loan(self)
+        return _Loan(self, self._idle.setdefault(_pid, []), self._connect)
+
+    def _begin(self) -> sqlite3.Connection:
+        connection = _pop(self._idle.setdefault(_pid, [])) or self._connect()
+        connection.execute("BEGIN")
+        return connection
+
+    def _end(self, batch: List[sqlite3.Connection]) -> None:
+        for connection in iter(lambda: _pop(batch), None):
+            try:
+                connection.execute("COMMIT")
+                self._idle.setdefault(_pid, []).append(connection)
+            except sqlite3.Error:
+                connection.close()
+
+    def end_batch(self) -> None:
+        """Let what is looked up from now on be as it is from now on."""
+        batch, self._batch = self._batch, []
+        self._end(batch)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -705,7 +732,13 @@ class Store:
     def prepare(self) -> bool:
         """Make the file if it is not there, bring its schema up to date; tell whether it is new."""
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds the hashes
+            # For its owner alone, for it holds the hashes. It must not be opened here if it is
+            # there: closing it would drop the locks that SQLite has on it, and other processes
+            # then delete what is in use (https://sqlite.org/howtocorrupt.html §2.2).
+            if self.path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not self.path.exists():
+                _make_file(self.path)
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from error
         with self._connection() as connection:
@@ -883,8 +916,16 @@ class Store:
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Tell whether a session has not ended."""
-        with self._connection() as connection:
-            return connection.execute(_IS_OPEN, (session_id, now)).fetchone() is not None
+        if not self._in_batches:
+            with self._connection() as connection:
+                return connection.execute(_IS_OPEN, (session_id, now)).fetchone() is not None
+        # Of three system calls and as many locks, a batch has the cost once.
+        batch = self._batch
+        with _Loan(self, batch, self._begin) as connection:
+            found = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
+        if batch is not self._batch:  # it has ended meanwhile, without this connection
+            self._end(batch)
+        return found is not None
 
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
@@ -1255,7 +1296,7 @@ def _welcome(environ: Environ) -> Answer:
 
 def create_app(
     settings: Optional[Settings] = None, *, app: Optional[WSGIApplication] = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.time, store: Optional[Store] = None,
 ) -> WSGIApplication:
     """Compose the service: the endpoints, and behind the guard `app` or else the demo.
 
@@ -1268,7 +1309,7 @@ def create_app(
         OSError: the file of the keys cannot be read or made.
     """
     settings = settings or Settings.from_environ(os.environ)
-    store = Store(settings.database)
+    store = store or Store(settings.database)
     store.prepare()
     signer = make_signer(settings, clock)
     service = Service(store, signer, settings, clock)
@@ -1522,7 +1563,7 @@ class _Exchange(SimpleHandler):
                 self.finish_response()
             except _ClientGone:
                 raise
-            except Exception:
+            except BaseException:  # sys.exit() too: it would end the thread that all wait for
                 self.persists = self.persists and not self.headers_sent
                 self.handle_error()
         except _ClientGone:
@@ -1583,7 +1624,9 @@ class _Exchange(SimpleHandler):
         self.sent += len(data)
         if self._chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if head or data:
+        if whole:
+            self._connection.post(head + data)
+        elif head or data:
             self._connection.send(head + data)
 
     def _head(self, length: Optional[int]) -> bytes:
@@ -1661,6 +1704,8 @@ class _Connection:
         self.server = server
         self.received = b""  # and not used yet
         self.seen = 0  # how much of that has been looked at, and is no whole head
+        self.posted = b""  # of the answer, and not sent yet
+        self.persists = True  # so that another request may follow
         self.busy = False  # a thread answers a request of it
         self.watched = False  # by the selector
         self.discarding = False  # what still comes, before it is closed
@@ -1704,8 +1749,8 @@ class _Connection:
         self.seen = len(data)
         return False
 
-    def answer(self) -> bool:
-        """Answer a request; tell whether another may follow. What cannot be one gets an answer too.
+    def answer(self) -> None:
+        """Answer a request; what cannot be one gets an answer too. It may be left posted.
 
         Raises:
             _ClientGone: it has not been answered.
@@ -1717,12 +1762,13 @@ class _Connection:
             request = _Request(
                 {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address}, "-", 0, False, False)
             self._run(request, None, lambda *called: _send(failure, *called))
-            return False
+            return
         body = _Body(self, request) if request.length else None
         request.environ["wsgi.input"] = io.BufferedReader(body) if body else io.BytesIO()
         app = _answer_options if request.environ["PATH_INFO"] == "*" else self.server.app
-        persists = self._run(request, body, app)
-        return persists and (body is None or self._skip(body))
+        self._run(request, body, app)
+        if body and body.left and self.persists:
+            self.persists = self._skip(body)
 
     def _next_request(self) -> _Request:
         if self.fault:
@@ -1734,14 +1780,15 @@ class _Connection:
         environ["REMOTE_ADDR"] = self.address
         return _parse_head(head, environ)
 
-    def _run(self, request: _Request, body: Optional[_Body], app: WSGIApplication) -> bool:
+    def _run(self, request: _Request, body: Optional[_Body], app: WSGIApplication) -> None:
         exchange = _Exchange(self, request, body)
         exchange.run(app)
+        self.persists = exchange.persists
         self.server.log_access(request, exchange)
-        return exchange.persists
 
     def _skip(self, body: _Body) -> bool:
         """Read what the application has left of a body, lest it pass for the next request."""
+        self.flush()  # the client may want to see it before it sends any more
         piece = bytearray(RECEIVE_BYTES)
         while body.left:
             if not body.readinto(piece):
@@ -1760,6 +1807,20 @@ class _Connection:
                 return bytes(self.sock.recv(size))
         except OSError:
             return b""
+
+    def post(self, data: bytes) -> None:
+        """Have this sent, which is the end of an answer, before long."""
+        self.posted += data
+
+    def flush(self) -> None:
+        """Send what has been posted.
+
+        Raises:
+            _ClientGone: the client takes less than it must.
+        """
+        data, self.posted = self.posted, b""
+        if data:
+            self.send(data)
 
     def send(self, data: bytes) -> None:
         """Send all of it.
@@ -1848,6 +1909,14 @@ def _answer_options(environ: Environ, start_response: StartResponse) -> List[byt
     return _send(Answer(204, None), environ, start_response)
 
 
+class _Worker(threading.Thread):
+    """A thread that leads, or follows."""
+
+    def __init__(self, work: Callable[["_Worker"], None]) -> None:
+        super().__init__(target=work, args=(self,), daemon=True)
+        self.since: Optional[float] = None  # when it began with what it is at
+
+
 class _Server:
     """Serves over connections that are kept.
 
@@ -1856,13 +1925,20 @@ class _Server:
     a time, but would pass the turn several times for each request. When an answer takes longer than
     some milliseconds, as a password hash does, the lead passes to another thread meanwhile. So
     slow clients cost no thread, unless they are slow in the midst of a body or an answer.
+
+    Requests that are there together are a batch: first all are read, then all are answered, then
+    all answers are sent. System calls leave a processor cold, for half of what an answer costs; so
+    they come by themselves. `end_batch` is called before another request is received or an answer
+    sent.
     """
 
     def __init__(
         self, app: WSGIApplication, listener: socket.socket, settings: Settings,
         tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
+        end_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.app = app
+        self._end_batch = end_batch
         self._listener = listener
         listener.setblocking(False)
         self.environ: Environ = {
@@ -1884,6 +1960,7 @@ class _Server:
         self._selector.register(
             self._ear, selectors.EVENT_READ, lambda: self._ear.recv(RECEIVE_BYTES))
         self._ready: Deque[_Connection] = deque()  # to be answered
+        self._answered: Deque[_Connection] = deque()  # and not sent yet
         # Until when they may wait, the longest waiting first.
         self._idle: Dict[_Connection, float] = {}
         self._begun: Dict[_Connection, float] = {}
@@ -1891,12 +1968,11 @@ class _Server:
         self._looked = 0.0  # when that was looked at
         self._watched = 0.0  # when it was looked for what comes
         self._blocking: Dict[_Connection, None] = {}  # a thread each
-        self._threads: List[threading.Thread] = []
+        self._threads: List[_Worker] = []
         self._lead = threading.Lock()  # held by the leader
         self._lock = threading.Lock()  # of what follows, and of `busy` and `watched`
-        self._leader = 0  # its identifier
-        self._since: Optional[float] = None  # when it began to answer
-        self._followers = self._busy = 0
+        self._leader: Optional[_Worker] = None
+        self._followers = 0
 
     # The lead, and how it is passed.
 
@@ -1904,7 +1980,7 @@ class _Server:
         """Serve until interrupted. This thread sees to it that there is one that leads."""
         self._start_thread()
         while not self.stopping:
-            time.sleep(patience if self._busy or self._ready else 10 * patience)
+            time.sleep(patience if self._is_busy() else 10 * patience)
             self._pass_lead(patience)
 
     def interrupt(self, *_: Any) -> None:
@@ -1920,42 +1996,48 @@ class _Server:
         self.stopping = True
         end = time.monotonic() + SHUTDOWN_TIMEOUT
         self._wake()
-        while (self._busy or self._ready or self._idle) and time.monotonic() < end:
+        while (self._is_busy() or self._idle) and time.monotonic() < end:
             time.sleep(0.005)
             self._pass_lead(0.005)
         self._stopped = True
         self._wake()
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        for connection in [*self._idle, *self._begun, *self._ending, *self._ready]:
-            self._close(connection)
+        for connections in (self._idle, self._begun, self._ending, self._ready, self._answered):
+            for connection in list(connections):
+                self._close(connection)
+        self._end_batch()
         for closable in (self._selector, self._alarm, self._ear):
             closable.close()
 
+    def _is_busy(self) -> bool:
+        return bool(self._ready or self._answered
+                    or any(thread.since is not None for thread in self._threads))
+
     def _pass_lead(self, patience: float) -> None:
         with self._lock:
-            if self._since is None or time.monotonic() - self._since < patience:
+            since = self._leader.since if self._leader else None
+            if since is None or time.monotonic() - since < patience:
                 return
             if not self._followers and len(self._threads) >= self.settings.threads:
                 for connection in list(self._blocking)[:1]:
                     connection.cut()
                 return
-            self._leader, self._since = 0, None
+            self._leader = None
             self._lead.release()
             alone = not self._followers
         if alone:
             self._start_thread()
 
     def _start_thread(self) -> None:
-        self._threads.append(threading.Thread(target=self._work, daemon=True))
+        self._threads.append(_Worker(self._work))
         self._threads[-1].start()
 
     def _wake(self) -> None:
         with suppress(OSError):
             self._alarm.send(b"!")
 
-    def _work(self) -> None:
-        me = threading.get_ident()
+    def _work(self, me: "_Worker") -> None:
         while not self._stopped:
             with self._lock:
                 self._followers += 1
@@ -1963,46 +2045,52 @@ class _Server:
             with self._lock:
                 self._followers -= 1
                 self._leader = me
-            while self._leader == me and not self._stopped:
+            while self._leader is me and not self._stopped:
                 self._step(me)
             with self._lock:
-                if self._leader == me:  # so the others may see that it is over
+                if self._leader is me:  # so the others may see that it is over
                     self._lead.release()
 
-    def _step(self, me: int) -> None:
-        """Answer what is to be answered next, in whose midst the lead may be lost."""
-        if not self._ready or time.monotonic() > self._watched + FAIRNESS:
+    def _step(self, me: "_Worker") -> None:
+        """Answer a request, or send an answer, in whose midst the lead may be lost; or watch."""
+        if self._ready and time.monotonic() < self._watched + FAIRNESS:
+            connection, work = self._ready.popleft(), self._answer
+        elif self._answered:
+            connection, work = self._answered.popleft(), self._deliver
+        else:
             self._watch()
-        if not self._ready:
             return
-        connection = self._ready.popleft()
-        with self._lock:
-            self._since = time.monotonic()
-            self._busy += 1
+        me.since = time.monotonic()
         try:
-            self._keep(connection, self._answer(connection))
+            work(connection, me)
         except Exception as error:
             if not isinstance(error, (_ClientGone, OSError, ValueError)):
                 logger.exception("A fault in the server")
             self._close(connection)
-        with self._lock:
-            self._busy -= 1
-            led = self._leader == me
-            if led:
-                self._since = None
-        if not led:
+        me.since = None
+        if self._leader is not me:
             self._wake()  # who leads now may wait, and not for this connection
 
-    def _answer(self, connection: _Connection) -> bool:
+    def _answer(self, connection: _Connection, me: "_Worker") -> None:
         if self.tls and not connection.secured:
             connection.shake_hands(self.tls)
-            return True
-        return connection.answer()
+        else:
+            connection.answer()
+        if connection.posted and self._leader is me:
+            self._answered.append(connection)
+        else:
+            self._deliver(connection, me)
+
+    def _deliver(self, connection: _Connection, me: "_Worker") -> None:
+        self._end_batch()
+        connection.flush()
+        self._keep(connection)
 
     # The connections, as the leader watches them.
 
     def _watch(self) -> None:
         """Wait for what comes, and take it in."""
+        self._end_batch()
         events = self._selector.select(0 if self._ready else 0.25)
         for key, _ in events:
             key.data()
@@ -2056,9 +2144,9 @@ class _Server:
             del self._idle[connection]
             self._begun[connection] = time.monotonic() + self.settings.head_timeout
 
-    def _keep(self, connection: _Connection, persists: bool) -> None:
+    def _keep(self, connection: _Connection) -> None:
         """See to what follows an answer."""
-        if not persists:
+        if not connection.persists:
             connection.discard()
         elif connection.received and connection.has_head():
             self._ready.append(connection)
@@ -2209,9 +2297,11 @@ def _serve(args: argparse.Namespace) -> None:
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason}") from None
     with listener:
-        demo = _first_run(settings)
+        store = Store(settings.database, in_batches=True)
+        demo = _first_run(store, settings)
         log = sys.stdout if args.access_log else None
-        server = _Server(create_app(settings, app=app), listener, settings, tls, log)
+        server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log,
+                         store.end_batch)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, server.interrupt)
         _greet(_url(args.host, listener, tls), settings, demo, "/" if app else "/protected")
@@ -2243,9 +2333,8 @@ def _load_app(name: str) -> WSGIApplication:
     return app  # type: ignore[no-any-return]
 
 
-def _first_run(settings: Settings) -> Optional[Tuple[str, str]]:
+def _first_run(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
     """Where there is no database, make one with a user to try it; return a password and a token."""
-    store = Store(settings.database)
     if not store.prepare():
         return None
     password = secrets.token_hex(8)

@@ -58,7 +58,8 @@ def serving(app, **options):
     tls = options.pop("tls", None)
     log = options.pop("access_log", None)
     listener = options.pop("listener", None) or socket.create_server(("127.0.0.1", 0))
-    server = jwtserver._Server(app, listener, Settings(**options), tls, log)
+    end_batch = options.pop("end_batch", lambda: None)
+    server = jwtserver._Server(app, listener, Settings(**options), tls, log, end_batch)
     server.address = listener.getsockname()
     thread = threading.Thread(target=lambda: (server.serve_forever(0.002), server.finish()))
     thread.start()
@@ -787,6 +788,34 @@ def test_answers_that_take_long_do_not_hinder_others():
             connection.close()
 
 
+def test_answer_does_not_wait_for_another_that_takes_long():
+    gate, go, entered = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] != "/x":
+            entered.release()
+            assert (gate if environ["PATH_INFO"] == "/gate" else go).wait(10)
+        return echo(environ, start_response)
+
+    with serving(app, threads=2) as server:
+        first, *others = [connect(server) for _ in range(6)]
+        first.sendall(head(first=b"GET /gate HTTP/1.1"))
+        assert entered.acquire(timeout=10)
+        for number, connection in enumerate(others):  # a batch, when the gate opens
+            slow = number == 3
+            connection.sendall(head(first=b"GET /slow HTTP/1.1" if slow else b"GET /x HTTP/1.1"))
+        gate.set()
+        assert entered.acquire(timeout=10)
+
+        for number in (0, 1, 2, 4):
+            assert others[number].recv(12) == b"HTTP/1.1 200"
+
+        go.set()
+        assert others[3].recv(12) == b"HTTP/1.1 200"
+        for connection in (first, *others):
+            connection.close()
+
+
 def test_threads_that_wait_for_clients_are_taken_for_others():
     with serving(echo, threads=2) as server:
         slow = [connect(server) for _ in range(2)]
@@ -831,7 +860,7 @@ def test_body_that_comes_while_another_thread_leads_is_read():
     with serving(app) as server, connect(server) as connection:
         connection.sendall(head(b"Content-Length: 2", first=b"PUT /x HTTP/1.1"))
         assert entered.wait(10)
-        while not server._followers and server._since is not None:
+        while server._leader is None or server._leader.since is not None:
             time.sleep(0.001)
         connection.sendall(b"hi" + head(b"Connection: close"))
         time.sleep(0.02)
@@ -938,6 +967,19 @@ def test_application_is_imported_from_the_current_folder(tmp_path, monkeypatch):
     assert jwtserver._load_app("mine_too").__name__ == "application"
 
 
+def test_application_that_exits_ends_its_answer_alone(caplog):
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/exit":
+            sys.exit("bye")
+        return echo(environ, start_response)
+
+    with serving(app, threads=1) as server:
+        answers = exchange(server, head(first=b"GET /exit HTTP/1.1") + head())
+
+    assert statuses(answers) == [500, 200]
+    assert "SystemExit: bye" in caplog.text
+
+
 # --- TLS
 
 
@@ -989,6 +1031,24 @@ def test_tls_with_a_client_that_has_none_goes_on(certificate, trusting, data):
 def test_tls_handshake_that_takes_too_long_is_let_go(certificate):
     with serving(echo, tls=jwtserver._tls_context(certificate, None), head_timeout=0.05) as server:
         assert exchange(server, b"", end=False) == b""
+
+
+def test_logout_holds_for_the_very_next_request_of_a_connection():
+    settings = Settings(secret="k" * 32)
+    store = jwtserver.Store(settings.database, in_batches=True)
+    app = jwtserver.create_app(settings, store=store)
+    user = jwtserver.User("alice", "", "", 0, 0)
+    store.add([user])
+    grant = jwtserver.new_grant(user, 1000, time.time())
+    store.open_session(grant, 0)
+    token, _ = jwtserver.issue_token(
+        grant, jwtserver.make_signer(settings), 1000, time.time())
+    requests = [head(b"Authorization: Bearer " + token.encode(), first=line + b" HTTP/1.1")
+                for line in (b"GET /protected", b"POST /logout", b"GET /protected")]
+
+    with serving(app, end_batch=store.end_batch) as server:
+        assert statuses(exchange(server, b"".join(requests))) == [200, 204, 401]
+    store.close()
 
 
 # --- From the command line

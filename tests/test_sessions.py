@@ -411,6 +411,64 @@ def test_guard_without_its_database_lets_nobody_through(client, monkeypatch):
     assert answer == {"success": False, "error": "The database cannot answer"}
 
 
+# --- Look-ups in batches
+
+
+@pytest.fixture
+def batched(store):
+    batched = Store(DATABASE, in_batches=True)
+    yield batched
+    batched.end_batch()
+    batched.close()
+
+
+@pytest.fixture
+def session(store):
+    grant = jwtserver.new_grant(store.find("alice"), 1000, 0)
+    assert store.open_session(grant, 0)
+    return grant.session.id
+
+
+def test_look_ups_of_a_batch_are_as_of_one_moment(store, batched, session):
+    for opened in (True, False):
+        assert batched.is_open(session, 0) is opened
+        store.end_session(session)
+        assert batched.is_open(session, 0) is opened
+
+        batched.end_batch()
+
+    assert batched.is_open(session, 0) is False
+
+
+def test_look_up_in_whose_midst_the_batch_ends_leaves_nothing_to_the_next(store, batched, session):
+    batched.is_open(session, 0)
+    (connection,) = batched._batch
+    connection.set_progress_handler(batched.end_batch, 1)  # called within the next look-up
+
+    assert batched.is_open(session, 0) is True
+
+    connection.set_progress_handler(None, 0)
+    store.end_session(session)
+    assert not connection.in_transaction
+    assert batched.is_open(session, 0) is False
+
+
+def test_batch_that_cannot_be_ended_costs_its_connection_alone(batched, session):
+    batched.is_open(session, 0)
+    batched._batch[0].close()
+
+    batched.end_batch()
+
+    assert batched.is_open(session, 0) is True
+
+
+def test_batch_of_a_database_that_cannot_answer_is_an_error(store, batched, session):
+    store._change("nobody", "DROP TABLE sessions")
+
+    with pytest.raises(jwtserver.StoreError, match=f"^{DATABASE}: no such table"):
+        batched.is_open(session, 0)
+
+
 # --- Two processes, and one that is killed
 
 CHILD = f"""

@@ -103,7 +103,7 @@ def test_key_file_made_by_another_process_meanwhile_is_kept():
     path = Path("jwtserver.key")
     path.write_text(f"{KEY}\n")
 
-    jwtserver._make_key_file(path)
+    jwtserver._make_file(path)
 
     assert path.read_text() == f"{KEY}\n"
     assert os.listdir() == ["jwtserver.key"]

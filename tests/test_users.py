@@ -80,6 +80,18 @@ def write(*statements):
     connection.close()
 
 
+def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
+    """Closing the file drops the locks of this whole process, on which they rely."""
+    Store("users.db").prepare()
+
+    with run("import jwtserver as j; s = j.Store('users.db'); s.prepare(); s.close()") as other:
+        assert other.communicate() == ("", "")
+
+    assert Path("users.db-wal").exists()
+    store.add([user("alice")])
+    assert store.find("alice") == user("alice")
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda: Path("users.db").write_bytes(b"no database" * 100), "not a database"),
     (lambda: os.mkdir("users.db"), "Is a directory"),
