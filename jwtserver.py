@@ -965,30 +965,37 @@ class HTTPError(Exception):
         self.headers = headers
 
 
-class Answer(NamedTuple):
-    """What an endpoint answers: an object to be written as JSON, or None for no body at all."""
+_NOSNIFF = ("X-Content-Type-Options", "nosniff")
+_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
-    status: int
-    content: Optional[Mapping[str, Any]]
-    headers: Tuple[Tuple[str, str], ...] = ()
+
+class Answer(NamedTuple):
+    """What an endpoint answers, ready to be sent."""
+
+    status: str
+    headers: List[Tuple[str, str]]
+    body: bytes
+
+    @classmethod
+    def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Answer":
+        """An answer of this content in JSON or, without any, of no body."""
+        line = _STATUS_LINES[status]
+        if content is None:  # RFC 9110 §8.6: no Content-Length with 204
+            return cls(line, [_NOSNIFF, *headers], b"")
+        body = json.dumps(content).encode()
+        described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        return cls(line, [*described, _NOSNIFF, *headers], body)
 
 
 Endpoint = Callable[[Environ], Answer]
-
-_NOSNIFF = ("X-Content-Type-Options", "nosniff")
-_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
 def _send(
     answer: Answer, environ: Environ, start_response: StartResponse, *exc_info: Any,
 ) -> List[bytes]:
-    body = json.dumps(answer.content).encode()
-    described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    bare = answer.content is None  # RFC 9110 §8.6: no Content-Length with 204
-    start_response(
-        _STATUS_LINES[answer.status],
-        [*([] if bare else described), _NOSNIFF, *answer.headers], *exc_info)
-    return [] if bare or environ.get("REQUEST_METHOD") == "HEAD" else [body]
+    start_response(answer.status, list(answer.headers), *exc_info)
+    bare = not answer.body or environ.get("REQUEST_METHOD") == "HEAD"
+    return [] if bare else [answer.body]
 
 
 def _read_body(environ: Environ) -> bytes:
@@ -1062,7 +1069,7 @@ class Route(NamedTuple):
     def failure(self, error: HTTPError) -> Answer:
         """Put an error into the words of an answer."""
         content = {"success": False, self.error_member: error.message}
-        return Answer(error.status, content, error.headers)
+        return Answer.of(error.status, content, *error.headers)
 
 
 _NO_ROUTE = Route({})
@@ -1248,7 +1255,7 @@ class Service:
             "expires_in": seconds,
             "refresh_token": grant.refresh_token,
         }
-        return Answer(200, content, (("Cache-Control", "no-store"),))
+        return Answer.of(200, content, ("Cache-Control", "no-store"))
 
     def logout(self, environ: Environ) -> Answer:
         """End the session of the token."""
@@ -1260,7 +1267,7 @@ class Service:
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
-        return Answer(204, None)
+        return Answer.of(204)
 
     def is_revoked(self, claims: Claims) -> bool:
         """Tell whether the session of a token has ended.
@@ -1275,7 +1282,7 @@ class Service:
     def health(self, environ: Environ) -> Answer:
         """Tell whether the database can answer."""
         self.store.check()
-        return Answer(200, {"status": "ok"})
+        return Answer.of(200, {"status": "ok"})
 
     def address(self, environ: Environ) -> str:
         """The address of the client."""
@@ -1287,8 +1294,11 @@ class Service:
         return f"user {user}" if user else f"address {_network(self.address(environ))}"
 
 
+_WELCOME = Answer.of(200, {"message": "Welcome to the protected page"})
+
+
 def _welcome(environ: Environ) -> Answer:
-    return Answer(200, {"message": "Welcome to the protected page"})
+    return _WELCOME
 
 
 # --- The application ----------------------------------------------------------------------------
@@ -1439,12 +1449,15 @@ def _parse_head(head: bytes, environ: Environ) -> _Request:
     if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HTTPError(400, "Malformed Host")
     length = _body_length(environ)
-    options = environ.get("HTTP_CONNECTION", "").lower().replace(" ", "").split(",")
-    expect = environ.get("HTTP_EXPECT", "").lower() if version == "1.1" else ""
-    if expect not in ("", "100-continue"):
-        raise HTTPError(417, "Nothing but 100-continue can be expected")
-    persists = version == "1.1" and "close" not in options
-    return _Request(environ, line[0].rstrip(), length, persists, bool(expect and length))
+    persists, expects = version == "1.1", False
+    if "HTTP_CONNECTION" in environ:
+        options = environ["HTTP_CONNECTION"].lower().replace(" ", "").split(",")
+        persists = persists and "close" not in options
+    if "HTTP_EXPECT" in environ and version == "1.1":
+        if environ["HTTP_EXPECT"].lower() not in ("", "100-continue"):
+            raise HTTPError(417, "Nothing but 100-continue can be expected")
+        expects = bool(environ["HTTP_EXPECT"] and length)
+    return _Request(environ, line[0], length, persists, expects)
 
 
 def _parse_fields(text: str, start: int, environ: Environ) -> None:
@@ -1906,7 +1919,7 @@ def _check_lines(head: bytes) -> None:
 
 def _answer_options(environ: Environ, start_response: StartResponse) -> List[bytes]:
     """Answer `OPTIONS *`, which asks the server and no application (RFC 9110 §9.3.7)."""
-    return _send(Answer(204, None), environ, start_response)
+    return _send(Answer.of(204), environ, start_response)
 
 
 class _Worker(threading.Thread):
@@ -2215,7 +2228,7 @@ class _Server:
             return
         environ = request.environ
         shown = [_UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text) for text in (
-            environ.get("REMOTE_USER", "-").replace(" ", "\xa0"), request.line,
+            environ.get("REMOTE_USER", "-").replace(" ", "\xa0"), request.line.rstrip(),
             environ.get("HTTP_REFERER", "-"), environ.get("HTTP_USER_AGENT", "-"))]
         now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
         status = (exchange.status or "-")[:3]
