@@ -1712,7 +1712,7 @@ class _Connection:
 
     def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
         self.sock: Any = sock  # or that in TLS
-        self.secured = False
+        self.greeted = not server.tls  # its handshake is over
         self.address = address[0] if address and isinstance(address, tuple) else ""
         self.server = server
         self.received = b""  # and not used yet
@@ -1731,6 +1731,9 @@ class _Connection:
             OSError: the client has gone.
         """
         try:
+            if not self.greeted:
+                self.sock.do_handshake()
+                self.greeted = True
             data = self.sock.recv(RECEIVE_BYTES)
         except _would_block:
             return False
@@ -1863,22 +1866,12 @@ class _Connection:
         except (OSError, ValueError):
             raise _ClientGone from None
 
-    def shake_hands(self, tls: "ssl.SSLContext") -> None:
-        """Begin TLS.
-
-        Raises:
-            OSError, ValueError: the client cannot, or is too slow.
-        """
-        with self.server.waiting_for(self, self.server.settings.head_timeout):
-            self.sock = tls.wrap_socket(self.sock, server_side=True)
-        self.secured = True
-
     def discard(self) -> None:
         """Say that nothing more will be sent, and let the client read what has been: closing on
         what it still sends could cost it the answer."""
         self.discarding, self.seen = True, 0
         with suppress(OSError, ValueError):
-            if self.secured:
+            if self.server.tls:
                 self.sock.unwrap()
         with suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
@@ -2059,7 +2052,10 @@ class _Server:
                 self._followers -= 1
                 self._leader = me
             while self._leader is me and not self._stopped:
-                self._step(me)
+                try:
+                    self._step(me)
+                except Exception:  # all wait for this thread
+                    logger.exception("A fault in the server")
             with self._lock:
                 if self._leader is me:  # so the others may see that it is over
                     self._lead.release()
@@ -2085,10 +2081,7 @@ class _Server:
             self._wake()  # who leads now may wait, and not for this connection
 
     def _answer(self, connection: _Connection, me: "_Worker") -> None:
-        if self.tls and not connection.secured:
-            connection.shake_hands(self.tls)
-        else:
-            connection.answer()
+        connection.answer()
         if connection.posted and self._leader is me:
             self._answered.append(connection)
         else:
@@ -2121,27 +2114,29 @@ class _Server:
                 self._close_longest()
             return
         sock.setblocking(False)
-        if sock.family != getattr(socket, "AF_UNIX", None):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        connection = _Connection(sock, address, self)
+        try:
+            if sock.family != getattr(socket, "AF_UNIX", None):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            if self.tls:
+                sock.getpeername()  # fails where wrap_socket() would, and leave it open
+                sock = self.tls.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ValueError):  # it has gone meanwhile
+            sock.close()
+            return
         if len(self._idle) + len(self._begun) >= self.settings.connections:
             self._close_longest()
-        if self.tls:
-            connection.busy = True
-            self._ready.append(connection)
-        else:
-            self._await(connection)
+        self._await(_Connection(sock, address, self))
 
     def _close_longest(self) -> None:
         """Make room, at the cost of the connection that has been idle for the longest time."""
-        for connection in list(self._idle or self._begun)[:1]:
+        for connection in list(self._idle or self._begun or self._ending)[:1]:
             self._close(connection)
 
     def _take(self, connection: _Connection) -> None:
         with self._lock:
-            if connection.busy:  # its thread will look for itself
-                self._selector.unregister(connection.sock)
-                connection.watched = False
+            if connection.busy or not connection.watched:  # its thread looks, or has closed it
+                self._unwatch(connection)
                 return
         try:
             ready = connection.take()
@@ -2171,7 +2166,7 @@ class _Server:
         now = time.monotonic()
         if connection.discarding:
             self._ending[connection] = now + LINGER
-        elif connection.received:
+        elif connection.received or not connection.greeted:
             self._begun[connection] = now + self.settings.head_timeout
         else:
             self._idle[connection] = now + self.settings.idle_timeout
@@ -2181,7 +2176,7 @@ class _Server:
                 connection.watched = True
                 self._selector.register(
                     connection.sock, selectors.EVENT_READ, lambda: self._take(connection))
-        if connection.secured and connection.sock.pending():  # which the selector cannot know
+        if self.tls and connection.sock.pending():  # which the selector cannot know
             self._take(connection)
 
     def _close_late(self) -> None:
@@ -2193,7 +2188,7 @@ class _Server:
             for connection, end in list(waiting.items()):
                 if end > now:
                     break
-                if waiting is self._begun:
+                if waiting is self._begun and connection.greeted:
                     del waiting[connection]
                     connection.fault = HTTPError(408, "The request took too long")
                     connection.busy = True
@@ -2206,10 +2201,13 @@ class _Server:
         for waiting in (self._idle, self._begun, self._ending):
             waiting.pop(connection, None)
         with self._lock:
-            if connection.watched:
-                connection.watched = False
-                self._selector.unregister(connection.sock)
+            self._unwatch(connection)
         connection.sock.close()
+
+    def _unwatch(self, connection: _Connection) -> None:
+        if connection.watched:
+            connection.watched = False
+            self._selector.unregister(connection.sock)
 
     @contextmanager
     def waiting_for(self, connection: _Connection, seconds: float) -> Iterator[None]:
@@ -2232,8 +2230,12 @@ class _Server:
             environ.get("HTTP_REFERER", "-"), environ.get("HTTP_USER_AGENT", "-"))]
         now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
         status = (exchange.status or "-")[:3]
-        print(f'{environ["REMOTE_ADDR"] or "-"} - {shown[0]} [{now}] "{shown[1]}" {status}'
-              f' {exchange.sent} "{shown[2]}" "{shown[3]}"', file=self.access_log, flush=True)
+        try:
+            print(f'{environ["REMOTE_ADDR"] or "-"} - {shown[0]} [{now}] "{shown[1]}" {status}'
+                  f' {exchange.sent} "{shown[2]}" "{shown[3]}"', file=self.access_log, flush=True)
+        except OSError as error:  # whoever read it has gone; the clients are still there
+            logger.error("There is no access log from now on: %s", error)
+            self.access_log = None
 
 
 _UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -889,6 +890,28 @@ def test_event_that_was_no_event_is_nothing():
         connection.server._accept()
 
 
+def test_event_of_a_connection_that_has_been_closed_is_nothing():
+    for connection, client in connected():
+        connection.server._await(connection)
+        connection.busy = True  # as if a thread answered
+        connection.server._close(connection)
+
+        connection.server._take(connection)
+
+
+def test_fault_of_the_server_does_not_end_it(caplog):
+    faults = iter([RuntimeError("once"), RuntimeError("twice")])
+
+    def end_batch():
+        for fault in faults:
+            raise fault
+
+    with serving(echo, end_batch=end_batch) as server:
+        assert statuses(exchange(server, head())) == [200]
+
+    assert [record.getMessage() for record in caplog.records] == ["A fault in the server"] * 2
+
+
 def test_send_to_a_client_whose_buffer_is_full_waits():
     for connection, client in connected():
         filled = 0
@@ -1031,6 +1054,34 @@ def test_tls_with_a_client_that_has_none_goes_on(certificate, trusting, data):
 def test_tls_handshake_that_takes_too_long_is_let_go(certificate):
     with serving(echo, tls=jwtserver._tls_context(certificate, None), head_timeout=0.05) as server:
         assert exchange(server, b"", end=False) == b""
+
+
+def test_tls_handshakes_that_do_not_go_on_cost_no_thread(certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(echo, tls=tls, threads=1) as server:
+        silent = [connect(server) for _ in range(20)]
+        for connection in silent[:10]:
+            connection.sendall(b"\x16\x03\x01")
+
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]
+
+        for connection in silent:
+            connection.close()
+
+
+def test_tls_with_clients_that_have_gone_before_goes_on(certificate, trusting):
+    listener = socket.create_server(("127.0.0.1", 0))
+    for data in (b"", b"x"):
+        with socket.create_connection(listener.getsockname()) as connection:
+            connection.sendall(data)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with serving(echo, listener=listener, tls=jwtserver._tls_context(certificate, None)) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]
 
 
 def test_logout_holds_for_the_very_next_request_of_a_connection():
@@ -1244,6 +1295,19 @@ def test_access_log_has_a_line_for_each_request_and_nothing_else():
         r'127\.0\.0\.1 - a\\xa0b\\x0a ' + date + r' "GET /x\?\\x22y HTTP/1\.1" 200 \d+ "http://r"'
         r' "x\\x22 \\x5c \\xff\\x80"', first)
     assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "-" 400 \d+ "-" "-"', second)
+
+
+def test_access_log_that_nobody_takes_costs_no_answer(caplog):
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    with open(writer, "w", closefd=False) as log, serving(echo, access_log=log) as server:
+        assert statuses(exchange(server, head() + head())) == [200, 200]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "There is no access log from now on: [Errno 32] Broken pipe"]
+    os.close(writer)
 
 
 def test_access_log_goes_to_the_output(start):
