@@ -9,8 +9,10 @@ The server answers
     POST /authenticate  {"username": …, "password": …}, as JSON or as a form: {"token": …, …}
     POST /refresh       {"refresh_token": …}: a new token and a new refresh token
     POST /logout        with the header `Authorization: Bearer TOKEN`: ends the session
+    GET  /verify        with the same header: 204, for a proxy that asks who a request is from
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
+    GET  /openapi.json  all of this for programs
 
 and guards any other WSGI application in the place of /protected:
 
@@ -65,13 +67,14 @@ if TYPE_CHECKING:
     import ssl  # else where TLS is asked for: it takes memory
 
 from wsgi_auth import (
-    MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, DecodeError, Environ,
-    InvalidKeyError, InvalidSignatureError, InvalidTokenError, RateLimitMiddleware, StartResponse,
-    TokenSigner, WSGIApplication, hash_password, is_password_usable, needs_rehash,
-    parse_json_object, parse_scopes, verify_password,
+    MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
+    DecodeError, Environ, InvalidKeyError, InvalidSignatureError, InvalidTokenError,
+    RateLimitMiddleware, StartResponse, TokenSigner, WSGIApplication, hash_password,
+    is_password_usable, needs_rehash, parse_json_object, parse_scopes, verify_password,
 )
 
 __all__ = ["Settings", "application", "create_app", "main"]
+__version__ = "0.4.0"
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
@@ -144,6 +147,10 @@ def _parse_rules(text: str) -> Tuple[str, ...]:
     return tuple(rule.strip() for rule in text.split(";") if rule.strip())
 
 
+def _parse_origins(text: str) -> Tuple[str, ...]:
+    return tuple(origin.strip() for origin in text.split(",") if origin.strip())
+
+
 def _parse_prefix(text: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])+/?", text):
         raise ValueError(f"must be a path like /auth, not {text!r}")
@@ -158,6 +165,7 @@ _PARSERS: Dict[str, Callable[[str], Any]] = {
     "audience": str,
     "token_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
     "session_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
+    "cors_origins": _parse_origins,
     "login_failures": _parse_rate,
     "rate_limit": _parse_rate,
     "trusted_proxies": lambda text: _parse_number(text, MAX_PROXIES, 0),
@@ -190,6 +198,7 @@ class Settings(NamedTuple):
     audience: Optional[str] = None
     token_lifetime: int = 3600  # seconds
     session_lifetime: int = 14 * 86400  # seconds, from the sign-in to the end of all refreshing
+    cors_origins: Tuple[str, ...] = ()  # whose pages may read the answers; * for all
     login_failures: Rate = Rate(5, 900)  # for a user at an address
     rate_limit: Optional[Rate] = None  # of requests, for a client
     trusted_proxies: int = 0  # how many write the end of X-Forwarded-For
@@ -1049,22 +1058,34 @@ def _required(fields: Mapping[str, Any], name: str) -> str:
     return value
 
 
-class Route(NamedTuple):
-    """The endpoints at one path, by method, and the member that holds the text of an error."""
+class Operation(NamedTuple):
+    """What is done for a method at a path, and how it is told to programs."""
 
-    methods: Mapping[str, Endpoint]
+    run: Endpoint
+    status: int = 200  # if it succeeds
+    schema: Optional[Mapping[str, Any]] = None  # of the JSON that it answers then
+    fields: Tuple[str, ...] = ()  # that the body must have
+    errors: Tuple[int, ...] = ()  # beyond those that any operation of its kind has
+
+
+class Route(NamedTuple):
+    """The operations at one path, by method, `*` for any, and the member that holds the text of an
+    error."""
+
+    methods: Mapping[str, Operation]
     error_member: str = "error"
+    guarded: bool = False
 
     def answer(self, environ: Environ) -> Answer:
-        """Ask the endpoint for the method of the request; GET answers HEAD as well."""
+        """Run the operation for the method of the request; GET answers HEAD as well."""
         if not self.methods:
             raise HTTPError(404, "Not found")
         method = environ["REQUEST_METHOD"]
-        endpoint = self.methods.get("GET" if method == "HEAD" else method)
-        if endpoint is None:
+        operation = self.methods.get("GET" if method == "HEAD" else method, self.methods.get("*"))
+        if operation is None:
             allowed = [*self.methods, *(["HEAD"] if "GET" in self.methods else [])]
             raise HTTPError(405, "Method not allowed", ("Allow", ", ".join(allowed)))
-        return endpoint(environ)
+        return operation.run(environ)
 
     def failure(self, error: HTTPError) -> Answer:
         """Put an error into the words of an answer."""
@@ -1259,15 +1280,25 @@ class Service:
 
     def logout(self, environ: Environ) -> Answer:
         """End the session of the token."""
-        claims = environ.get("wsgi_auth.claims")
-        if not claims:  # the guard has been told to let everybody in
-            raise HTTPError(401, "An authorization header is required")
+        claims = _claims(environ)
         if "sid" not in claims:
             raise HTTPError(400, "The token belongs to no session")
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
         return Answer.of(204)
+
+    def verify(self, environ: Environ) -> Answer:
+        """Tell a proxy that the token is good, and whose it is."""
+        claims = _claims(environ)
+        scope = claims.get("scope", "")
+        headers = [("Remote-User", claims["sub"]), ("Remote-Scope", scope)]
+        for _, value in headers:
+            # A name that a proxy could read otherwise is nobody's: not of this service's users.
+            if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
+                raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
+        return Answer.of(204, None, *(
+            (name, value.encode().decode("latin-1")) for name, value in headers))
 
     def is_revoked(self, claims: Claims) -> bool:
         """Tell whether the session of a token has ended.
@@ -1294,11 +1325,114 @@ class Service:
         return f"user {user}" if user else f"address {_network(self.address(environ))}"
 
 
+_UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _claims(environ: Environ) -> Claims:
+    claims = environ.get("wsgi_auth.claims")
+    if not claims:  # the guard has been told to let everybody in
+        raise HTTPError(401, "An authorization header is required",
+                        ("WWW-Authenticate", 'Bearer realm="api"'))
+    return claims  # type: ignore[no-any-return]
+
+
 _WELCOME = Answer.of(200, {"message": "Welcome to the protected page"})
 
 
 def _welcome(environ: Environ) -> Answer:
+    """Greet whoever has a good token."""
     return _WELCOME
+
+
+# --- The route table ----------------------------------------------------------------------------
+
+
+def _object(**members: Any) -> Dict[str, Any]:
+    """A schema (JSON Schema 2020-12) of an object with these members, given by theirs."""
+    return {"type": "object", "properties": members, "required": list(members)}
+
+
+_STRING = {"type": "string"}
+_GRANTED = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
+                   refresh_token=_STRING)
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
+
+
+def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
+    """All endpoints, by path."""
+    verify = Operation(service.verify, 204, errors=(403,))
+    routes = {
+        "/authenticate": Route({"POST": Operation(
+            service.authenticate, schema=_GRANTED, fields=("username", "password"))}, "message"),
+        "/refresh": Route({"POST": Operation(
+            service.refresh, schema=_GRANTED, fields=("refresh_token",))}, "message"),
+        "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
+        "/verify": Route({"*": verify}, guarded=True),
+        "/health": Route({"GET": Operation(
+            service.health, schema=_object(status={"const": "ok"}))}),
+    }
+    routes = {prefix + path: route for path, route in routes.items()}
+    if demo:
+        routes["/protected"] = Route(
+            {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
+
+    def openapi(environ: Environ) -> Answer:
+        """Describe the endpoints (OpenAPI 3.1)."""
+        return document
+
+    routes[f"{prefix}/openapi.json"] = Route(
+        {"GET": Operation(openapi, schema={"type": "object"})})
+    document = Answer.of(200, _describe(routes))
+    return routes
+
+
+def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
+    """The OpenAPI document of these routes (https://spec.openapis.org/oas/v3.1.0)."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "jwtserver", "version": __version__,
+                 "description": "Sign-in with JSON Web Tokens"},
+        "paths": {
+            path: {method.lower(): _describe_operation(route, method)
+                   for method in (_METHODS if "*" in route.methods else route.methods)}
+            for path, route in routes.items()},
+        "components": {"securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
+    }
+
+
+def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
+    operation = route.methods.get(method) or route.methods["*"]
+    name = operation.run.__name__.strip("_")
+    described: Dict[str, Any] = {
+        "operationId": f"{name}_{method.lower()}" if "*" in route.methods else name,
+        "summary": (operation.run.__doc__ or "").partition("\n")[0],
+        "responses": {str(operation.status): _describe_answer(operation.status, operation.schema)},
+        "security": [{"token": []}] if route.guarded else [],
+    }
+    statuses = {*operation.errors, 429, 500, 503}
+    if route.guarded:
+        statuses.add(401)
+    if operation.fields:
+        statuses.update((400, 401, 411, 413, 415))
+        schema = _object(**dict.fromkeys(operation.fields, {"type": "string", "minLength": 1}))
+        described["requestBody"] = {"required": True, "content": {
+            kind: {"schema": schema}
+            for kind in ("application/json", "application/x-www-form-urlencoded")}}
+    success = {"const": False}
+    for status in sorted(statuses):
+        schema = _object(success=success, **{route.error_member: _STRING})
+        if status == 429 and route.error_member != "error":  # from the limit of requests
+            schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
+        described["responses"][str(status)] = _describe_answer(status, schema)
+    return described
+
+
+def _describe_answer(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    described: Dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if schema:
+        described["content"] = {"application/json": {"schema": schema}}
+    return described
 
 
 # --- The application ----------------------------------------------------------------------------
@@ -1323,30 +1457,26 @@ def create_app(
     store.prepare()
     signer = make_signer(settings, clock)
     service = Service(store, signer, settings, clock)
-    logout = f"{settings.prefix}/logout"
-    behind = {logout: Route({"POST": service.logout})}
-    if app is None:
-        behind["/protected"] = Route({"GET": _welcome})
+    routes = _routes(service, settings.prefix, demo=app is None)
+    guarded = {path: route for path, route in routes.items() if route.guarded}
+    before = {path: route for path, route in routes.items() if not route.guarded}
     protect = settings.protect or ("/" if app else "/protected",)
-    try:
-        guarded = BearerAuthMiddleware(
-            _limited(Router(behind, otherwise=app and _with_nosniff(app)), settings.rate_limit,
-                     service.client), signer,
-            protect=[*protect, logout], exempt=settings.exempt, is_revoked=service.is_revoked)
-    except ValueError as error:
-        raise SettingsError(f"JWTSERVER_PROTECT or JWTSERVER_EXEMPT: {error}") from None
-    before = {
-        f"{settings.prefix}/authenticate": Route({"POST": service.authenticate}, "message"),
-        f"{settings.prefix}/refresh": Route({"POST": service.refresh}, "message"),
-        f"{settings.prefix}/health": Route({"GET": service.health}),
-    }
 
-    def client(environ: Environ) -> Optional[str]:
+    def stranger(environ: Environ) -> Optional[str]:
         if "HTTP_AUTHORIZATION" in environ and environ.get("PATH_INFO") not in before:
             return None  # who shows a token is counted behind the guard
         return service.client(environ)
 
-    return _limited(Router(before, otherwise=guarded), settings.rate_limit, client)
+    behind = _limited(
+        Router(guarded, otherwise=app and _with_nosniff(app)), settings.rate_limit, service.client)
+    try:
+        guard = BearerAuthMiddleware(
+            behind, signer, exempt=settings.exempt, is_revoked=service.is_revoked,
+            protect=[*protect, *(path for path in guarded if path != "/protected")])
+    except ValueError as error:
+        raise SettingsError(f"JWTSERVER_PROTECT or JWTSERVER_EXEMPT: {error}") from None
+    whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)
+    return _shared(whole, settings.cors_origins)
 
 
 def _limited(
@@ -1355,6 +1485,15 @@ def _limited(
     if rate is None:
         return app
     return RateLimitMiddleware(app, limit=rate.limit, period=rate.seconds, key=client)
+
+
+def _shared(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
+    if not origins:
+        return app
+    try:
+        return CORSMiddleware(app, allow_origins=origins)
+    except ValueError as error:
+        raise SettingsError(f"JWTSERVER_CORS_ORIGINS: {error}") from None
 
 
 _building = threading.Lock()
@@ -2289,8 +2428,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     environ = dict(os.environ)
     for name in _PARSERS:
         flag = getattr(args, name, None)
+        if isinstance(flag, list):
+            flag = ("," if name == "cors_origins" else ";").join(flag)
         if flag:
-            environ[f"JWTSERVER_{name.upper()}"] = flag if isinstance(flag, str) else ";".join(flag)
+            environ[f"JWTSERVER_{name.upper()}"] = flag
     if args.secret_file:
         environ["JWTSERVER_SECRET"] = ""
     return Settings.from_environ(environ)
@@ -2619,6 +2760,8 @@ def _add_serve(commands: _Commands) -> None:
     serve.add_argument("--exempt", metavar="RULE", action="append",
                        help="a path inside of it that does not")
     serve.add_argument("--prefix", metavar="PATH", help="where the endpoints are; default: /")
+    serve.add_argument("--cors-origin", metavar="ORIGIN", action="append", dest="cors_origins",
+                       help="whose pages may read the answers: https://app.example.org, or *")
     serve.add_argument("--tls-cert", metavar="FILE", help="serve over TLS, with this chain (PEM)")
     serve.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
     serve.add_argument("--access-log", action="store_true",

@@ -43,6 +43,7 @@ from urllib.parse import unquote_to_bytes
 
 __all__ = [
     "BearerAuthMiddleware",
+    "CORSMiddleware",
     "DecodeError",
     "ExpiredSignatureError",
     "ImmatureSignatureError",
@@ -1065,3 +1066,88 @@ class RateLimitMiddleware:
             if len(self._full) > MAX_BUCKETS:
                 self._full.popitem(last=False)
         return wait
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+
+
+class CORSMiddleware:
+    """Lets pages of other origins read the answers (https://fetch.spec.whatwg.org/#http-cors).
+
+    It answers preflights itself, so that they need no token, and has the last word on all headers
+    `Access-Control-*`. Cookies are never let in: a page has its token from a sign-in, and shows it.
+
+    - `allow_origins`: a list of origins as browsers send them, `"https://app.example.org"`, without
+      a path; `"*"` for any.
+    - `allow_methods`, `allow_headers`: what a page may send.
+    - `expose_headers`: what it may read of an answer, beyond what every page may.
+    - `max_age`: seconds for which a browser need not ask again.
+
+    Raises:
+        ValueError: an origin, a method or the name of a header is malformed.
+
+    >>> app = CORSMiddleware(lambda environ, start_response: start_response("200 OK", []) or [],
+    ...                      allow_origins=["https://app.example.org"])
+    >>> environ = {"HTTP_ORIGIN": "https://app.example.org"}
+    >>> app(environ, lambda status, headers: print(headers[1]))
+    ('Access-Control-Allow-Origin', 'https://app.example.org')
+    []
+    """
+
+    def __init__(
+        self, app: WSGIApplication, *, allow_origins: Union[str, Sequence[str]],
+        allow_methods: Sequence[str] = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
+        allow_headers: Sequence[str] = ("Authorization", "Content-Type"),
+        expose_headers: Sequence[str] = ("WWW-Authenticate", "Retry-After"), max_age: int = 600,
+    ) -> None:
+        origins = ("*",) if allow_origins == "*" else allow_origins
+        if isinstance(origins, str):
+            raise ValueError("origins come in a list, not as one string")
+        for origin in origins:
+            if origin != "*" and not _is_origin(origin):
+                raise ValueError(f"not an origin as browsers send it: {origin!r}; one is"
+                                 " scheme://host or scheme://host:port, in lower case")
+        for name in (*allow_methods, *allow_headers, *expose_headers):
+            if not _TOKEN.fullmatch(name):
+                raise ValueError(f"not the name of a method or header: {name!r}")
+        self.app = app
+        self._origins = frozenset(origins)
+        self._exposed = [("Access-Control-Expose-Headers", ", ".join(expose_headers))]
+        self._allowed = [
+            ("Access-Control-Allow-Methods", ", ".join(allow_methods)),
+            ("Access-Control-Allow-Headers", ", ".join(allow_headers)),
+            ("Access-Control-Max-Age", str(int(max_age))),
+        ]
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        origin = self._allowed_origin(environ.get("HTTP_ORIGIN"))
+        if self._is_preflight(environ):
+            start_response("204 No Content", [
+                ("Vary", "Origin"), ("X-Content-Type-Options", "nosniff"),
+                *origin, *(self._allowed if origin else [])])
+            return []
+
+        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
+            own = [field for field in headers
+                   if not field[0].lower().startswith("access-control-")]
+            added = [("Vary", "Origin"), *origin, *(self._exposed if origin else [])]
+            return start_response(status, own + added, *exc_info)
+
+        return self.app(environ, start)
+
+    def _allowed_origin(self, origin: Optional[str]) -> List[Tuple[str, str]]:
+        """The header that lets a page of this origin read the answer, if it may."""
+        if origin is None or self._origins.isdisjoint((origin, "*")):
+            return []
+        return [("Access-Control-Allow-Origin", "*" if "*" in self._origins else origin)]
+
+    def _is_preflight(self, environ: Environ) -> bool:
+        return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
+                and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+
+
+def _is_origin(text: Any) -> bool:
+    """Tell whether a browser could send this, which leaves out the port that is the usual one."""
+    match = _ORIGIN.fullmatch(text) if isinstance(text, str) else None
+    return match is not None and not re.fullmatch("http://.*:80|https://.*:443", text)

@@ -292,12 +292,14 @@ def test_flags_prevail_over_the_environment(command, monkeypatch):
 
 def test_repeated_rules_of_flags_are_all_used():
     args = jwtserver._parser().parse_args(
-        ["serve", "--protect", "/a", "--protect", "POST /b", "--exempt", "/a/b"])
+        ["serve", "--protect", "/a", "--protect", "POST /b", "--exempt", "/a/b",
+         "--cors-origin", "https://a", "--cors-origin", "https://b"])
 
     settings = jwtserver._settings(args)
 
     assert settings == Settings(
-        protect=("/a", "POST /b"), exempt=("/a/b",), pbkdf2_iterations=1000)
+        protect=("/a", "POST /b"), exempt=("/a/b",), cors_origins=("https://a", "https://b"),
+        pbkdf2_iterations=1000)
 
 
 @pytest.mark.parametrize("line", [

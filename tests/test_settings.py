@@ -23,6 +23,8 @@ OTHER = KEY[::-1]
     ("AUDIENCE", "tool", "audience", "tool"),
     ("TOKEN_LIFETIME", "60", "token_lifetime", 60),
     ("SESSION_LIFETIME", "86400", "session_lifetime", 86400),
+    ("CORS_ORIGINS", "https://a, http://b:1,", "cors_origins", ("https://a", "http://b:1")),
+    ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
     ("LOGIN_FAILURES", "3/60", "login_failures", (3, 60)),
     ("RATE_LIMIT", "300/60", "rate_limit", (300, 60)),
     ("TRUSTED_PROXIES", "0", "trusted_proxies", 0),

@@ -1,0 +1,155 @@
+"""`/verify` for proxies, and the document that tells programs of all endpoints."""
+
+import json
+import time
+
+import pytest
+from webtest import TestApp
+
+import jwtserver
+from jwtserver import Settings, Store, create_app
+from wsgi_auth import TokenSigner
+
+KEY = "0123456789abcdef" * 2
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(database=str(tmp_path / "users.db"), secret=KEY, pbkdf2_iterations=1000)
+
+
+@pytest.fixture
+def client(settings):
+    return TestApp(create_app(settings))
+
+
+def bearer(**claims):
+    return {"Authorization": f"Bearer {TokenSigner(KEY).sign(claims)}"}
+
+
+# --- /verify
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_verify_with_a_token_tells_whose_it_is(client, method):
+    headers = bearer(sub="alice", scope="read write")
+
+    response = client.request("/verify", method=method, headers=headers, status=204)
+
+    assert (response.headers["Remote-User"], response.headers["Remote-Scope"]) == (
+        "alice", "read write")
+    assert response.body == b"" and "Content-Length" not in response.headers
+
+
+def test_verify_of_a_name_beyond_ascii_sends_utf_8(client):
+    response = client.get("/verify", headers=bearer(sub="Zoë 山田"), status=204)
+
+    assert response.headers["Remote-User"].encode("latin-1").decode() == "Zoë 山田"
+    assert response.headers["Remote-Scope"] == ""
+
+
+@pytest.mark.parametrize("headers", [
+    {}, {"Authorization": "Bearer x"}, {"Remote-User": "alice"},
+    {"X-Original-URI": "/public", "X-Forwarded-User": "alice"}])
+def test_verify_without_a_good_token_is_refused_with_the_challenge(client, headers):
+    response = client.get("/verify", headers=headers, status=401)
+
+    assert response.headers["WWW-Authenticate"].startswith('Bearer realm="api"')
+    assert "Remote-User" not in response.headers
+
+
+@pytest.mark.parametrize("claims", [
+    {"sub": "a\r\nRemote-User: root"}, {"sub": "a\0"}, {"sub": " root"}, {"sub": "root\t"},
+    {"sub": "a\x7f"}, {"sub": "a\x9f"}, {"sub": "a", "scope": "x\ny"}, {"sub": "a", "scope": ["x"]},
+])
+def test_verify_of_what_a_header_cannot_carry_is_refused(client, claims):
+    response = client.get("/verify", headers=bearer(**claims), status=403)
+
+    assert "Remote-User" not in response.headers
+
+
+def test_verify_is_never_open(settings):
+    client = TestApp(create_app(settings._replace(exempt=("/",))))
+
+    response = client.get("/verify", status=401)
+
+    assert response.headers["WWW-Authenticate"] == 'Bearer realm="api"'
+
+
+def test_verify_stands_beside_an_application(settings):
+    def app(environ, start_response):
+        raise AssertionError("asked")
+
+    client = TestApp(create_app(settings._replace(prefix="/auth"), app=app))
+
+    client.get("/auth/verify", headers=bearer(sub="alice"), status=204)
+
+
+# --- The document
+
+
+@pytest.fixture
+def document(client):
+    return client.get("/openapi.json", status=200).json
+
+
+def test_openapi_has_every_endpoint(document):
+    methods = "get post put patch delete options head trace".split()
+    assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
+        "/authenticate": ["post"], "/refresh": ["post"], "/logout": ["post"],
+        "/verify": sorted(methods), "/health": ["get"], "/protected": ["get"],
+        "/openapi.json": ["get"]}
+    assert (document["openapi"], document["info"]["version"]) == ("3.1.0", jwtserver.__version__)
+
+
+def test_openapi_of_an_application_has_the_endpoints_beside_it(settings):
+    client = TestApp(create_app(settings._replace(prefix="/auth"), app=lambda *args: []))
+
+    paths = client.get("/auth/openapi.json").json["paths"]
+
+    assert "/auth/authenticate" in paths and "/protected" not in paths
+
+
+def test_openapi_is_a_valid_document(document):
+    validator = pytest.importorskip("openapi_spec_validator")
+
+    validator.validate(document)
+
+
+def test_openapi_describes_what_is_answered(settings, client, document):
+    """Every answer that is not about the server's own health, by its schema."""
+    jsonschema = pytest.importorskip("jsonschema")
+    store = Store(settings.database)
+    store.add([jwtserver.User("alice", jwtserver.hash_password("x", iterations=1000), "", 0, 0)])
+    store.close()
+
+    def check(response, path, method):
+        described = document["paths"][path][method]["responses"][str(response.status_int)]
+        if response.body:
+            schema = described["content"]["application/json"]["schema"]
+            jsonschema.validate(response.json, schema)
+        else:
+            assert "content" not in described
+        return response
+
+    def post(path, fields, status, **options):
+        return check(client.post_json(path, fields, status=status, **options), path, "post").json
+
+    answer = post("/authenticate", {"username": "alice", "password": "x"}, 200)
+    post("/authenticate", {"username": "alice"}, 401)
+    post("/authenticate", {"username": 1, "password": "x"}, 400)
+    answer = post("/refresh", {"refresh_token": answer["refresh_token"]}, 200)
+    post("/refresh", {"refresh_token": "x"}, 401)
+    for path in ("/authenticate", "/refresh"):
+        check(client.post(path, "x", {"Content-Type": "text/plain"}, status=415), path, "post")
+    token = {"Authorization": f"Bearer {answer['token']}"}
+    for path, status in [("/protected", 200), ("/verify", 204)]:
+        check(client.get(path, headers=token, status=status), path, "get")
+        check(client.get(path, status=401), path, "get")
+    check(client.post("/logout", headers=token, status=204), "/logout", "post")
+    check(client.post("/logout", headers=token, status=401), "/logout", "post")
+    check(client.get("/health", status=200), "/health", "get")
+    stray = TokenSigner(KEY, clock=time.time).sign({"sub": "x"})
+    check(client.post("/logout", headers={"Authorization": f"Bearer {stray}"}, status=400),
+          "/logout", "post")
+    assert json.loads(json.dumps(document)) == document
