@@ -619,12 +619,8 @@ _pid = os.getpid()  # which costs a system call to ask
 
 
 def _after_fork() -> None:
-    """Know who we are, and replace what a thread of the parent may have held: none here would
-    release it."""
-    global _pid, _building, _hash_queue
+    global _pid
     _pid = os.getpid()
-    _building = threading.Lock()
-    _hash_queue = _HashQueue(_cores())
 
 
 getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
@@ -1170,7 +1166,10 @@ class _HashQueue:
         self._places.release()
 
 
-_hash_queue = _HashQueue(_cores())
+# By process, and made when it is needed: what a thread of the parent holds at the fork, none here
+# would release; and gevent's locks are not there until it has patched `threading`.
+_hash_queues: Dict[int, _HashQueue] = {}
+_build_locks: Dict[int, threading.Lock] = {}
 
 
 def client_address(environ: Environ, trusted_proxies: int) -> str:
@@ -1237,7 +1236,7 @@ class Service:
         self.store.check_attempt(attempt, self.clock())
         user = self.store.find(name)
         iterations = self.settings.pbkdf2_iterations
-        with _hash_queue:
+        with _hash_queues.setdefault(_pid, _HashQueue(_cores())):
             self.store.check_attempt(attempt, self.clock())  # that was a while ago
             stored = user.password_hash if user else None
             right = verify_password(password, stored, min_iterations=iterations)
@@ -1496,7 +1495,6 @@ def _shared(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
         raise SettingsError(f"JWTSERVER_CORS_ORIGINS: {error}") from None
 
 
-_building = threading.Lock()
 _built: Optional[WSGIApplication] = None
 
 
@@ -1504,7 +1502,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     """The WSGI application as the environment configures it, made at the first request."""
     global _built
     if _built is None:
-        with _building:
+        with _build_locks.setdefault(_pid, threading.Lock()):
             if _built is None:
                 _built = create_app()
     return _built(environ, start_response)

@@ -291,12 +291,13 @@ def test_authenticate_user_changed_while_hashing_is_refused(client, store, monke
 
 
 def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch):
-    monkeypatch.setattr(jwtserver, "_hash_queue", jwtserver._HashQueue(1))
+    queue = jwtserver._HashQueue(1)
+    monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
     token = sign_in(client).json["token"]
     answers = []
     login = threading.Thread(target=lambda: answers.append(sign_in(client).status_int))
 
-    with jwtserver._hash_queue:  # somebody else's login keeps the only core busy
+    with queue:  # somebody else's login keeps the only core busy
         login.start()
         client.get("/protected", headers=bearer(token), status=200)
         client.get("/health", status=200)
@@ -568,7 +569,7 @@ def test_application_second_thread_uses_what_the_first_built(environment, monkey
         def __exit__(self, *exc_info):
             pass
 
-    monkeypatch.setattr(jwtserver, "_building", Lock())
+    monkeypatch.setitem(jwtserver._build_locks, os.getpid(), Lock())
 
     assert TestApp(jwtserver.application).get("/").text == "built meanwhile"
 
@@ -584,41 +585,35 @@ def test_application_bad_setting_names_the_variable(environment, monkeypatch, va
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_application_after_fork_answers_though_a_thread_held_the_locks(environment):
+def test_application_after_fork_answers_though_a_thread_held_the_locks(
+    environment, monkeypatch,
+):
     client = TestApp(jwtserver.application)
     client.get("/health")
-    jwtserver._building.acquire()
-    for _ in range(jwtserver._cores()):
-        jwtserver._hash_queue.__enter__()
+    lock, queue = threading.Lock(), jwtserver._HashQueue(1)
+    monkeypatch.setitem(jwtserver._build_locks, os.getpid(), lock)
+    monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
 
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            jwtserver._built = None
-            sign_in(client, "nobody", status=401)
-            status = 0
-        finally:
-            os._exit(status)
-    jwtserver._building.release()
-    for _ in range(jwtserver._cores()):
-        jwtserver._hash_queue.__exit__()
+    with lock, queue:  # as threads of the parent may at this moment
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                jwtserver._built = None
+                sign_in(client, "nobody", status=401)
+                status = 0
+            finally:
+                os._exit(status)
 
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_locks_after_fork_are_free(monkeypatch):
-    monkeypatch.setattr(jwtserver, "_building", threading.Lock())
-    queue = jwtserver._HashQueue(1)
-    monkeypatch.setattr(jwtserver, "_hash_queue", queue)
+def test_process_after_fork_knows_itself(monkeypatch):
+    monkeypatch.setattr(jwtserver, "_pid", 0)
 
-    with jwtserver._building, queue:
-        jwtserver._after_fork()  # what the child of a fork does at this moment
+    jwtserver._after_fork()  # what the child of a fork does at this moment
 
-        assert jwtserver._building.acquire(blocking=False)
-        assert jwtserver._hash_queue is not queue
-        with jwtserver._hash_queue:
-            pass
+    assert jwtserver._pid == os.getpid()
 
 
 def test_token_expires(settings, store):

@@ -1,6 +1,7 @@
 """What bounds guessing and flooding: lock-out, the crowd of waiting hashes, the rate limit."""
 
 import json
+import os
 import threading
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
@@ -169,7 +170,7 @@ def test_disabled_user_is_counted_as_a_wrong_password(client):
 
 def test_guesses_at_once_are_told_no_more_than_guesses_in_turn(make, monkeypatch):
     client = make(login_failures=Rate(3, 60))
-    monkeypatch.setattr(jwtserver, "_hash_queue", jwtserver._HashQueue(9))
+    monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), jwtserver._HashQueue(9))
     verify_password, all_there, codes = jwtserver.verify_password, threading.Barrier(9), []
 
     def verify_together(*arguments, **options):
@@ -239,7 +240,7 @@ def test_crowd_of_logins_is_bounded_and_told_at_once(client, monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_HASHES", 2)
     queue = jwtserver._HashQueue(1)
     queue._cores = Watched(1)
-    monkeypatch.setattr(jwtserver, "_hash_queue", queue)
+    monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
     codes = []
     waiting = [threading.Thread(target=lambda: codes.append(sign_in(client).status_int))
                for _ in range(2)]

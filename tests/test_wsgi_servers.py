@@ -1,0 +1,171 @@
+"""The service under the servers that people run, each by its line in the README."""
+
+import os
+import re
+import shlex
+import shutil
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import jwtserver
+from wsgi_auth import InvalidSignatureError, decode
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+APACHE_MODULES = Path("/usr/lib/apache2/modules")
+
+GUNICORN = "gunicorn --bind 127.0.0.1:8000 --workers 4 --threads 8 jwtserver:application"
+UWSGI = ("uwsgi --http-socket 127.0.0.1:8000 --master --processes 4 --enable-threads --die-on-term"
+         " --module jwtserver")
+GRANIAN = "granian --interface wsgi --host 127.0.0.1 --port 8000 --workers 4 jwtserver:application"
+IN_README = {
+    "gunicorn": GUNICORN,
+    "uwsgi": UWSGI,
+    "waitress": "waitress-serve --listen 127.0.0.1:8000 jwtserver:application",
+    "cheroot": "python -m cheroot --bind 127.0.0.1:8000 jwtserver:application",
+    "granian": GRANIAN,
+    "bjoern": "python -c 'import bjoern, jwtserver;"
+              ' bjoern.run(jwtserver.application, "127.0.0.1", 8000)\'',
+}
+# What tells that a server is installed, where it is not a module of its name.
+MODULES = {"uwsgi": "uwsgidecorators"}
+LINES = {
+    **IN_README,
+    "gunicorn sync": GUNICORN.replace(" --threads 8", ""),
+    "gunicorn sync --preload": GUNICORN.replace(" --threads 8", " --preload"),
+    "gunicorn gthread --preload": GUNICORN.replace("--workers", "--preload --workers"),
+    "gunicorn gevent": GUNICORN.replace("--threads 8", "--worker-class gevent"),
+    "gunicorn gevent --preload": GUNICORN.replace("--threads 8", "--worker-class gevent --preload"),
+}
+# The application below is built when it is imported, so before the fork where it is preloaded.
+SEVERAL_PROCESSES = {
+    name: LINES[name].replace("jwtserver:application", "workers:application")
+                     .replace("--module jwtserver", "--module workers")
+    for name in LINES if "gunicorn" in name or name in ("uwsgi", "granian")}
+WORKERS = '''
+import os
+import jwtserver
+
+def show_process(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % os.getpid()]
+
+application = jwtserver.create_app(app=show_process)
+'''
+
+
+def command_of(name, line, port):
+    module = name.partition(" ")[0]
+    if not find_spec(MODULES.get(module, module)) or ("gevent" in name and not find_spec("gevent")):
+        pytest.skip(f"{module} is not installed")
+    return shlex.split(line.replace("8000", str(port)))
+
+
+def goes_through_all_of_it(client):
+    assert client("/protected")[0] == 401
+    assert client("/%2e/PROTECTED")[0] == 401
+    assert client.sign_in("wrong")[0] == 401
+
+    status, headers, answer = client.sign_in()
+    assert (status, headers["Cache-Control"]) == (200, "no-store")
+    token = answer["token"]
+    assert client("/protected", token=token)[2] == {"message": "Welcome to the protected page"}
+    status, headers, _ = client("/verify", token=token)
+    assert (status, headers["Remote-User"]) == (204, "alice")
+    status, headers, _ = client("/protected", token=token + "x")
+    assert status == 401 and 'error="invalid_token"' in headers["WWW-Authenticate"]
+    status, _, answer = client("/refresh", {"refresh_token": answer["refresh_token"]})
+    assert status == 200
+
+    assert client("/logout", token=token, method="POST")[0] == 204
+    for refused in (token, answer["token"]):
+        for _ in range(8):  # whichever worker it comes to
+            assert client("/protected", token=refused)[0] == 401
+    assert client("/refresh", {"refresh_token": answer["refresh_token"]})[0] == 401
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_server_signs_in_guards_and_logs_out(name, start, free_port):
+    port = free_port()
+
+    client = start(command_of(name, LINES[name], port), port)
+
+    goes_through_all_of_it(client)
+
+
+@pytest.mark.parametrize("line", IN_README.values(), ids=IN_README)
+def test_server_has_its_line_in_the_readme(line):
+    assert f"    {line}\n" in README
+
+
+@pytest.mark.parametrize("name", SEVERAL_PROCESSES)
+def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, monkeypatch):
+    (folder / "workers.py").write_text(WORKERS)
+    port = free_port()
+    client = start(command_of(name, SEVERAL_PROCESSES[name], port), port,
+                   JWTSERVER_LOGIN_FAILURES="3/900")
+    token = client.sign_in()[2]["token"]
+
+    workers = set()
+    for _ in range(400):
+        status, _, worker = client("/", token=token)
+        assert status == 200
+        workers.add(worker)
+        if len(workers) == 4:
+            break
+    assert len(workers) > 1  # and each of them knows the session
+
+    monkeypatch.chdir(folder)
+    assert jwtserver.main(["key", "rotate"]) == 0
+    new_key = (folder / "jwtserver.key").read_text().split()[0]
+    assert client("/", token=token)[0] == 200
+    end = time.monotonic() + 20
+    signed_by_new_key = 0
+    while signed_by_new_key < 12:  # in a row, whichever worker it comes to
+        newest = client.sign_in()[2]["token"]
+        assert client("/", token=newest)[0] == 200
+        assert client("/", token=token)[0] == 200
+        try:
+            decode(newest, new_key)
+            signed_by_new_key += 1
+        except InvalidSignatureError:
+            signed_by_new_key = 0
+            assert time.monotonic() < end
+
+    client("/logout", token=token, method="POST")
+    assert {client("/", token=token)[0] for _ in range(20)} == {401}
+    assert client("/", token=newest)[0] == 200
+
+    statuses = [client.sign_in("wrong")[0] for _ in range(5)]
+    assert statuses == [401, 401, 401, 429, 429]
+    assert client.sign_in()[0] == 429
+
+
+@pytest.mark.skipif(not (APACHE_MODULES / "mod_wsgi.so").exists(), reason="there is no mod_wsgi")
+def test_apache_with_mod_wsgi(start, free_port, folder):
+    (site,) = re.findall("```apache\n(.*?)```", README, re.DOTALL)
+    site = site.replace("/srv/jwtserver", str(folder))
+    port = free_port()
+    if os.getuid() == 0:  # Apache's processes leave that account
+        shutil.chown(folder, "www-data")
+        shutil.chown(folder / "jwtserver.db", "www-data")
+        folder.chmod(0o755)
+    (folder / "apache.conf").write_text(f"""
+ServerRoot {folder}
+ServerName localhost
+Listen 127.0.0.1:{port}
+PidFile {folder}/apache.pid
+ErrorLog {folder}/log
+User www-data
+Group www-data
+LoadModule mpm_event_module {APACHE_MODULES}/mod_mpm_event.so
+LoadModule authz_core_module {APACHE_MODULES}/mod_authz_core.so
+LoadModule wsgi_module {APACHE_MODULES}/mod_wsgi.so
+{site}""")
+
+    client = start(["apache2", "-D", "FOREGROUND", "-f", str(folder / "apache.conf")], port)
+
+    goes_through_all_of_it(client)
