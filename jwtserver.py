@@ -1416,8 +1416,9 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
         statuses.update((400, 401, 411, 413, 415))
         schema = _object(**dict.fromkeys(operation.fields, {"type": "string", "minLength": 1}))
         described["requestBody"] = {"required": True, "content": {
-            kind: {"schema": schema}
-            for kind in ("application/json", "application/x-www-form-urlencoded")}}
+            "application/json": {"schema": schema},
+            "application/x-www-form-urlencoded": {  # no field of which may come twice
+                "schema": {**schema, "additionalProperties": _STRING}}}}
     success = {"const": False}
     for status in sorted(statuses):
         schema = _object(success=success, **{route.error_member: _STRING})

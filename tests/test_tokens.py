@@ -9,9 +9,11 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -231,6 +233,27 @@ def test_encode_for_joserfc_is_read_by_it():
 
     decoded = joserfc_jwt.decode(token, joserfc_jwk.OctKey.import_key(KEY), algorithms=["HS256"])
     assert decoded.claims == {"sub": "alice"}
+    theirs = joserfc_jwt.encode(
+        {"alg": "HS256"}, {"sub": "alice"}, joserfc_jwk.OctKey.import_key(KEY))
+    assert decode(theirs, KEY) == {"sub": "alice"}
+
+
+def test_tokens_and_those_of_npm_are_read_by_each_other():
+    """jsonwebtoken and jose, in Node."""
+    node, folder = shutil.which("node"), Path(__file__).parent / "benchmarks" / "node"
+    if not node or not (folder / "node_modules" / "jose").exists():
+        pytest.skip("there is no Node, or npm ci has not been run")
+    signer = TokenSigner(KEY, issuer="https://issuer.example")
+    token = signer.sign({"sub": "Zoë 山田", "scope": "read", "n": [1.5, None, {"a": True}]})
+
+    result = subprocess.run(
+        [node, "interop.mjs"], cwd=folder, input=json.dumps({"key": KEY.decode(), "token": token}),
+        capture_output=True, check=True, encoding="utf-8", timeout=30)
+    told = json.loads(result.stdout)
+
+    claims = signer.verify(token)
+    assert told["read"] == {"jose": claims, "jsonwebtoken": claims}
+    assert {name: signer.verify(made) for name, made in told["made"].items()} == told["read"]
 
 
 # --- Errors -------------------------------------------------------------------------------------
