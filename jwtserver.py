@@ -39,6 +39,7 @@ import math
 import os
 import re
 import secrets
+import select
 import selectors
 import signal
 import socket
@@ -57,7 +58,7 @@ from itertools import chain
 from pathlib import Path
 from typing import (
     TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
-    Optional, Sequence, TextIO, Tuple, Type, Union,
+    Optional, Protocol, Sequence, TextIO, Tuple, Type, Union,
 )
 from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -116,9 +117,13 @@ class SettingsError(Error):
     """A setting that cannot be used. The message names its variable."""
 
 
+def _is_url(database: str) -> bool:
+    return database.startswith(("postgresql://", "postgres://"))
+
+
 def _parse_database(text: str) -> str:
-    if "://" in text or text == ":memory:":
-        raise ValueError("must be the name of an SQLite file")
+    if ("://" in text and not _is_url(text)) or text == ":memory:":
+        raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
 
 
@@ -191,7 +196,7 @@ class Settings(NamedTuple):
     jwtserver.SettingsError: JWTSERVER_TOKEN_LIFETIME must be a whole number ...
     """
 
-    database: str = "jwtserver.db"
+    database: str = "jwtserver.db"  # an SQLite file, or postgresql://…
     secret: str = ""  # keys, one a line: the first signs, all verify
     secret_file: str = ""  # a file of such lines; jwtserver.key beside the database, if not given
     issuer: Optional[str] = None
@@ -232,7 +237,8 @@ class Settings(NamedTuple):
     @property
     def key_file(self) -> Path:
         """The file of the keys, where `secret` is not given."""
-        return Path(self.secret_file or Path(self.database).parent / "jwtserver.key")
+        folder = Path() if _is_url(self.database) else Path(self.database).parent
+        return Path(self.secret_file or folder / "jwtserver.key")
 
 
 # --- Keys ---------------------------------------------------------------------------------------
@@ -559,13 +565,15 @@ def _network(address: str) -> str:
     return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
-def _locked_for(connection: sqlite3.Connection, attempt: Attempt, now: float) -> float:
-    """The seconds for which a login is not looked at; 0 if it is."""
+def _locked_for(
+    connection: "Connection", attempt: Attempt, now: float, counted: int = 0,
+) -> float:
+    """The seconds for which a login, counted so often already, is not looked at; 0 if it is."""
     rows = connection.execute(
         "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
     locked = 0.0
     for counter, count, expires in rows:
-        if count >= attempt.limits[counter]:
+        if count - counted >= attempt.limits[counter]:
             locked = max(locked, expires - now)
     return locked
 
@@ -574,7 +582,17 @@ def _locked_for(connection: sqlite3.Connection, attempt: Attempt, now: float) ->
 
 
 class StoreError(Error):
-    """The database cannot do what it is asked. The message names the file."""
+    """The database cannot do what it is asked. The message names it."""
+
+
+class Connection(Protocol):
+    """What the store asks of a connection; those of `sqlite3` are some."""
+
+    def execute(self, statement: str, values: Any = ..., /) -> Any:
+        """Run a statement, with a value for each `?`, and return a cursor."""
+
+    def close(self) -> None:
+        """Close it, which rolls back what is not committed."""
 
 
 # Each entry leads from one version of the schema, which is its index, to the next. A release may
@@ -606,13 +624,11 @@ _MIGRATIONS = (
      "CREATE INDEX failures_by_end ON failures (expires)"),
 )
 _IS_OPEN = "SELECT 1 FROM sessions WHERE id = ? AND expires > ?"
+_COUNT_FAILURE = (
+    "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
+    " count = CASE WHEN failures.expires <= ? THEN 1 ELSE failures.count + 1 END,"
+    " expires = CASE WHEN failures.expires <= ? THEN excluded.expires ELSE failures.expires END")
 _APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
-
-
-def _sweep(connection: sqlite3.Connection, table: str, now: float) -> None:
-    connection.execute(
-        f"DELETE FROM {table} WHERE id IN"
-        f" (SELECT id FROM {table} WHERE expires <= ? LIMIT {SWEEP})", [now])
 
 
 _pid = os.getpid()  # which costs a system call to ask
@@ -626,19 +642,19 @@ def _after_fork() -> None:
 getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
 
 
-def _close_own(connections: Dict[int, List[sqlite3.Connection]]) -> None:
+def _close_own(connections: Dict[int, List[Connection]]) -> None:
     for connection in connections.pop(_pid, []):
         connection.close()
 
 
-def _pop(connections: List[sqlite3.Connection]) -> Optional[sqlite3.Connection]:
+def _pop(connections: List[Connection]) -> Optional[Connection]:
     try:
         return connections.pop()
     except IndexError:  # all are in use
         return None
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+def _use_wal(connection: Connection) -> None:
     """Have readers never wait for a writer. Of two that switch at once, one is told to try again:
     SQLite's own busy timeout does not hold here."""
     deadline = time.monotonic() + BUSY_TIMEOUT
@@ -652,24 +668,28 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         time.sleep(0.01)
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 class _Loan:
     """A connection of the store, lent; it is returned unless something has gone wrong with it."""
 
     __slots__ = ("_store", "_idle", "_more", "_connection")
 
     def __init__(
-        self, store: "Store", idle: List[sqlite3.Connection],
-        more: Callable[[], sqlite3.Connection],
+        self, store: "Store", idle: List[Connection],
+        more: Callable[[], Connection],
     ) -> None:
         self._store = store
         self._idle = idle
         self._more = more
 
-    def __enter__(self) -> sqlite3.Connection:
+    def __enter__(self) -> Connection:
         try:
             self._connection = _pop(self._idle) or self._more()
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._store.path}: {error}") from error
+        except self._store.errors as error:
+            raise StoreError(f"{self._store.name}: {_one_line(error)}") from error
         return self._connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
@@ -677,8 +697,8 @@ class _Loan:
             self._idle.append(self._connection)
             return
         self._connection.close()  # which rolls back
-        if isinstance(error, sqlite3.Error):
-            raise StoreError(f"{self._store.path}: {error}") from error
+        if isinstance(error, self._store.errors):
+            raise StoreError(f"{self._store.name}: {_one_line(error)}") from error
 
 
 class Store:
@@ -691,16 +711,24 @@ class Store:
         StoreError: from each method, if the file cannot be used.
     """
 
+    errors: Type[Exception] = sqlite3.Error  # what its connections raise
+    _begin_writing = "BEGIN IMMEDIATE"  # from here on, nobody else writes
+
+    # Where others may write meanwhile: what keeps them from the rows that are read, or has those
+    # be left out that others keep.
+    _for_update = _skip_locked = ""
+
     def __init__(self, path: str, *, in_batches: bool = False) -> None:
         self.path = Path(path)
+        self.name = path
         self._in_batches = in_batches
-        self._batch: List[sqlite3.Connection] = []  # in the midst of reading, for this batch
+        self._batch: List[Connection] = []  # in the midst of reading, for this batch
         # By process: one that was forked must not touch, nor close, what its parent has opened
         # (https://sqlite.org/howtocorrupt.html §2.6).
-        self._idle: Dict[int, List[sqlite3.Connection]] = {}
+        self._idle: Dict[int, List[Connection]] = {}
         self.close = weakref.finalize(self, _close_own, self._idle)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> Connection:
         return sqlite3.connect(
             f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
             isolation_level=None, check_same_thread=False)
@@ -709,17 +737,17 @@ class Store:
         """Lend a connection; each statement is a transaction, if no other is begun."""
         return _Loan(self, self._idle.setdefault(_pid, []), self._connect)
 
-    def _begin(self) -> sqlite3.Connection:
+    def _begin(self) -> Connection:
         connection = _pop(self._idle.setdefault(_pid, [])) or self._connect()
         connection.execute("BEGIN")
         return connection
 
-    def _end(self, batch: List[sqlite3.Connection]) -> None:
+    def _end(self, batch: List[Connection]) -> None:
         for connection in iter(lambda: _pop(batch), None):
             try:
                 connection.execute("COMMIT")
                 self._idle.setdefault(_pid, []).append(connection)
-            except sqlite3.Error:
+            except self.errors:
                 connection.close()
 
     def end_batch(self) -> None:
@@ -728,9 +756,9 @@ class Store:
         self._end(batch)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[Connection]:
         with self._connection() as connection:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(self._begin_writing)
             yield connection
             connection.execute("COMMIT")
 
@@ -759,7 +787,7 @@ class Store:
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
         return version == 0
 
-    def _version(self, connection: sqlite3.Connection) -> int:
+    def _version(self, connection: Connection) -> int:
         """The version of the schema; 0 where there is none yet."""
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -788,7 +816,7 @@ class Store:
     def all(self) -> List[User]:
         """All users, by name."""
         with self._connection() as connection:
-            return [User(*row) for row in connection.execute("SELECT * FROM users ORDER BY name")]
+            return sorted(User(*row) for row in connection.execute("SELECT * FROM users"))
 
     def add(self, users: Iterable[User]) -> None:
         """Add all of them or, if a name is taken, none."""
@@ -810,8 +838,9 @@ class Store:
     def enable(self, name: str) -> bool:
         """Let a user sign in again; tell whether there is one."""
         with self._connection() as connection:
-            return connection.execute(
-                "UPDATE users SET disabled = 0 WHERE name = ?", [name]).rowcount > 0
+            changed: int = connection.execute(
+                "UPDATE users SET disabled = 0 WHERE name = ?", [name]).rowcount
+        return changed > 0
 
     def set_password(self, name: str, password_hash: str) -> bool:
         """Give a user another password, and end his sessions; tell whether there is one."""
@@ -820,8 +849,9 @@ class Store:
 
     def _change(self, name: str, statement: str, *values: str) -> bool:
         with self._transaction() as connection:
+            changed: int = connection.execute(statement, values).rowcount
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
-            return connection.execute(statement, values).rowcount > 0
+        return changed > 0
 
     def check_attempt(self, attempt: Attempt, now: float) -> None:
         """Do nothing, if a login may be tried.
@@ -841,16 +871,13 @@ class Store:
             LockedOut: as many as may have failed meanwhile; to tell that this one did is too much.
         """
         with self._transaction() as connection:
-            locked = _locked_for(connection, attempt, now)
-            if not locked:
-                _sweep(connection, "failures", now)
-                connection.executemany(
-                    "DELETE FROM failures WHERE id = ? AND expires <= ?",
-                    [(counter, now) for counter in attempt.limits])
-                connection.executemany(
-                    "INSERT INTO failures VALUES (?, 1, ?)"
-                    " ON CONFLICT (id) DO UPDATE SET count = failures.count + 1",
-                    [(counter, now + attempt.seconds) for counter in attempt.limits])
+            self._sweep(connection, "failures", now)
+            for counter in sorted(attempt.limits):
+                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, now, now])
+            locked = _locked_for(connection, attempt, now, counted=1)
+            if locked:
+                connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
+                                   list(attempt.limits))
         if locked:
             raise LockedOut(locked)
 
@@ -869,9 +896,10 @@ class Store:
         user = grant.user
         with self._transaction() as connection:
             locked = _locked_for(connection, attempt, now) if attempt else 0
-            row = connection.execute("SELECT * FROM users WHERE name = ?", [user.name]).fetchone()
+            row = connection.execute(
+                f"SELECT * FROM users WHERE name = ?{self._for_update}", [user.name]).fetchone()
             if not locked and row == user:
-                _sweep(connection, "sessions", now)
+                self._sweep(connection, "sessions", now)
                 connection.execute(
                     "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", grant.session)
                 if better_hash:
@@ -912,9 +940,10 @@ class Store:
             raise refused
         return Grant(User(*row), session, token)
 
-    def _session(self, connection: sqlite3.Connection, session_id: str, now: float) -> Session:
+    def _session(self, connection: Connection, session_id: str, now: float) -> Session:
         row = connection.execute(
-            "SELECT * FROM sessions WHERE id = ? AND expires > ?", [session_id, now]).fetchone()
+            f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self._for_update}",
+            [session_id, now]).fetchone()
         if row is None:
             raise RefreshError
         return Session(*row)
@@ -923,7 +952,8 @@ class Store:
         """Tell whether a session has not ended."""
         if not self._in_batches:
             with self._connection() as connection:
-                return connection.execute(_IS_OPEN, (session_id, now)).fetchone() is not None
+                row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
+            return row is not None
         # Of three system calls and as many locks, a batch has the cost once.
         batch = self._batch
         with _Loan(self, batch, self._begin) as connection:
@@ -940,13 +970,24 @@ class Store:
     def end_sessions(self, name: str) -> int:
         """End the sessions of a user; return how many there were."""
         with self._connection() as connection:
-            return connection.execute("DELETE FROM sessions WHERE user_name = ?", [name]).rowcount
+            ended: int = connection.execute(
+                "DELETE FROM sessions WHERE user_name = ?", [name]).rowcount
+        return ended
 
     @contextmanager
     def changing_keys(self) -> Iterator[None]:
         """Keep other processes from changing the keys meanwhile."""
-        with self._transaction():
+        with self._transaction() as connection:
+            self._exclude_others(connection)
             yield
+
+    def _exclude_others(self, connection: Connection) -> None:
+        """Nobody else writes in a transaction of SQLite."""
+
+    def _sweep(self, connection: Connection, table: str, now: float) -> None:
+        connection.execute(
+            f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE expires <= ?"
+            f" LIMIT {SWEEP}{self._skip_locked})", [int(now)])
 
     def count_tokens(self, before: float, lifetime: int, now: float) -> int:
         """How many sessions have got their last token before that time, and it may be good yet."""
@@ -955,6 +996,109 @@ class Store:
                 "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
                 " AND (rotated > ? OR refresh_hash = '')", [now, before, now - lifetime]).fetchone()
         return int(count)
+
+
+class _PostgreSQLConnection:
+    """A connection of psycopg, with `?` for a value as SQLite has it."""
+
+    def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
+        self._connection = psycopg.connect(**options, autocommit=True)
+        self._poll = select.poll()
+        self._poll.register(self._connection.fileno(), select.POLLIN)
+        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
+
+    def execute(self, statement: str, values: Any = None) -> Any:
+        """Run a statement."""
+        return self._connection.execute(statement.replace("?", "%s"), values)
+
+    def close(self) -> None:
+        """Close it, which rolls back."""
+        self._connection.close()
+
+    def is_usable(self) -> bool:
+        """Tell whether the server has said nothing unasked: it does so when it goes."""
+        return not self._poll.poll(0)
+
+
+class PostgreSQLStore(Store):
+    """The same in a database of PostgreSQL, which machines may share; it takes psycopg 3.
+
+    Where SQLite lets one process write, here rows are locked: those of a user before those of the
+    user's sessions, and counters in the order of their ids.
+
+    Raises:
+        SettingsError: psycopg is not installed, or the URL is malformed.
+    """
+
+    _begin_writing = "BEGIN"
+    _for_update = " FOR UPDATE"
+    _skip_locked = " FOR UPDATE SKIP LOCKED"
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._psycopg: Any = importlib.import_module("psycopg")
+        except ImportError as error:
+            raise SettingsError(
+                "JWTSERVER_DATABASE is one of PostgreSQL; run: pip install 'psycopg[binary]'"
+                f" ({_one_line(error)})") from None
+        self.errors = self._psycopg.Error
+        try:
+            given = self._psycopg.conninfo.conninfo_to_dict(url)
+        except self._psycopg.Error as error:
+            raise SettingsError(f"JWTSERVER_DATABASE: {_one_line(error)}") from None
+        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
+                         "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **given}
+        super().__init__("")
+        self.name = f"database {given.get('dbname', '')} at {given.get('host', 'localhost')}"
+
+    def _connect(self) -> Connection:
+        return _PostgreSQLConnection(self._psycopg, self._options)
+
+    def _connection(self) -> _Loan:
+        idle = self._idle.setdefault(_pid, [])
+        connection: Any = _pop(idle)
+        while connection and not connection.is_usable():  # the server has been started anew
+            connection.close()
+            connection = _pop(idle)
+        if connection:
+            idle.append(connection)
+        return super()._connection()
+
+    def _exclude_others(self, connection: Connection) -> None:
+        connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
+
+    def prepare(self) -> bool:
+        """Make the tables if they are not there, bring them up to date; tell whether they are new.
+        """
+        with self._transaction() as connection:
+            self._exclude_others(connection)
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
+            version = self._version(connection)
+            for statement in chain.from_iterable(_MIGRATIONS[version:]):
+                connection.execute(statement.replace("INTEGER", "BIGINT"))
+            if version < len(_MIGRATIONS):
+                connection.execute("DELETE FROM jwtserver")
+                connection.execute("INSERT INTO jwtserver VALUES (?)", [len(_MIGRATIONS)])
+        return version == 0
+
+    def _version(self, connection: Connection) -> int:
+        (version,) = connection.execute(
+            "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
+        if version > len(_MIGRATIONS):
+            raise StoreError(f"{self.name}: was written by a newer version of jwtserver")
+        return int(version)
+
+
+def open_store(database: str, *, in_batches: bool = False) -> Store:
+    """The store in an SQLite file, or that behind a URL of PostgreSQL.
+
+    Raises:
+        SettingsError: it is one of PostgreSQL, and cannot be used.
+    """
+    if _is_url(database):
+        return PostgreSQLStore(database)
+    return Store(database, in_batches=in_batches)
 
 
 # --- Requests and answers -----------------------------------------------------------------------
@@ -1305,7 +1449,7 @@ class Service:
         A token without one is not from here: whoever has the key has made it, and can.
         """
         session_id = claims.get("sid", "")
-        if not isinstance(session_id, str):
+        if not isinstance(session_id, str) or "\0" in session_id:  # which PostgreSQL has not
             return True
         return "sid" in claims and not self.store.is_open(session_id, self.clock())
 
@@ -1453,7 +1597,7 @@ def create_app(
         OSError: the file of the keys cannot be read or made.
     """
     settings = settings or Settings.from_environ(os.environ)
-    store = store or Store(settings.database)
+    store = store or open_store(settings.database)
     store.prepare()
     signer = make_signer(settings, clock)
     service = Service(store, signer, settings, clock)
@@ -2452,14 +2596,15 @@ def _serve(args: argparse.Namespace) -> None:
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason}") from None
     with listener:
-        store = Store(settings.database, in_batches=True)
+        store = open_store(settings.database, in_batches=True)
         demo = _first_run(store, settings)
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log,
                          store.end_batch)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, server.interrupt)
-        _greet(_url(args.host, listener, tls), settings, demo, "/" if app else "/protected")
+        _greet(_url(args.host, listener, tls), settings, store, demo,
+               "/" if app else "/protected")
         logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
         gc.freeze()  # what there is by now is no garbage, and to look for some took a tenth
         gc.set_threshold(GC_THRESHOLD)  # of the time of a request
@@ -2499,13 +2644,13 @@ def _first_run(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
 
 
 def _greet(
-    url: str, settings: Settings, demo: Optional[Tuple[str, str]], path: str,
+    url: str, settings: Settings, store: Store, demo: Optional[Tuple[str, str]], path: str,
 ) -> None:
     lines = [f"jwtserver listens on {url} (Ctrl-C stops it)"]
     if demo:
         password, token = demo
         lines += [
-            f"\nThis is its first run: {settings.database} is new, with the user demo.",
+            f"\nThis is its first run: {store.name} is new, with the user demo.",
             f"The password is {password}, and is shown only now.",
             "\nSign in:",
             f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
@@ -2548,7 +2693,7 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
 
 
 def _open_store(args: argparse.Namespace) -> Store:
-    store = Store(_settings(args).database)
+    store = open_store(_settings(args).database)
     store.prepare()
     return store
 
@@ -2721,7 +2866,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_examples("python jwtserver.py", "python jwtserver.py user add alice",
                          "python jwtserver.py serve --help"))
     files = argparse.ArgumentParser(add_help=False)
-    files.add_argument("--database", metavar="FILE", help="default: jwtserver.db")
+    files.add_argument("--database", metavar="FILE",
+                       help="or postgresql://…; default: jwtserver.db")
     files.add_argument("--secret-file", metavar="FILE",
                        help="the signing keys; default: jwtserver.key beside the database")
     commands = _Commands(parser, [files])

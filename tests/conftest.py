@@ -11,6 +11,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,95 @@ def pytest_runtest_makereport(item, call):
     if ALL and report.skipped:
         report.outcome = "failed"
     return report
+
+
+# --- Databases
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "sqlite: what only SQLite has")
+
+
+def pytest_collection_modifyitems(config, items):
+    other = [item for item in items if item.get_closest_marker("sqlite")
+             and getattr(item, "callspec", None)
+             and item.callspec.params.get("database") == "postgresql"]
+    if other:
+        config.hook.pytest_deselected(items=other)
+        items[:] = [item for item in items if item not in set(other)]
+
+
+class PostgreSQL:
+    """A server of Debian's PostgreSQL, of its own."""
+
+    def __init__(self, port):
+        self._bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+        self.folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
+        self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        if self._user:
+            shutil.chown(self.folder, "postgres")
+        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        with open(self.folder / "data" / "postgresql.conf", "a") as file:
+            file.write(f"port = {port}\nlisten_addresses = '127.0.0.1'\nfsync = off\n"
+                       f"unix_socket_directories = '{self.folder}'\nmax_connections = 300\n")
+
+    def _run(self, program, *arguments):
+        subprocess.run(
+            [*self._user, str(self._bin / program), "-D", str(self.folder / "data"), *arguments],
+            cwd=self.folder, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def start(self):
+        self._run("pg_ctl", "-w", "-l", str(self.folder / "log"), "start")
+
+    def stop(self, mode="fast"):
+        self._run("pg_ctl", "-w", "-m", mode, "stop")
+
+
+def run_postgresql():
+    if not list(Path("/usr/lib/postgresql").glob("*/bin")) or not find_spec("psycopg"):
+        pytest.skip("there is no PostgreSQL, or no psycopg")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = PostgreSQL(port)
+    server.start()
+    yield server
+    server.stop("immediate")
+    shutil.rmtree(server.folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server, if it and psycopg are installed."""
+    yield from run_postgresql()
+
+
+@pytest.fixture
+def own_postgresql():
+    """Another one, that a test may stop and start."""
+    yield from run_postgresql()
+
+
+@pytest.fixture
+def postgresql_url(postgresql, tmp_path):
+    """A database that is empty: a schema, which costs less to make."""
+    import psycopg
+
+    schema = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql.url, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    return f"{postgresql.url}?options=-csearch_path%3D{schema}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, monkeypatch):
+    """An SQLite file in the current folder, and then the same test with PostgreSQL."""
+    if request.param == "sqlite":
+        return "jwtserver.db"
+    url = request.getfixturevalue("postgresql_url")
+    monkeypatch.setenv("JWTSERVER_DATABASE", url)
+    return url
 
 
 # --- Servers that are programs of their own
@@ -111,6 +202,7 @@ def folder():
 def start(folder):
     """Starts a server by its command line, and returns its client."""
     processes = []
+    (folder / "log").touch()
 
     def start(command, port, path="/health", **environment):
         bin = Path(sys.executable).parent

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Settings, Store, main
+from jwtserver import Settings, main, open_store
 from wsgi_auth import decode, hash_password, verify_password
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +29,8 @@ BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 
 
 @pytest.fixture
-def store():
-    store = Store("jwtserver.db")
+def store(database):
+    store = open_store(database)
     store.prepare()
     hashed = hash_password("correct horse", iterations=1000)
     store.add([jwtserver.User("alice", hashed, "read write", 0, 0)])
@@ -39,7 +39,7 @@ def store():
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(capsys, monkeypatch, database):
     """Runs a command line, split at its spaces; returns exit code, output, errors."""
 
     def run(line, stdin=""):
@@ -61,10 +61,10 @@ def refused(result, words):
 # --- user
 
 
-def test_user_add_takes_the_password_from_the_input(command):
+def test_user_add_takes_the_password_from_the_input(command, database):
     assert command("user add bob --scope read --password-stdin", "secret\r\nmore\n") == (0, "", "")
 
-    added = Store("jwtserver.db").find("bob")
+    added = open_store(database).find("bob")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
     assert added.password_hash.startswith("pbkdf2_sha256$1000$")
     assert verify_password("secret", added.password_hash)
@@ -139,22 +139,22 @@ def on_a_terminal(arguments, *answers):
     return os.WEXITSTATUS(os.waitpid(pid, 0)[1]), screen.decode()
 
 
-def test_user_add_on_a_terminal_asks_twice():
+def test_user_add_on_a_terminal_asks_twice(database):
     code, screen = on_a_terminal(["user", "add", "bob"], "secret", "secret")
 
     assert code == 0
     assert "secret" not in screen
-    assert verify_password("secret", Store("jwtserver.db").find("bob").password_hash)
+    assert verify_password("secret", open_store(database).find("bob").password_hash)
 
 
 @pytest.mark.parametrize("answers, words, code", [
     (("secret", "other"), "two different passwords", 1), (("\x04",), "", 1), (("\x03",), "", 130)])
-def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code):
+def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code, database):
     result, screen = on_a_terminal(["user", "add", "bob"], *answers)
 
     assert result == code
     assert words in screen and "Traceback" not in screen
-    assert Store("jwtserver.db").find("bob") is None
+    assert open_store(database).find("bob") is None
 
 
 def test_password_is_asked_for_twice(command, store, monkeypatch):
@@ -174,14 +174,14 @@ def test_password_is_asked_for_twice(command, store, monkeypatch):
 
 @pytest.mark.parametrize("head", [
     "", "username,password_hash\n", "\ufeffusername,password_hash,scope\n"])
-def test_user_import_takes_hashes_of_other_libraries(command, head):
+def test_user_import_takes_hashes_of_other_libraries(command, head, database):
     Path("users.csv").write_text(
         head + "\n".join(f"{name},{hashed}" for name, hashed in HASHES.items())
         + '\n\n"Zoe\u0308",' + HASHES["django"] + ",read write\n", encoding="utf-8")
 
     assert command("user import users.csv") == (0, "5 users imported\n", "")
 
-    users = {user.name: user for user in Store("jwtserver.db").all()}
+    users = {user.name: user for user in open_store(database).all()}
     assert set(users) == {*HASHES, "Zoë"}
     assert users["Zoë"].scope == "read write"
     assert all(verify_password("correct horse", user.password_hash) for user in users.values())
@@ -336,6 +336,7 @@ def test_help_of_every_command_has_an_example(words, capsys):
     assert "example" in capsys.readouterr().out
 
 
+@pytest.mark.sqlite
 def test_main_without_site_packages_runs_as_a_program(store):
     result = subprocess.run(
         [sys.executable, "-S", "-X", "dev", "-W", "error", str(ROOT / "jwtserver.py"),

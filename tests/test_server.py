@@ -143,7 +143,7 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     (["--protect", "nope"], {}, "JWTSERVER_PROTECT"),
     (["--prefix", "nope"], {}, "JWTSERVER_PREFIX"),
     (["--database", "no/such/folder.db"], {}, "no/such/folder.db: No such file"),
-    (["--database", "postgresql://localhost/x"], {}, "JWTSERVER_DATABASE"),
+    (["--database", "mysql://localhost/x"], {}, "JWTSERVER_DATABASE"),
     (["--secret-file", "no/such/file"], {}, "no/such/"),
     (["--host", "256.0.0.1"], {}, "cannot listen on 256.0.0.1"),
     ([], {"JWTSERVER_TOKEN_LIFETIME": "-1"}, "JWTSERVER_TOKEN_LIFETIME"),

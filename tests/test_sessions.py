@@ -15,7 +15,7 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
-from jwtserver import Settings, Store, create_app
+from jwtserver import Settings, Store, create_app, open_store
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +38,8 @@ def clock():
 
 
 @pytest.fixture
-def store():
-    store = Store(DATABASE)
+def store(database):
+    store = open_store(database)
     store.prepare()
     hashed = hash_password(PASSWORD, iterations=1000)
     store.add([jwtserver.User(name, hashed, scope, 0, 0)
@@ -49,12 +49,13 @@ def store():
 
 
 @pytest.fixture
-def make(store, clock):
+def make(store, clock, database):
     """Another server on the same database; each as a process of its own would have it."""
 
     def make(**settings):
         return TestApp(create_app(
-            Settings(**{"secret": KEY, "pbkdf2_iterations": 1000, **settings}), clock=clock))
+            Settings(**{"database": database, "secret": KEY, "pbkdf2_iterations": 1000,
+                        **settings}), clock=clock))
 
     return make
 
@@ -81,8 +82,8 @@ def logout(client, token, status=204):
     return client.post("/logout", headers={"Authorization": f"Bearer {token}"}, status=status)
 
 
-def rows(statement="SELECT * FROM sessions"):
-    connection = sqlite3.connect(DATABASE)
+def rows(database, statement="SELECT * FROM sessions"):
+    connection = open_store(database)._connect()
     try:
         return connection.execute(statement).fetchall()
     finally:
@@ -102,6 +103,7 @@ def audit(caplog):
 # --- Refresh
 
 
+@pytest.mark.sqlite
 def test_authenticate_answers_a_refresh_token_that_is_not_stored(client, store):
     token = sign_in(client)["refresh_token"]
 
@@ -113,10 +115,10 @@ def test_authenticate_answers_a_refresh_token_that_is_not_stored(client, store):
         assert part.encode() not in stored
 
 
-def test_token_lives_as_long_as_its_answer_says_whatever_passes_meanwhile(store):
+def test_token_lives_as_long_as_its_answer_says_whatever_passes_meanwhile(store, database):
     seconds = iter(range(1_800_000_000, 1_800_001_000))
-    client = TestApp(create_app(
-        Settings(secret=KEY, pbkdf2_iterations=1000), clock=lambda: next(seconds) + 0.5))
+    settings = Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
+    client = TestApp(create_app(settings, clock=lambda: next(seconds) + 0.5))
 
     answer = sign_in(client)
 
@@ -124,7 +126,7 @@ def test_token_lives_as_long_as_its_answer_says_whatever_passes_meanwhile(store)
     assert answer["expires_in"] == claims["exp"] - claims["iat"] == 3600
 
 
-def test_refresh_answers_the_shape_of_authenticate_and_rotates(client, clock):
+def test_refresh_answers_the_shape_of_authenticate_and_rotates(client, clock, database):
     first = sign_in(client)
     clock.now += 100
 
@@ -141,7 +143,7 @@ def test_refresh_answers_the_shape_of_authenticate_and_rotates(client, clock):
     assert after["jti"] != before["jti"]
     for answer in (first, second):
         protected(client, answer["token"])
-    assert len(rows()) == 1
+    assert len(rows(database)) == 1
 
 
 def test_refresh_grants_the_scope_that_the_user_has_now(client, store, clock):
@@ -173,7 +175,7 @@ def test_refresh_with_an_access_token_is_refused(client):
     refresh(client, sign_in(client)["token"], 401)
 
 
-def test_refresh_token_used_again_ends_the_session(client, clock, caplog):
+def test_refresh_token_used_again_ends_the_session(client, clock, caplog, database):
     first = sign_in(client)
     second = refresh(client, first["refresh_token"])
     clock.now += 10
@@ -184,7 +186,7 @@ def test_refresh_token_used_again_ends_the_session(client, clock, caplog):
     for answer in (first, second):
         refused = protected(client, answer["token"], 401)
         assert "Token has been revoked" in refused.headers["WWW-Authenticate"]
-    assert rows() == []
+    assert rows(database) == []
     assert 'refresh_reused user="alice" address="" session=S' in audit(caplog)
 
 
@@ -212,7 +214,7 @@ def test_refresh_whose_answer_was_lost_may_be_tried_again(client, clock):
     protected(client, third["token"])
 
 
-def test_refresh_whose_answer_was_lost_may_not_be_tried_for_ever(client, clock):
+def test_refresh_whose_answer_was_lost_may_not_be_tried_for_ever(client, clock, database):
     first = sign_in(client)
     refresh(client, first["refresh_token"])
     clock.now += 9
@@ -221,10 +223,12 @@ def test_refresh_whose_answer_was_lost_may_not_be_tried_for_ever(client, clock):
 
     refresh(client, first["refresh_token"], 401)
 
-    assert rows() == []
+    assert rows(database) == []
 
 
-def test_refresh_token_that_a_second_answer_has_replaced_ends_the_session_later(client, clock):
+def test_refresh_token_that_a_second_answer_has_replaced_ends_the_session_later(
+    client, clock, database,
+):
     first = sign_in(client)
     lost = refresh(client, first["refresh_token"])
     refresh(client, first["refresh_token"])
@@ -232,7 +236,7 @@ def test_refresh_token_that_a_second_answer_has_replaced_ends_the_session_later(
 
     refresh(client, lost["refresh_token"], 401)
 
-    assert rows() == []
+    assert rows(database) == []
 
 
 def test_refresh_token_that_was_forged_from_a_session_id_ends_nothing(client, clock):
@@ -284,17 +288,19 @@ def test_a_hundred_threads_refresh_one_token(client):
     assert len(live) == 1
 
 
-def test_sessions_that_are_over_are_swept_a_few_at_a_time(client, store, clock, monkeypatch):
+def test_sessions_that_are_over_are_swept_a_few_at_a_time(
+    client, store, clock, monkeypatch, database,
+):
     monkeypatch.setattr(jwtserver, "SWEEP", 2)
     for _ in range(3):
         sign_in(client)
     clock.now += 14 * 86400
-    assert len(rows()) == 3
+    assert len(rows(database)) == 3
 
     sign_in(client)
-    assert len(rows()) == 2
+    assert len(rows(database)) == 2
     sign_in(client)
-    assert len(rows()) == 2
+    assert len(rows(database)) == 2
 
 
 # --- Logout, and the end of all sessions
@@ -336,12 +342,13 @@ def test_logout_by_another_method_is_refused(client, method):
     assert response.headers["Allow"] == "POST"
 
 
-def test_logout_below_the_prefix_leaves_the_path_to_the_application(make):
+def test_logout_below_the_prefix_leaves_the_path_to_the_application(make, database):
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"mine"]
 
-    client = TestApp(create_app(Settings(secret=KEY, prefix="/auth", protect=("/x",)), app=app))
+    client = TestApp(create_app(Settings(
+        database=database, secret=KEY, prefix="/auth", protect=("/x",)), app=app))
     token = client.post_json(
         "/auth/authenticate", {"username": "alice", "password": PASSWORD}).json["token"]
     headers = {"Authorization": f"Bearer {token}"}
@@ -398,13 +405,13 @@ def test_enable_and_a_better_hash_leave_sessions_alone(client, make, store):
     protected(client, answer["token"])
 
 
-def test_guard_without_its_database_lets_nobody_through(client, monkeypatch):
+def test_guard_without_its_database_lets_nobody_through(client, store, monkeypatch, database):
     token = sign_in(client)["token"]
 
     def connect(*arguments, **options):
-        raise sqlite3.OperationalError("disk I/O error")
+        raise store.errors("disk I/O error")
 
-    monkeypatch.setattr(Store, "_connect", connect)
+    monkeypatch.setattr(type(store), "_connect", connect)
     monkeypatch.setattr(jwtserver, "_pop", lambda idle: None)
 
     answer = protected(client, token, 503).json
@@ -429,6 +436,7 @@ def session(store):
     return grant.session.id
 
 
+@pytest.mark.sqlite
 def test_look_ups_of_a_batch_are_as_of_one_moment(store, batched, session):
     for opened in (True, False):
         assert batched.is_open(session, 0) is opened
@@ -440,6 +448,7 @@ def test_look_ups_of_a_batch_are_as_of_one_moment(store, batched, session):
     assert batched.is_open(session, 0) is False
 
 
+@pytest.mark.sqlite
 def test_look_up_in_whose_midst_the_batch_ends_leaves_nothing_to_the_next(store, batched, session):
     batched.is_open(session, 0)
     (connection,) = batched._batch
@@ -453,6 +462,7 @@ def test_look_up_in_whose_midst_the_batch_ends_leaves_nothing_to_the_next(store,
     assert batched.is_open(session, 0) is False
 
 
+@pytest.mark.sqlite
 def test_batch_that_cannot_be_ended_costs_its_connection_alone(batched, session):
     batched.is_open(session, 0)
     batched._batch[0].close()
@@ -462,8 +472,11 @@ def test_batch_that_cannot_be_ended_costs_its_connection_alone(batched, session)
     assert batched.is_open(session, 0) is True
 
 
+@pytest.mark.sqlite
 def test_batch_of_a_database_that_cannot_answer_is_an_error(store, batched, session):
-    store._change("nobody", "DROP TABLE sessions")
+    connection = sqlite3.connect(DATABASE)
+    connection.execute("DROP TABLE sessions")
+    connection.close()
 
     with pytest.raises(jwtserver.StoreError, match=f"^{DATABASE}: no such table"):
         batched.is_open(session, 0)
@@ -475,7 +488,7 @@ CHILD = f"""
 import io, os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import jwtserver
-settings = jwtserver.Settings(secret={KEY!r}, pbkdf2_iterations=1000)
+settings = jwtserver.Settings.from_environ(os.environ)._replace(secret={KEY!r})
 app = jwtserver.create_app(settings)
 
 def post(path, authorization="", body=b""):
@@ -494,8 +507,9 @@ def child(code, *arguments):
         [sys.executable, "-c", CHILD + code, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-def test_processes_see_each_others_logout_and_lockout(client, make, store):
-    client = TestApp(create_app(Settings(secret=KEY, pbkdf2_iterations=1000)))
+def test_processes_see_each_others_logout_and_lockout(client, make, store, database):
+    client = TestApp(create_app(Settings(
+        database=database, secret=KEY, pbkdf2_iterations=1000)))
     answer = sign_in(client)
 
     done = child("""
@@ -523,21 +537,30 @@ ACTIONS = {
 }
 
 
-def run_until_killed(action, token, now, count):
+class Traced:
+    """A connection that calls `before` at each statement."""
+
+    def __init__(self, connection, before):
+        self.connection, self.before = connection, before
+
+    def execute(self, *arguments):
+        self.before()
+        return self.connection.execute(*arguments)
+
+    def __getattr__(self, name):
+        return getattr(self.connection, name)
+
+
+def run_until_killed(database, action, token, now, count):
     """Run it in a process that is killed after so many statements; tell whether it was."""
     child = os.fork()
     if child == 0:
         try:
-            connect, left = Store._connect, iter(range(count))
-
-            def traced(store):
-                connection = connect(store)
-                connection.set_trace_callback(
-                    lambda _: next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL))
-                return connection
-
-            Store._connect = traced
-            ACTIONS[action](Store(DATABASE), token, now)
+            store, left = open_store(database), iter(range(count))
+            connect = store._connect
+            store._connect = lambda: Traced(connect(), lambda: (
+                next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)))
+            ACTIONS[action](store, token, now)
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -561,16 +584,18 @@ BEFORE = (1, 1, 2, 0, 0, 0)
     ("remove", False, (0, None, 1, None, None, 0)),
 ])
 def test_process_killed_between_two_statements_leaves_all_or_nothing(
-        client, store, clock, action, again, after):
+        client, store, clock, database, action, again, after):
     old = sign_in(client)["refresh_token"]
     new = refresh(client, old)["refresh_token"]
     store.close()
     seen, killed = [], True
 
     while killed and set(seen) <= {BEFORE}:
-        killed = run_until_killed(action, old if again else new, clock.now + 99, len(seen))
-        seen += rows(STATE)
-        assert rows("PRAGMA integrity_check") == [("ok",)]
+        killed = run_until_killed(
+            database, action, old if again else new, clock.now + 99, len(seen))
+        seen += rows(database, STATE)
+        if database == DATABASE:
+            assert rows(database, "PRAGMA integrity_check") == [("ok",)]
 
     assert len(seen) >= 4
     assert set(seen[:-1]) == {BEFORE}
@@ -601,8 +626,8 @@ def test_database_of_the_release_before_opens_and_keeps_its_users(clock):
     client = TestApp(create_app(Settings(secret=KEY), clock=clock))
 
     protected(client, sign_in(client)["token"])
-    assert rows("SELECT * FROM users") != []
-    assert rows("PRAGMA user_version") == [(2,)]
+    assert rows(DATABASE, "SELECT * FROM users") != []
+    assert rows(DATABASE, "PRAGMA user_version") == [(2,)]
     store = Store(DATABASE)
     assert store.prepare() is False
     assert store.find("alice")[2:] == ("read", 0, 7)

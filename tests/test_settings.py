@@ -17,6 +17,7 @@ OTHER = KEY[::-1]
 
 @pytest.mark.parametrize("variable, text, field, value", [
     ("DATABASE", "x.db", "database", "x.db"),
+    ("DATABASE", "postgresql://h/x", "database", "postgresql://h/x"),
     ("SECRET", KEY, "secret", KEY),
     ("SECRET_FILE", "x.key", "secret_file", "x.key"),
     ("ISSUER", "https://x", "issuer", "https://x"),
@@ -41,7 +42,7 @@ def test_variable_sets_its_field(variable, text, field, value):
 
 
 @pytest.mark.parametrize("variable, text", [
-    ("DATABASE", "postgresql://host/x"), ("DATABASE", ":memory:"),
+    ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"),
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
     *(("PBKDF2_ITERATIONS", text) for text in ("0", "10000001", "x")),
@@ -66,6 +67,7 @@ def test_empty_variables_count_as_none():
 def test_key_file_is_beside_the_database():
     assert Settings(database="data/users.db").key_file == Path("data/jwtserver.key")
     assert Settings(database="data/users.db", secret_file="k").key_file == Path("k")
+    assert Settings(database="postgresql://h/x").key_file == Path("jwtserver.key")
 
 
 # --- Keys

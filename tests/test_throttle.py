@@ -11,7 +11,7 @@ from webtest import TestApp
 
 import jwtserver
 import wsgi_auth
-from jwtserver import Rate, Settings, Store, client_address, create_app
+from jwtserver import Rate, Settings, client_address, create_app, open_store
 from wsgi_auth import RateLimitMiddleware, hash_password
 
 KEY = "0123456789abcdef" * 2
@@ -33,8 +33,8 @@ def clock():
 
 
 @pytest.fixture
-def make(clock):
-    store = Store("jwtserver.db")
+def make(clock, database):
+    store = open_store(database)
     store.prepare()
     hashed = hash_password(PASSWORD, iterations=1000)
     store.add([jwtserver.User(name, hashed, "", 0, 0) for name in ("alice", "bob", "Zoë")])
@@ -42,7 +42,8 @@ def make(clock):
 
     def make(**settings):
         return TestApp(create_app(
-            Settings(**{"secret": KEY, "pbkdf2_iterations": 1000, **settings}), clock=clock))
+            Settings(**{"database": database, "secret": KEY, "pbkdf2_iterations": 1000,
+                        **settings}), clock=clock))
 
     return make
 
@@ -201,9 +202,9 @@ def test_right_password_after_the_bound_was_met_meanwhile_is_locked_out(client, 
     assert sign_in(client).status_int == 429
 
 
-def test_failures_that_are_over_are_swept_a_few_at_a_time(client, clock, monkeypatch):
+def test_failures_that_are_over_are_swept_a_few_at_a_time(client, clock, monkeypatch, database):
     monkeypatch.setattr(jwtserver, "SWEEP", 4)
-    store = Store("jwtserver.db")
+    store = open_store(database)
 
     def count():
         with store._connection() as connection:

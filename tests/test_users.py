@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Error, Store, StoreError, User, clean_name
+from jwtserver import Error, Store, StoreError, User, clean_name, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -23,8 +23,8 @@ def user(name, password_hash="hash", scope="", disabled=0):
 
 
 @pytest.fixture
-def store():
-    store = Store("users.db")
+def store(database):
+    store = open_store(database)
     store.prepare()
     yield store
     store.close()
@@ -61,40 +61,41 @@ def test_clean_name_counts_what_is_composed():
 
 
 def test_prepare_makes_a_file_for_the_owner_alone():
-    store = Store("users.db")
+    store = Store("jwtserver.db")
 
     assert [store.prepare(), store.prepare()] == [True, False]
-    assert os.stat("users.db").st_mode & 0o777 == 0o600
+    assert os.stat("jwtserver.db").st_mode & 0o777 == 0o600
     store.close()
-    connection = sqlite3.connect("users.db")
+    connection = sqlite3.connect("jwtserver.db")
     assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
 
 def write(*statements):
-    connection = sqlite3.connect("users.db")
+    connection = sqlite3.connect("jwtserver.db")
     for statement in statements:
         connection.execute(statement)
     connection.commit()
     connection.close()
 
 
+@pytest.mark.sqlite
 def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
     """Closing the file drops the locks of this whole process, on which they rely."""
-    Store("users.db").prepare()
+    Store("jwtserver.db").prepare()
 
-    with run("import jwtserver as j; s = j.Store('users.db'); s.prepare(); s.close()") as other:
+    with run("import jwtserver as j; s = j.Store('jwtserver.db'); s.prepare(); s.close()") as other:
         assert other.communicate() == ("", "")
 
-    assert Path("users.db-wal").exists()
+    assert Path("jwtserver.db-wal").exists()
     store.add([user("alice")])
     assert store.find("alice") == user("alice")
 
 
 @pytest.mark.parametrize("spoil, words", [
-    (lambda: Path("users.db").write_bytes(b"no database" * 100), "not a database"),
-    (lambda: os.mkdir("users.db"), "Is a directory"),
+    (lambda: Path("jwtserver.db").write_bytes(b"no database" * 100), "not a database"),
+    (lambda: os.mkdir("jwtserver.db"), "Is a directory"),
     (lambda: write("CREATE TABLE users (x)"), "another application"),
     (lambda: write("PRAGMA user_version = 1"), "another application"),
     (lambda: write(f"PRAGMA application_id = {jwtserver._APPLICATION_ID}",
@@ -102,20 +103,20 @@ def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
 ], ids=["text", "folder", "tables", "version", "newer"])
 def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
     spoil()
-    before = os.path.isfile("users.db") and Path("users.db").read_bytes()
-    store = Store("users.db")
+    before = os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()
+    store = Store("jwtserver.db")
 
-    with pytest.raises(StoreError, match=f"^users.db: .*{words}") as caught:
+    with pytest.raises(StoreError, match=f"^jwtserver.db: .*{words}") as caught:
         store.prepare()
 
     assert "\n" not in str(caught.value)
-    assert (os.path.isfile("users.db") and Path("users.db").read_bytes()) == before
+    assert (os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()) == before
     store.close()
 
 
 def test_prepare_in_a_missing_folder_refuses():
-    with pytest.raises(StoreError, match="^no/users.db: No such file or directory$"):
-        Store("no/users.db").prepare()
+    with pytest.raises(StoreError, match="^no/jwtserver.db: No such file or directory$"):
+        Store("no/jwtserver.db").prepare()
 
 
 @pytest.fixture
@@ -134,11 +135,11 @@ def test_prepare_in_a_read_only_folder_refuses(tmp_path, nobody):
         pytest.skip("this user may write anywhere")
 
     with pytest.raises(StoreError, match="Permission denied|Read-only file system"):
-        Store(str(folder / "jwtserver-test-users.db")).prepare()
+        Store(str(folder / "jwtserver-test-jwtserver.db")).prepare()
 
 
 def test_processes_that_prepare_at_once_all_succeed_and_one_is_first():
-    code = ("import sys, jwtserver; sys.stdin.read(1); store = jwtserver.Store('users.db');"
+    code = ("import sys, jwtserver; sys.stdin.read(1); store = jwtserver.Store('jwtserver.db');"
             "print(store.prepare(), store.find('a'))")
     processes = [run(code) for _ in range(8)]
 
@@ -153,12 +154,12 @@ def test_processes_that_prepare_at_once_all_succeed_and_one_is_first():
 
 def test_use_wal_tries_again_until_a_reader_has_gone():
     write("PRAGMA journal_mode = DELETE")
-    reader = sqlite3.connect("users.db", check_same_thread=False, isolation_level=None)
+    reader = sqlite3.connect("jwtserver.db", check_same_thread=False, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM sqlite_master").fetchall()
     release = threading.Timer(0.1, reader.execute, ["COMMIT"])
     release.start()
-    connection = sqlite3.connect("users.db", timeout=0)  # is told "locked" at once
+    connection = sqlite3.connect("jwtserver.db", timeout=0)  # is told "locked" at once
 
     jwtserver._use_wal(connection)
 
@@ -170,16 +171,17 @@ def test_use_wal_tries_again_until_a_reader_has_gone():
 
 def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
     monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
-    reader = sqlite3.connect("users.db", isolation_level=None)
+    reader = sqlite3.connect("jwtserver.db", isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM sqlite_master").fetchall()
 
-    with pytest.raises(StoreError, match="users.db: database is locked"):
-        Store("users.db").prepare()
+    with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
+        Store("jwtserver.db").prepare()
 
     reader.close()
 
 
+@pytest.mark.sqlite
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
 def test_full_disk_is_one_line_and_loses_nothing(store):
     store.add([user("first")])
@@ -187,7 +189,7 @@ def test_full_disk_is_one_line_and_loses_nothing(store):
     code = """
 import resource, signal, jwtserver
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = jwtserver.Store("users.db")
+store = jwtserver.Store("jwtserver.db")
 store.prepare()
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
@@ -201,9 +203,9 @@ except jwtserver.StoreError as error:
     output, errors = run(code).communicate()
 
     acknowledged, _, message = output.partition(" ")
-    assert message.startswith("users.db: ") and message.count("\n") == 1
+    assert message.startswith("jwtserver.db: ") and message.count("\n") == 1
     assert errors == ""
-    fresh = Store("users.db")
+    fresh = Store("jwtserver.db")
     names = {row.name for row in fresh.all()}
     assert {"first", *(f"user{i}" for i in range(int(acknowledged) + 1))} <= names
     fresh.close()
@@ -212,7 +214,7 @@ except jwtserver.StoreError as error:
 def test_killed_process_loses_no_acknowledged_user():
     code = """
 import jwtserver
-store = jwtserver.Store("users.db")
+store = jwtserver.Store("jwtserver.db")
 store.prepare()
 for i in range(10**6):
     store.add([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
@@ -225,7 +227,7 @@ for i in range(10**6):
     process.send_signal(signal.SIGKILL)
 
     acknowledged = 20 + process.communicate()[0].count("\n") - 1
-    store = Store("users.db")
+    store = Store("jwtserver.db")
     store.prepare()
     assert len(store.all()) >= acknowledged
     assert store.find(f"user{acknowledged - 1}")
@@ -267,23 +269,24 @@ def test_changes_tell_whether_there_was_a_user(store):
 def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
     store.close()
     monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
-    writer = sqlite3.connect("users.db", isolation_level=None)
+    writer = sqlite3.connect("jwtserver.db", isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
 
-    with pytest.raises(StoreError, match="users.db: database is locked"):
-        Store("users.db").add([user("a")])
+    with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
+        Store("jwtserver.db").add([user("a")])
 
     writer.close()
 
 
+@pytest.mark.sqlite
 def test_file_that_is_gone_is_not_made_again(store):
-    os.unlink("users.db")
+    os.unlink("jwtserver.db")
     store.close()
 
     with pytest.raises(StoreError, match="unable to open database file"):
-        Store("users.db").check()
+        Store("jwtserver.db").check()
 
-    assert not os.path.exists("users.db")
+    assert not os.path.exists("jwtserver.db")
 
 
 # --- Connections
@@ -321,7 +324,7 @@ def test_forked_child_opens_connections_of_its_own(store):
 
 
 def test_store_that_nobody_needs_closes_its_connections():
-    store = Store("users.db")
+    store = Store("jwtserver.db")
     store.prepare()
     (connection,) = store._idle[os.getpid()]
 

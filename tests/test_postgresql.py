@@ -1,0 +1,245 @@
+"""What PostgreSQL has beyond what the other tests see of it: machines that share it, and its
+absences."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import jwtserver
+from jwtserver import Rate, SettingsError, StoreError, User, open_store
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def store(postgresql_url):
+    store = open_store(postgresql_url)
+    assert store.prepare() is True
+    store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
+    yield store
+    store.close()
+
+
+def test_url_without_psycopg_is_one_line_that_says_what_to_do(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--database", "postgresql://h/x"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=20)
+
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "pip install 'psycopg[binary]'" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/x", "postgres://h/x"])
+def test_url_needs_psycopg(url, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # so that it cannot be imported
+
+    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE is one of PostgreSQL; run: pip"):
+        open_store(url)
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/x?nope=1", "postgresql://[h/x"])
+def test_url_that_is_malformed_names_the_setting(url):
+    pytest.importorskip("psycopg")
+
+    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE: ") as caught:
+        open_store(url)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_server_that_is_not_there_is_one_line_without_the_password(free_port):
+    pytest.importorskip("psycopg")
+    store = open_store(f"postgresql://u:sesame@127.0.0.1:{free_port()}/x")
+
+    with pytest.raises(StoreError, match="^database x at 127.0.0.1: ") as caught:
+        store.prepare()
+
+    assert "\n" not in str(caught.value) and "sesame" not in str(caught.value)
+
+
+def test_prepare_by_many_at_once_makes_the_tables_once(postgresql_url):
+    stores = [open_store(postgresql_url) for _ in range(8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        new = list(pool.map(lambda store: store.prepare(), stores))
+
+    assert sorted(new) == [False] * 7 + [True]
+    for store in stores:
+        store.close()
+
+
+def test_database_of_a_newer_version_is_refused(store):
+    with store._connection() as connection:
+        connection.execute("UPDATE jwtserver SET version = 99")
+
+    with pytest.raises(StoreError, match="was written by a newer version of jwtserver"):
+        store.prepare()
+
+
+def test_table_of_another_application_is_left_alone(postgresql_url):
+    store = open_store(postgresql_url)
+    with store._connection() as connection:
+        connection.execute("CREATE TABLE users (theirs TEXT)")
+
+    with pytest.raises(StoreError, match='"users" already exists'):
+        store.prepare()
+
+    with store._connection() as connection:
+        assert connection.execute("SELECT * FROM users").fetchall() == []
+    store.close()
+
+
+def test_failures_at_once_are_all_counted_and_stop_nobody(store):
+    rate = Rate(1000, 900)
+    attempts = [jwtserver.Attempt.of(name, address, rate)
+                for name in "abcd" for address in ("192.0.2.1", "192.0.2.2")]
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: store.count_failure(attempts[number % 8], 0), range(160)))
+
+    with store._connection() as connection:
+        counted = connection.execute("SELECT count FROM failures").fetchall()
+    assert sorted(counted) == [(20,)] * 8 + [(40,)] * 4 + [(80,)] * 2
+
+
+def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
+    for _ in range(30):
+        user, together = store.find("alice"), threading.Barrier(2)
+        grant = jwtserver.new_grant(user, 1000, 0)
+
+        def open_it():
+            together.wait()
+            store.open_session(grant, 0)
+
+        thread = threading.Thread(target=open_it)
+        thread.start()
+        together.wait()
+        store.disable("alice")
+        thread.join()
+
+        assert not store.is_open(grant.session.id, 0)
+        store.enable("alice")
+
+
+def test_connections_that_a_restart_has_cut_are_replaced_unseen(own_postgresql):
+    store = open_store(own_postgresql.url)
+    store.prepare()
+    with store._connection(), store._connection():
+        pass  # so that two are idle
+
+    own_postgresql.stop()
+    own_postgresql.start()
+
+    for _ in range(4):
+        assert store.find("alice") is None
+    store.close()
+
+
+@pytest.fixture
+def nodes(store, postgresql_url, start, free_port, folder):
+    """Two servers with a database and a key in common."""
+    def node():
+        port = free_port()
+        return start([sys.executable, "jwtserver.py", "--port", str(port)], port,
+                     JWTSERVER_DATABASE=postgresql_url, JWTSERVER_LOGIN_FAILURES="3/900")
+
+    return node(), node()
+
+
+def test_servers_share_users_sessions_and_lock_outs(nodes, folder):
+    here, there = nodes
+    answer = here.sign_in()[2]
+
+    assert there("/protected", token=answer["token"])[0] == 200
+    status, _, newer = there("/refresh", {"refresh_token": answer["refresh_token"]})
+    assert status == 200
+    assert there("/logout", token=newer["token"], method="POST")[0] == 204
+    for node in nodes:
+        assert node("/protected", token=answer["token"])[0] == 401
+        assert node("/protected", token=newer["token"])[0] == 401
+        assert node("/refresh", {"refresh_token": newer["refresh_token"]})[0] == 401
+
+    statuses = [node.sign_in("wrong")[0] for node in (here, there, here, there, here)]
+    assert statuses == [401, 401, 401, 429, 429]
+    assert there.sign_in()[0] == 429
+    assert not (folder / "jwtserver.db-wal").exists()
+
+
+class Load:
+    """Clients that sign in, refresh and ask without pause, and keep what was acknowledged."""
+
+    def __init__(self, client):
+        self.client, self.stopped = client, False
+        self.statuses, self.sessions = [], []
+        self.threads = [threading.Thread(target=work) for work in (
+            self.sign_in, self.refresh, self.ask, self.ask)]
+
+    def told(self, *request, **options):
+        status, _, answer = self.client(*request, **options)
+        self.statuses.append(status)
+        return answer if status == 200 else None
+
+    def sign_in(self):
+        while not self.stopped:
+            answer = self.told("/authenticate", {"username": "alice", "password": PASSWORD})
+            if answer:
+                self.sessions.append(answer["token"])
+
+    def refresh(self):
+        self.latest = self.client.sign_in()[2]
+        while not self.stopped:
+            answer = self.told("/refresh", {"refresh_token": self.latest["refresh_token"]})
+            self.latest = answer or self.latest
+
+    def ask(self):
+        token = self.client.sign_in()[2]["token"]
+        while not self.stopped:
+            self.told("/protected", token=token)
+
+    def await_more(self, status):
+        """Wait until twenty more requests have ended so, whatever others do."""
+        seen = len(self.statuses)
+        while self.statuses[seen:].count(status) < 20:
+            assert any(thread.is_alive() for thread in self.threads)
+            threading.Event().wait(0.005)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restart_of_the_database_under_load_costs_503s_alone(
+    mode, own_postgresql, start, free_port,
+):
+    database, port = own_postgresql, free_port()
+    store = open_store(database.url)
+    store.prepare()
+    store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
+    store.close()
+    load = Load(start([sys.executable, "jwtserver.py", "--port", str(port)], port,
+                      JWTSERVER_DATABASE=database.url))
+    for thread in load.threads:
+        thread.start()
+    try:
+        load.await_more(200)
+        database.stop(mode)
+        load.await_more(503)
+        database.start()
+        load.await_more(200)
+        there_again = len(load.statuses)
+        load.await_more(200)
+    finally:
+        load.stopped = True
+        for thread in load.threads:
+            thread.join()
+
+    assert set(load.statuses) == {200, 503}
+    assert set(load.statuses[there_again:]) == {200}
+    for token in load.sessions:
+        assert load.client("/protected", token=token)[0] == 200
+    latest = {"refresh_token": load.latest["refresh_token"]}
+    assert load.client("/refresh", latest)[0] == 200
