@@ -13,6 +13,7 @@ The server answers
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  all of this for programs
+    GET  /              a list of these
 
 and guards any other WSGI application in the place of /protected:
 
@@ -85,7 +86,7 @@ MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
 REFRESH_GRACE = 10.0  # seconds in which a client whose answer was lost may refresh again
 KEY_FILE_INTERVAL = 0.5  # seconds between two looks at it
-SWEEP = 100  # old rows that are removed with a new one: few enough that no request notices
+SWEEP = 25  # old rows that are removed with a new one: a few ms, among millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 
@@ -1519,13 +1520,25 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         routes["/protected"] = Route(
             {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
 
+    def index(environ: Environ) -> Answer:
+        """List the endpoints."""
+        return listed
+
     def openapi(environ: Environ) -> Answer:
         """Describe the endpoints (OpenAPI 3.1)."""
         return document
 
-    routes[f"{prefix}/openapi.json"] = Route(
-        {"GET": Operation(openapi, schema={"type": "object"})})
+    described = f"{prefix}/openapi.json"
+    routes[described] = Route({"GET": Operation(openapi, schema={"type": "object"})})
+    if demo:
+        names = {"type": "array", "items": _STRING}
+        routes["/"] = Route(
+            {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
     document = Answer.of(200, _describe(routes))
+    listed = Answer.of(200, {
+        "endpoints": [f"{'any' if method == '*' else method} {path}"
+                      for path, route in routes.items() for method in route.methods],
+        "openapi": described})
     return routes
 
 

@@ -50,12 +50,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    other = [item for item in items if item.get_closest_marker("sqlite")
-             and getattr(item, "callspec", None)
-             and item.callspec.params.get("database") == "postgresql"]
+    other = [item for item in items if getattr(item, "callspec", None)
+             and item.callspec.params.get("database") == "postgresql"
+             and (item.get_closest_marker("sqlite") or not (ALL or HAS_POSTGRESQL))]
     if other:
         config.hook.pytest_deselected(items=other)
         items[:] = [item for item in items if item not in set(other)]
+
+
+HAS_POSTGRESQL = bool(find_spec("psycopg") and list(Path("/usr/lib/postgresql").glob("*/bin")))
 
 
 class PostgreSQL:
@@ -86,7 +89,7 @@ class PostgreSQL:
 
 
 def run_postgresql():
-    if not list(Path("/usr/lib/postgresql").glob("*/bin")) or not find_spec("psycopg"):
+    if not HAS_POSTGRESQL:
         pytest.skip("there is no PostgreSQL, or no psycopg")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

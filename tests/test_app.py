@@ -386,7 +386,7 @@ def test_wrong_method_is_refused_with_allow(settings, store, client, method, pat
     assert body == {"success": False, member: "Method not allowed"}
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/authenticate/", "/health/x", "/register", ""])
+@pytest.mark.parametrize("path", ["/nope", "/authenticate/", "/health/x", "/register", ""])
 def test_unknown_path_is_not_found(client, path):
     response = client.get(path, status=404)
 

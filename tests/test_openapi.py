@@ -103,7 +103,7 @@ def test_openapi_has_every_endpoint(document):
     assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
         "/authenticate": ["post"], "/refresh": ["post"], "/logout": ["post"],
         "/verify": sorted(methods), "/health": ["get"], "/protected": ["get"],
-        "/openapi.json": ["get"]}
+        "/openapi.json": ["get"], "/": ["get"]}
     assert (document["openapi"], document["info"]["version"]) == ("3.1.0", jwtserver.__version__)
 
 
@@ -113,6 +113,17 @@ def test_openapi_of_an_application_has_the_endpoints_beside_it(settings):
     paths = client.get("/auth/openapi.json").json["paths"]
 
     assert "/auth/authenticate" in paths and "/protected" not in paths
+
+
+def test_index_of_the_demo_lists_the_endpoints_and_the_document(client, settings):
+    assert client.get("/").json == {
+        "endpoints": ["POST /authenticate", "POST /refresh", "POST /logout", "any /verify",
+                      "GET /health", "GET /protected", "GET /openapi.json", "GET /"],
+        "openapi": "/openapi.json"}
+    mine = TestApp(create_app(settings, app=lambda *args: []))
+    mine.get("/", status=401)
+    behind = TestApp(create_app(settings._replace(prefix="/auth")))
+    assert behind.get("/").json["openapi"] == "/auth/openapi.json"
 
 
 def test_openapi_is_a_valid_document(document):
@@ -154,6 +165,7 @@ def test_openapi_describes_what_is_answered(settings, client, document):
     check(client.post("/logout", headers=token, status=204), "/logout", "post")
     check(client.post("/logout", headers=token, status=401), "/logout", "post")
     check(client.get("/health", status=200), "/health", "get")
+    check(client.get("/", status=200), "/", "get")
     stray = TokenSigner(KEY, clock=time.time).sign({"sub": "x"})
     check(client.post("/logout", headers={"Authorization": f"Bearer {stray}"}, status=400),
           "/logout", "post")
