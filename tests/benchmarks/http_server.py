@@ -7,7 +7,7 @@
 Guarded `GET /protected` by wrk over 16 connections that are kept, the server on one core and wrk on
 another; the servers take turns in each round, and the medians are printed. With --logins: a probe
 each 10 ms while 8 clients sign in without pause; memory at rest; time to the first answer. Needs
-wrk, taskset, node and npm; installs nothing itself.
+wrk, taskset, node and npm; installs nothing itself. `compare.py` has the servers of Python as well.
 """
 
 import argparse
@@ -25,17 +25,41 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+import peers
 
 HERE = Path(__file__).resolve().parent
 SECRET = "0123456789abcdef" * 4
 PASSWORD = "correct horse"
 PORT = 3917
-SERVERS = {
+GUNICORN = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{PORT}", "--workers", "1",
+            "--worker-class", "gthread", "--threads", "100"]
+GRANIAN = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port",
+           str(PORT), "--workers", "1", "--blocking-threads", "100"]
+SERVERS = {  # what starts them, and in which environment
     "jwtserver": ([sys.executable, str(HERE.parents[1] / "jwtserver.py"), "--port", str(PORT)], {}),
     "Fastify, @fastify/jwt": (["node", str(HERE / "node/fastify.js")], {}),
     "Express": (["node", str(HERE / "node/express.js")], {}),
     "Express, KeyObject": (["node", str(HERE / "node/express.js")], {"KEY": "object"}),
+    "jwtserver under gunicorn": (
+        [*GUNICORN, "jwtserver:application"], peers.environ_of("gunicorn")),
+    "jwtserver under granian": ([*GRANIAN, "jwtserver:application"], peers.environ_of("granian")),
+    "Flask, Flask-JWT-Extended": ([*GUNICORN, "flask_app:app"], peers.environ_of("Flask")),
+    "Django, Simple JWT": ([*GUNICORN, "django_app:app"], peers.environ_of("Django")),
 }
+OF_NODE = list(SERVERS)[:4]
+
+
+class Rest(NamedTuple):
+    """How a server does beside logins, and at rest."""
+
+    p50: float  # ms
+    p99: float
+    slowest: float
+    logins: float  # a second
+    memory: float  # MB
+    first: float  # ms
 
 
 def call(method, path, body=None, **headers):
@@ -51,7 +75,7 @@ def sign_in():
     body = json.dumps({"username": "demo", "password": PASSWORD})
     status, answer = call("POST", "/authenticate", body, **{"Content-Type": "application/json"})
     assert status == 200, answer
-    return answer["token"]
+    return answer.get("token") or answer["access"]
 
 
 @contextlib.contextmanager
@@ -61,8 +85,9 @@ def running(name, core=None):
     environ = {**os.environ, **environ, "SECRET": SECRET, "PASSWORD": PASSWORD, "PORT": str(PORT),
                "NODE_ENV": "production", "JWTSERVER_SECRET": SECRET}
     with tempfile.TemporaryDirectory() as folder:
-        if name == "jwtserver":
-            subprocess.run([*command[:2], "user", "add", "demo", "--password-stdin"], check=True,
+        if name.startswith("jwtserver"):
+            own = SERVERS["jwtserver"][0][:2]
+            subprocess.run([*own, "user", "add", "demo", "--password-stdin"], check=True,
                            input=PASSWORD, text=True, cwd=folder, env=environ)
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -93,15 +118,29 @@ def requests_per_second(name, seconds):
         return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
 
 
-def throughput(rounds, seconds):
-    measured = [{name: requests_per_second(name, seconds) for name in SERVERS}
-                for _ in range(rounds)]
-    print("\n| guarded GET /protected | requests/s | jwtserver to it |\n| --- | ---: | ---: |")
-    for name in SERVERS:
-        rate = statistics.median(one[name] for one in measured)
-        ratio = statistics.median(one["jwtserver"] / one[name] for one in measured)
-        print(f"| {name} | {rate:.0f} | {ratio:.2f} |")
-    print(f"\nMedians of {rounds} rounds of {seconds} s, 16 connections.")
+def rounds(names, count, seconds):
+    """Requests a second, by server, in each round."""
+    return [{name: requests_per_second(name, seconds) for name in names} for _ in range(count)]
+
+
+def rate(measured, name):
+    """The median rate of a server, and that of how many times jwtserver has it."""
+    return (statistics.median(one[name] for one in measured),
+            statistics.median(one["jwtserver"] / one[name] for one in measured))
+
+
+def memory(pid):
+    """Megabytes that a process takes and, beyond what they share with it, its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    resident = [_kilobytes(f"/proc/{each}/status", "VmRSS") for each in [pid, *children]]
+    own = [_kilobytes(f"/proc/{each}/smaps_rollup", "Private_(?:Clean|Dirty)")
+           for each in [pid, *children]]
+    largest = resident.index(max(resident))
+    return (resident[largest] + sum(own) - own[largest]) / 1024
+
+
+def _kilobytes(file, name):
+    return sum(map(int, re.findall(rf"(?m)^{name}:\s+(\d+)", Path(file).read_text())))
 
 
 def probe(token, seconds):
@@ -118,8 +157,7 @@ def probe(token, seconds):
 def under_logins(name, seconds):
     with running(name) as (process, first):
         token = sign_in()
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        memory = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+        resting = memory(process.pid)
         done, stop = [], threading.Event()
 
         def login():
@@ -134,9 +172,8 @@ def under_logins(name, seconds):
         stop.set()
         for thread in threads:
             thread.join()
-    p50, p99 = times[len(times) // 2], times[int(len(times) * 0.99)]
-    print(f"| {name} | {p50:.1f} | {p99:.1f} | {times[-1]:.1f} | {len(done) / seconds:.1f} "
-          f"| {memory:.0f} | {first * 1000:.0f} |")
+    return Rest(times[len(times) // 2], times[int(len(times) * 0.99)], times[-1],
+                len(done) / seconds, resting, first * 1000)
 
 
 def main():
@@ -152,13 +189,20 @@ def main():
     packages = json.loads((HERE / "node/package.json").read_text())["dependencies"]
     print(f"CPython {platform.python_version()}, node {node},"
           f" {', '.join(f'{name} {version}' for name, version in packages.items())}")
-    if not args.logins:
-        throughput(args.rounds, args.seconds)
+    if args.logins:
+        print("\n| while 8 clients sign in | p50 ms | p99 ms | max ms | sign-ins/s |"
+              " memory at rest, MB | first answer, ms |\n|" + " --- |" + " ---: |" * 6)
+        for name in OF_NODE:
+            rest = under_logins(name, 2 * args.seconds)
+            print(f"| {name} | {rest.p50:.1f} | {rest.p99:.1f} | {rest.slowest:.1f} |"
+                  f" {rest.logins:.1f} | {rest.memory:.0f} | {rest.first:.0f} |")
         return
-    print("\n| while 8 clients sign in | p50 ms | p99 ms | max ms | sign-ins/s | memory at rest, MB"
-          " | first answer, ms |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in SERVERS:
-        under_logins(name, 2 * args.seconds)
+    measured = rounds(OF_NODE, args.rounds, args.seconds)
+    print("\n| guarded GET /protected | requests/s | jwtserver to it |\n| --- | ---: | ---: |")
+    for name in OF_NODE:
+        median, ratio = rate(measured, name)
+        print(f"| {name} | {median:.0f} | {ratio:.2f} |")
+    print(f"\nMedians of {args.rounds} rounds of {args.seconds} s, 16 connections.")
 
 
 if __name__ == "__main__":
