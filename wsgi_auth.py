@@ -181,7 +181,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _finite_float(text: str) -> float:
     number = float(text)
-    if number in (float("inf"), float("-inf")):
+    if math.isinf(number):
         raise DecodeError("Number out of range in JSON")
     return number
 
