@@ -261,11 +261,9 @@ def _key_bytes(key: Any) -> bytes:
 
     A public key as an HMAC secret is the algorithm confusion of RFC 8725 §2.1: everybody knows it.
     """
-    if not isinstance(key, (str, bytes)):
-        raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}")
     try:
-        data = key.encode() if isinstance(key, str) else key
-    except UnicodeEncodeError:
+        data = key if isinstance(key, bytes) else str.encode(key)
+    except (TypeError, UnicodeEncodeError):
         raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}") from None
     if len(data) < MIN_KEY_BYTES:
         raise InvalidKeyError(f"The key is too short, {len(data)} bytes: {_KEY_ADVICE}")
