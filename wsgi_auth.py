@@ -83,6 +83,10 @@ Environ = Dict[str, Any]
 StartResponse = Callable[..., Any]
 WSGIApplication = Callable[[Environ, StartResponse], Iterable[bytes]]
 Key = Union[str, bytes]
+Keys = Union[Key, Sequence[Key]]
+OneOrMore = Union[str, Sequence[str], None]  # None: not asked for
+Scopes = Tuple[str, ...]
+Rules = Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]]  # or rules and their scopes
 Mac = Callable[[bytes], bytes]
 
 
@@ -279,7 +283,7 @@ def _is_json_object(data: bytes) -> bool:
         return False
 
 
-def _macs(keys: Union[Key, Sequence[Key]]) -> List[Mac]:
+def _macs(keys: Keys) -> List[Mac]:
     """One function for each key, in their order, from a signing input to its signature."""
     listed = keys if isinstance(keys, (list, tuple)) else [keys]
     if not listed:
@@ -345,8 +349,6 @@ def _verified(token: Any, macs: List[Mac]) -> Claims:
 
 
 # --- Tokens, the inner layer: claims ------------------------------------------------------------
-
-OneOrMore = Union[str, Sequence[str], None]
 
 _NUMBER = (int, float)  # and not bool, which is an int in Python
 
@@ -429,9 +431,8 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
 
 
 def decode(
-    token: Union[str, bytes], key: Union[Key, Sequence[Key]], *, audience: OneOrMore = None,
-    issuer: OneOrMore = None, leeway: float = 0, require: Iterable[str] = (),
-    now: Optional[float] = None,
+    token: Union[str, bytes], key: Keys, *, audience: OneOrMore = None, issuer: OneOrMore = None,
+    leeway: float = 0, require: Iterable[str] = (), now: Optional[float] = None,
 ) -> Claims:
     """Verify a token and return its claims (RFC 7519 §7.2, RFC 8725).
 
@@ -468,9 +469,8 @@ class TokenSigner:
     """
 
     def __init__(
-        self, keys: Union[Key, Sequence[Key]], *, issuer: Optional[str] = None,
-        audience: OneOrMore = None, lifetime: float = 3600, leeway: float = 0,
-        clock: Callable[[], float] = time.time,
+        self, keys: Keys, *, issuer: Optional[str] = None, audience: OneOrMore = None,
+        lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
     ) -> None:
         self._macs = _macs(keys)
         self.issuer = issuer
@@ -664,7 +664,7 @@ class _Rule(NamedTuple):
     methods: FrozenSet[str]  # empty: all
     path: Segments
     folded: Segments
-    scopes: Optional[Segments]  # None: exempt
+    scopes: Optional[Scopes]  # None: exempt
 
 
 class _Reading(NamedTuple):
@@ -776,7 +776,7 @@ def _sure_segments(text: str, reading: _Reading) -> Segments:
     return tuple(names[:alike])
 
 
-def parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
+def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
     """Split a list of scopes (RFC 6749 §3.3): text with spaces, or names already apart.
 
     Raises:
@@ -795,9 +795,7 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Segments:
     return names
 
 
-def _parse_rules(
-    protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]], exempt: Sequence[str],
-) -> List[_Rule]:
+def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
     """Parse all rules, and put first what decides: longer paths before shorter ones and, for one
     path, the rules that name the method before the others, and exemptions before protection."""
     if isinstance(protect, str) or isinstance(exempt, str):
@@ -810,7 +808,7 @@ def _parse_rules(
     return sorted(rules, key=lambda rule: rule.rank)
 
 
-def _parse_rule(text: str, scopes: Optional[Segments]) -> _Rule:
+def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     path = match["path"] if match else ""
     names = tuple(filter(None, path.split("/")))
@@ -922,8 +920,7 @@ class BearerAuthMiddleware:
     """
 
     def __init__(
-        self, app: WSGIApplication, signer: Verifier, *,
-        protect: Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]] = ("/",),
+        self, app: WSGIApplication, signer: Verifier, *, protect: Rules = ("/",),
         exempt: Sequence[str] = (), realm: str = "api",
         is_revoked: Optional[Callable[[Claims], bool]] = None,
     ) -> None:
@@ -947,12 +944,12 @@ class BearerAuthMiddleware:
             return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
-    def _needed_scopes(self, environ: Environ) -> Optional[Segments]:
+    def _needed_scopes(self, environ: Environ) -> Optional[Scopes]:
         """The scopes that the request needs; None where not even a token is needed."""
         method = environ.get("REQUEST_METHOD", "GET").upper()  # as Werkzeug and Django read it
         path = environ.get("PATH_INFO", "")
         mount = environ.get("SCRIPT_NAME", "")
-        needed: Optional[Segments] = None
+        needed: Optional[Scopes] = None
         paths = [_read_path(path)]
         if mount:
             paths.append(_read_mounted_path(mount, path))
@@ -962,7 +959,7 @@ class BearerAuthMiddleware:
                     needed = (needed or ()) + rule.scopes
         return needed
 
-    def _authenticate(self, environ: Environ, scopes: Segments) -> None:
+    def _authenticate(self, environ: Environ, scopes: Scopes) -> None:
         header = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
         if not header:
             raise _Refusal("401 Unauthorized", "An authorization header is required")
