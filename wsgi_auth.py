@@ -1116,26 +1116,26 @@ class CORSMiddleware:
         ]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        origin = self._allowed_origin(environ.get("HTTP_ORIGIN"))
         if self._is_preflight(environ):
             start_response("204 No Content", [
-                ("Vary", "Origin"), ("X-Content-Type-Options", "nosniff"),
-                *origin, *(self._allowed if origin else [])])
+                ("X-Content-Type-Options", "nosniff"), *self._added(environ, self._allowed)])
             return []
+        added = self._added(environ, self._exposed)
 
         def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
             own = [field for field in headers
                    if not field[0].lower().startswith("access-control-")]
-            added = [("Vary", "Origin"), *origin, *(self._exposed if origin else [])]
             return start_response(status, own + added, *exc_info)
 
         return self.app(environ, start)
 
-    def _allowed_origin(self, origin: Optional[str]) -> List[Tuple[str, str]]:
-        """The header that lets a page of this origin read the answer, if it may."""
+    def _added(self, environ: Environ, more: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+        """What lets a page of this origin read the answer, and `more`, if it may."""
+        origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
-            return []
-        return [("Access-Control-Allow-Origin", "*" if "*" in self._origins else origin)]
+            return [("Vary", "Origin")]
+        allowed = "*" if "*" in self._origins else origin
+        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed), *more]
 
     def _is_preflight(self, environ: Environ) -> bool:
         return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
