@@ -934,8 +934,7 @@ class BearerAuthMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         for key in _IDENTITY:
-            if key in environ:
-                del environ[key]
+            environ.pop(key, None)
         try:
             scopes = self._needed_scopes(environ)
             if scopes is not None:
