@@ -149,12 +149,8 @@ def _parse_rate(text: str) -> Rate:
         raise ValueError(f"must be a number and seconds, like 5/900, not {text!r}") from None
 
 
-def _parse_rules(text: str) -> Tuple[str, ...]:
-    return tuple(rule.strip() for rule in text.split(";") if rule.strip())
-
-
-def _parse_origins(text: str) -> Tuple[str, ...]:
-    return tuple(origin.strip() for origin in text.split(",") if origin.strip())
+def _parse_list(text: str, separator: str) -> Tuple[str, ...]:
+    return tuple(item.strip() for item in text.split(separator) if item.strip())
 
 
 def _parse_prefix(text: str) -> str:
@@ -171,12 +167,12 @@ _PARSERS: Dict[str, Callable[[str], Any]] = {
     "audience": str,
     "token_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
     "session_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
-    "cors_origins": _parse_origins,
+    "cors_origins": lambda text: _parse_list(text, ","),
     "login_failures": _parse_rate,
     "rate_limit": _parse_rate,
     "trusted_proxies": lambda text: _parse_number(text, MAX_PROXIES, 0),
-    "protect": _parse_rules,
-    "exempt": _parse_rules,
+    "protect": lambda text: _parse_list(text, ";"),
+    "exempt": lambda text: _parse_list(text, ";"),
     "prefix": _parse_prefix,
     "pbkdf2_iterations": lambda text: _parse_number(text, MAX_PBKDF2_ITERATIONS),
     "connections": lambda text: _parse_number(text, 1_000_000),
