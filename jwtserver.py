@@ -2854,18 +2854,14 @@ def _examples(*lines: str) -> str:
     return "\n  ".join(("example:" if len(lines) == 1 else "examples:", *lines))
 
 
-def _at_most(most: int) -> Callable[[str], int]:
+def _number(most: int, least: int = 1) -> Callable[[str], int]:
     def number(text: str) -> int:
         try:
-            return _parse_number(text, most)
+            return _parse_number(text, most, least)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return number
-
-
-def _port(text: str) -> int:
-    return 0 if text == "0" else _at_most(65535)(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -2888,7 +2884,7 @@ def _parser() -> argparse.ArgumentParser:
     issue = token.add("issue", _token_issue, "print a token for a user, without the password",
                       "python jwtserver.py token issue alice --lifetime 60")
     issue.add_argument("name", metavar="NAME")
-    issue.add_argument("--lifetime", metavar="SECONDS", type=_at_most(MAX_LIFETIME))
+    issue.add_argument("--lifetime", metavar="SECONDS", type=_number(MAX_LIFETIME))
     inspect = token.add("inspect", _token_inspect, "verify a token and print its claims",
                         "python jwtserver.py token issue alice | python jwtserver.py token inspect")
     inspect.add_argument("token", metavar="TOKEN", nargs="?", help="default: a line of the input")
@@ -2906,7 +2902,7 @@ def _add_serve(commands: _Commands) -> None:
         "serve", _serve, "serve over HTTP", "python jwtserver.py --port 8000",
         "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_port, default=3000, help="default: %(default)s")
+    serve.add_argument("--port", type=_number(65535, 0), default=3000, help="default: %(default)s")
     serve.add_argument("--app", metavar="MODULE:CALLABLE",
                        help="a WSGI application to serve behind the guard, from this folder")
     serve.add_argument("--protect", metavar="RULE", action="append",
