@@ -354,7 +354,7 @@ class FileSigner:
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def _load(self) -> TokenSigner:
-        return _signer_of(load_keys(self._settings), self._settings, self._clock)
+        return _load_signer(self._settings, self._clock)
 
     def _look(self) -> None:
         """Take the keys from the file, if it is another one."""
@@ -399,14 +399,13 @@ def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> S
     """
     prepare_keys(settings)
     if settings.secret:
-        return _signer_of(load_keys(settings), settings, clock)
+        return _load_signer(settings, clock)
     return FileSigner(settings, clock)
 
 
-def _signer_of(
-    keys: List[bytes], settings: Settings, clock: Callable[[], float],
-) -> TokenSigner:
-    return TokenSigner(keys, issuer=settings.issuer, audience=settings.audience, clock=clock)
+def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
+    return TokenSigner(
+        load_keys(settings), issuer=settings.issuer, audience=settings.audience, clock=clock)
 
 
 # --- Users --------------------------------------------------------------------------------------
