@@ -281,9 +281,8 @@ def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
     """Make a file whole or not at all; of two processes that try at once, one succeeds."""
     draft = _write_draft(path, lines)
     try:
-        os.link(draft, path)  # unlike a rename, it never replaces a file
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.link(draft, path)  # unlike a rename, it never replaces a file
     finally:
         os.unlink(draft)
 
@@ -1321,10 +1320,8 @@ def client_address(environ: Environ, trusted_proxies: int) -> str:
     hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
     if 0 < trusted_proxies <= len(hops):
         hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
-        try:
+        with suppress(ValueError):  # of a proxy that hides it
             return str(ipaddress.ip_address(hop))
-        except ValueError:
-            pass  # a proxy that hides it
     return str(environ.get("REMOTE_ADDR", ""))
 
 
