@@ -824,11 +824,11 @@ class Store:
 
     def remove(self, name: str) -> bool:
         """Remove a user, whose sessions end; tell whether there was one."""
-        return self._change(name, "DELETE FROM users WHERE name = ?", name)
+        return self._change(name, "DELETE FROM users WHERE name = ?")
 
     def disable(self, name: str) -> bool:
         """Let a user sign in no longer, and end his sessions; tell whether there is one."""
-        return self._change(name, "UPDATE users SET disabled = 1 WHERE name = ?", name)
+        return self._change(name, "UPDATE users SET disabled = 1 WHERE name = ?")
 
     def enable(self, name: str) -> bool:
         """Let a user sign in again; tell whether there is one."""
@@ -840,11 +840,11 @@ class Store:
     def set_password(self, name: str, password_hash: str) -> bool:
         """Give a user another password, and end his sessions; tell whether there is one."""
         return self._change(
-            name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash, name)
+            name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash)
 
     def _change(self, name: str, statement: str, *values: str) -> bool:
         with self._transaction() as connection:
-            changed: int = connection.execute(statement, values).rowcount
+            changed: int = connection.execute(statement, [*values, name]).rowcount
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
         return changed > 0
 
