@@ -764,7 +764,7 @@ class Store:
             # there: closing it would drop the locks that SQLite has on it, and other processes
             # then delete what is in use (https://sqlite.org/howtocorrupt.html §2.2).
             if self.path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                raise StoreError(f"{self.path}: {os.strerror(errno.EISDIR)}")
             if not self.path.exists():
                 _make_file(self.path)
         except OSError as error:
