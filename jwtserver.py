@@ -560,19 +560,6 @@ def _network(address: str) -> str:
     return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
-def _locked_for(
-    connection: "Connection", attempt: Attempt, now: float, counted: int = 0,
-) -> float:
-    """The seconds for which a login, counted so often already, is not looked at; 0 if it is."""
-    rows = connection.execute(
-        "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
-    locked = 0.0
-    for counter, count, expires in rows:
-        if count - counted >= attempt.limits[counter]:
-            locked = max(locked, expires - now)
-    return locked
-
-
 # --- The store ----------------------------------------------------------------------------------
 
 
@@ -855,9 +842,19 @@ class Store:
             LockedOut: it may not.
         """
         with self._connection() as connection:
-            locked = _locked_for(connection, attempt, now)
+            locked = self._locked_for(connection, attempt, now)
         if locked:
             raise LockedOut(locked)
+
+    def _locked_for(
+        self, connection: Connection, attempt: Attempt, now: float, counted: int = 0,
+    ) -> float:
+        """The seconds until a login is looked at, 0 if it is; `counted` failures are its own."""
+        rows = connection.execute(
+            "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
+        locks: List[float] = [expires - now for counter, count, expires in rows
+                              if count - counted >= attempt.limits[counter]]
+        return max([0.0, *locks])
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
         """Count a failed login.
@@ -869,7 +866,7 @@ class Store:
             self._sweep(connection, "failures", now)
             for counter in sorted(attempt.limits):
                 connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, now, now])
-            locked = _locked_for(connection, attempt, now, counted=1)
+            locked = self._locked_for(connection, attempt, now, counted=1)
             if locked:
                 connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
                                    list(attempt.limits))
@@ -890,7 +887,7 @@ class Store:
         """
         user = grant.user
         with self._transaction() as connection:
-            locked = _locked_for(connection, attempt, now) if attempt else 0
+            locked = self._locked_for(connection, attempt, now) if attempt else 0
             row = connection.execute(
                 f"SELECT * FROM users WHERE name = ?{self._for_update}", [user.name]).fetchone()
             if not locked and row == user:
