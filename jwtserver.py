@@ -1997,7 +1997,7 @@ class _Connection:
     def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
         self.sock: Any = sock  # or that in TLS
         self.greeted = not server.tls  # its handshake is over
-        self.address = address[0] if address and isinstance(address, tuple) else ""
+        self.address = address[0] if isinstance(address, tuple) else ""
         self.server = server
         self.received = b""  # and not used yet
         self.seen = 0  # how much of that has been looked at, and is no whole head
@@ -2231,12 +2231,12 @@ class _Server:
         self._end_batch = end_batch
         self._listener = listener
         listener.setblocking(False)
+        host, port = _bound(listener)
         self.environ: Environ = {
-            "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_NAME": _host(listener),
-            "SERVER_PORT": str(_port_of(listener)), "SCRIPT_NAME": "", "CONTENT_LENGTH": "",
-            "PATH_INFO": "", "QUERY_STRING": "", "wsgi.errors": sys.stderr,
-            "wsgi.version": (1, 0), "wsgi.multithread": True, "wsgi.multiprocess": False,
-            "wsgi.run_once": False, "wsgi.file_wrapper": FileWrapper,
+            "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_NAME": host, "SERVER_PORT": str(port),
+            "SCRIPT_NAME": "", "CONTENT_LENGTH": "", "PATH_INFO": "", "QUERY_STRING": "",
+            "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True,
+            "wsgi.multiprocess": False, "wsgi.run_once": False, "wsgi.file_wrapper": FileWrapper,
             "wsgi.url_scheme": "https" if tls else "http",
         }
         self.settings = settings
@@ -2525,15 +2525,10 @@ class _Server:
 _UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 
 
-def _host(listener: socket.socket) -> str:
-    """Where it listens: an address or, on a Unix socket, a path."""
+def _bound(listener: socket.socket) -> Tuple[str, int]:
+    """Where it listens: an address and a port or, on a Unix socket, a path and 0."""
     name = listener.getsockname()
-    return str(name[0] if isinstance(name, tuple) else name)
-
-
-def _port_of(listener: socket.socket) -> int:
-    name = listener.getsockname()
-    return int(name[1]) if isinstance(name, tuple) else 0
+    return name[:2] if isinstance(name, tuple) else (str(name), 0)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -2617,7 +2612,7 @@ def _serve(args: argparse.Namespace) -> None:
 def _url(host: str, listener: socket.socket, tls: Any) -> str:
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{host}:{_port_of(listener)}"
+    return f"{'https' if tls else 'http'}://{host}:{_bound(listener)[1]}"
 
 
 def _load_app(name: str) -> WSGIApplication:
