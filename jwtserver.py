@@ -1927,20 +1927,20 @@ class _Exchange(SimpleHandler):
             self._connection.send(head + data)
 
     def _head(self, length: Optional[int]) -> bytes:
-        """The head, now that it is known how the body is to be framed, and how long it is if so."""
+        """The head of the answer; `length` is that of its body, where that is known."""
         if self.status is None:
             raise AssertionError("a body before start_response")
         self.headers_sent = True
         self._bare = self.environ["REQUEST_METHOD"] == "HEAD" or self.status[:3] in ("204", "304")
-        framing = ""
-        if not self._bare:
-            self._left = self._length
-            if self._length is None and length is not None:
-                framing = f"Content-Length: {length}\r\n"
-            elif self._length is None and self.environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
-                framing, self._chunked = "Transfer-Encoding: chunked\r\n", True
-            elif self._length is None:
-                self.persists = False  # its end is the end of the connection
+        self._left = None if self._bare else self._length
+        if self._bare or self._length is not None:
+            framing = ""
+        elif length is not None:
+            framing = f"Content-Length: {length}\r\n"
+        elif self.environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+            framing, self._chunked = "Transfer-Encoding: chunked\r\n", True
+        else:
+            framing, self.persists = "", False  # its end is the end of the connection
         if self._body and (self._body.awaited or self._body.left > MAX_BODY_BYTES):
             self.persists = False  # nobody knows whether it will come, or it is too much to skip
         if not self.persists or self._connection.server.stopping:
