@@ -2913,19 +2913,15 @@ def _add_user_commands(user: _Commands) -> None:
         "echo 'correct horse' | python jwtserver.py user add alice --password-stdin")
     add.add_argument("--scope", metavar="SCOPES", default="", help="what the user's tokens permit")
     user.add("list", _user_list, "list the users", "python jwtserver.py user list")
-    named = {
-        "add": add,
-        "remove": user.add("remove", _user_change, "remove a user",
-                           "python jwtserver.py user remove alice"),
-        "password": user.add("password", _user_password, "give a user another password",
-                             "python jwtserver.py user password alice"),
-        "disable": user.add("disable", _user_change, "let a user sign in no longer",
-                            "python jwtserver.py user disable alice"),
-        "enable": user.add("enable", _user_change, "let a user sign in again",
-                           "python jwtserver.py user enable alice"),
-        "logout": user.add("logout", _user_change, "end the sessions of a user",
-                           "python jwtserver.py user logout alice"),
-    }
+    named = {"add": add}
+    for name, run, help in (
+        ("remove", _user_change, "remove a user"),
+        ("password", _user_password, "give a user another password"),
+        ("disable", _user_change, "let a user sign in no longer"),
+        ("enable", _user_change, "let a user sign in again"),
+        ("logout", _user_change, "end the sessions of a user"),
+    ):
+        named[name] = user.add(name, run, help, f"python jwtserver.py user {name} alice")
     for parser in named.values():
         parser.add_argument("name", metavar="NAME")
     for name in ("add", "password"):
