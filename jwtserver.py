@@ -744,6 +744,11 @@ class Store:
             yield connection
             connection.execute("COMMIT")
 
+    def _execute(self, statement: str, *values: str) -> int:
+        """Run a statement by itself; return how many rows it has changed."""
+        with self._connection() as connection:
+            return int(connection.execute(statement, values).rowcount)
+
     def prepare(self) -> bool:
         """Make the file if it is not there, bring its schema up to date; tell whether it is new."""
         try:
@@ -819,10 +824,7 @@ class Store:
 
     def enable(self, name: str) -> bool:
         """Let a user sign in again; tell whether there is one."""
-        with self._connection() as connection:
-            changed: int = connection.execute(
-                "UPDATE users SET disabled = 0 WHERE name = ?", [name]).rowcount
-        return changed > 0
+        return self._execute("UPDATE users SET disabled = 0 WHERE name = ?", name) > 0
 
     def set_password(self, name: str, password_hash: str) -> bool:
         """Give a user another password, and end his sessions; tell whether there is one."""
@@ -956,15 +958,11 @@ class Store:
 
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
-        with self._connection() as connection:
-            connection.execute("DELETE FROM sessions WHERE id = ?", [session_id])
+        self._execute("DELETE FROM sessions WHERE id = ?", session_id)
 
     def end_sessions(self, name: str) -> int:
         """End the sessions of a user; return how many there were."""
-        with self._connection() as connection:
-            ended: int = connection.execute(
-                "DELETE FROM sessions WHERE user_name = ?", [name]).rowcount
-        return ended
+        return self._execute("DELETE FROM sessions WHERE user_name = ?", name)
 
     @contextmanager
     def changing_keys(self) -> Iterator[None]:
