@@ -1143,14 +1143,11 @@ def _read_body(environ: Environ) -> bytes:
         raise HTTPError(411, "The request needs a Content-Length")
     if length and not re.fullmatch("[0-9]+", length):
         raise HTTPError(400, "The Content-Length must be a number")
-    if len(length) > 9 or (length and int(length) > MAX_BODY_BYTES):
+    if len(length) > 9 or int(length or 0) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
-    wanted = int(length) if length else MAX_BODY_BYTES + 1
+    wanted = int(length or MAX_BODY_BYTES + 1)
     body = b""
-    while len(body) < wanted:
-        piece = environ["wsgi.input"].read(wanted - len(body))
-        if not piece:
-            break
+    while len(body) < wanted and (piece := environ["wsgi.input"].read(wanted - len(body))):
         body += piece
     if len(body) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
