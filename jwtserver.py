@@ -90,8 +90,6 @@ SWEEP = 25  # old rows that are removed with a new one: a few ms, among millions
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 
-LOG_FORMAT, LOG_TIME = "%(asctime)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z"
-
 logger = logging.getLogger("jwtserver")
 audit_logger = logging.getLogger("jwtserver.audit")
 audit_logger.setLevel(logging.INFO)
@@ -2597,7 +2595,8 @@ def _serve(args: argparse.Namespace) -> None:
             signal.signal(number, server.interrupt)
         _greet(_url(args.host, listener, tls), settings, store, demo,
                "/" if app else "/protected")
-        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
+                            datefmt="%Y-%m-%dT%H:%M:%S%z")
         gc.freeze()  # what there is by now is no garbage, and to look for some took a tenth
         gc.set_threshold(GC_THRESHOLD)  # of the time of a request
         server.serve_forever()
