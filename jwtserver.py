@@ -1326,6 +1326,9 @@ def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tu
     return signer.sign(claims), expires - issued
 
 
+_UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a header
+
+
 class Service:
     """The endpoints that open, prolong and end sessions."""
 
@@ -1449,9 +1452,6 @@ class Service:
         """For whom requests are counted: the user, behind the guard, else the address."""
         user = environ.get("REMOTE_USER")
         return f"user {user}" if user else f"address {_network(self.address(environ))}"
-
-
-_UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _claims(environ: Environ) -> Claims:
@@ -1671,6 +1671,9 @@ _CONTENT_LENGTH = re.compile("[0-9]+")
 # RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ]
 _STATUS = re.compile(r"[2-5][0-9]{2} [\t -~\x80-\xff]*")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?![\n]|$)")  # RFC 9112 §2.2
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: may come before a request line
+_FIRST = re.compile(_TCHAR.encode() + rb"|\r?$")
+_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 _ONCE = ("HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
 _HOP_BY_HOP = frozenset([  # RFC 9110 §7.6.1: the server's business
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
@@ -2159,10 +2162,6 @@ class _Connection:
             socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
 
-_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: may come before a request line
-_FIRST = re.compile(_TCHAR.encode() + rb"|\r?$")
-
-
 def _check_part(data: bytes, seen: int) -> None:
     """Refuse a part of a head of which nothing good can come, without looking at all of it again.
 
@@ -2513,9 +2512,6 @@ class _Server:
         except OSError as error:  # whoever read it has gone; the clients are still there
             logger.error("There is no access log from now on: %s", error)
             self.access_log = None
-
-
-_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 
 
 def _bound(listener: socket.socket) -> Tuple[str, int]:
