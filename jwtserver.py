@@ -444,8 +444,8 @@ class Session(NamedTuple):
     """A row of the table `sessions`: a sign-in that has not ended.
 
     A refresh token is `family.generation.secret`. Its session is found by the hash of the family,
-    so that nobody can guess it from the claim `sid`, and all tokens of the family are known for
-    what they were although two hashes are kept of them.
+    so that nobody can guess it from the claim `sid`; and an older token of the family, whose own
+    hash is no longer kept, is still known for one.
     """
 
     id: str  # the claim `sid`
@@ -522,7 +522,7 @@ def _refreshed(session: Session, token: str, now: float) -> Tuple[Session, str]:
 
 
 class LockedOut(Error):
-    """Too many logins have failed; `seconds` is how long no other is looked at."""
+    """Too many logins have failed; none is looked at for the next `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("Too many failed sign-ins")
@@ -694,8 +694,8 @@ class Store:
     errors: Type[Exception] = sqlite3.Error  # what its connections raise
     _begin_writing = "BEGIN IMMEDIATE"  # from here on, nobody else writes
 
-    # Where others may write meanwhile: what keeps them from the rows that are read, or has those
-    # be left out that others keep.
+    # For a database where others may write meanwhile: SQL that locks the rows that are read, and
+    # SQL that also skips those that others have locked.
     _for_update = _skip_locked = ""
 
     def __init__(self, path: str, *, in_batches: bool = False) -> None:
@@ -804,7 +804,11 @@ class Store:
             return sorted(User(*row) for row in connection.execute("SELECT * FROM users"))
 
     def add(self, users: Iterable[User]) -> None:
-        """Add all of them or, if a name is taken, none."""
+        """Add all of them or none.
+
+        Raises:
+            Error: a name is taken.
+        """
         with self._transaction() as connection:
             for user in users:
                 added = connection.execute(
@@ -849,7 +853,8 @@ class Store:
     def _locked_for(
         self, connection: Connection, attempt: Attempt, now: float, counted: int = 0,
     ) -> float:
-        """The seconds until a login is looked at, 0 if it is; `counted` failures are its own."""
+        """The seconds until a login is looked at, 0 for now. `counted` of the failures are its own.
+        """
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
         locks: List[float] = [expires - now for counter, count, expires in rows
@@ -860,7 +865,7 @@ class Store:
         """Count a failed login.
 
         Raises:
-            LockedOut: as many as may have failed meanwhile; to tell that this one did is too much.
+            LockedOut: others have reached the limit meanwhile; that this one failed is not told.
         """
         with self._transaction() as connection:
             self._sweep(connection, "failures", now)
@@ -946,7 +951,7 @@ class Store:
             with self._connection() as connection:
                 row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
             return row is not None
-        # Of three system calls and as many locks, a batch has the cost once.
+        # A transaction costs three system calls and as many locks: in a batch, all share one.
         batch = self._batch
         with _Loan(self, batch, self._begin) as connection:
             found = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
@@ -978,7 +983,8 @@ class Store:
             f" LIMIT {SWEEP}{self._skip_locked})", [int(now)])
 
     def count_tokens(self, before: float, lifetime: int, now: float) -> int:
-        """How many sessions have got their last token before that time, and it may be good yet."""
+        """Count the sessions whose last token was issued before that time, and may still be good.
+        """
         with self._connection() as connection:
             (count,) = connection.execute(
                 "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
@@ -1295,8 +1301,8 @@ class _HashQueue:
         self._places.release()
 
 
-# By process, and made when it is needed: what a thread of the parent holds at the fork, none here
-# would release; and gevent's locks are not there until it has patched `threading`.
+# By process, and made when needed: a lock that a thread of the parent held at the fork would stay
+# locked here for ever; and gevent's locks are not there until it has patched `threading`.
 _hash_queues: Dict[int, _HashQueue] = {}
 _build_locks: Dict[int, threading.Lock] = {}
 
@@ -2247,8 +2253,8 @@ class _Server:
         self._idle: Dict[_Connection, float] = {}
         self._begun: Dict[_Connection, float] = {}
         self._ending: Dict[_Connection, float] = {}
-        self._looked = 0.0  # when that was looked at
-        self._watched = 0.0  # when it was looked for what comes
+        self._looked = 0.0  # when those times were last checked
+        self._watched = 0.0  # when the selector was last asked for what comes
         self._blocking: Dict[_Connection, None] = {}  # a thread each
         self._threads: List[_Worker] = []
         self._lead = threading.Lock()  # held by the leader
@@ -2593,8 +2599,9 @@ def _serve(args: argparse.Namespace) -> None:
                "/" if app else "/protected")
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
                             datefmt="%Y-%m-%dT%H:%M:%S%z")
-        gc.freeze()  # what there is by now is no garbage, and to look for some took a tenth
-        gc.set_threshold(GC_THRESHOLD)  # of the time of a request
+        # Looking for garbage took a tenth of the time of a request; what is there by now is none.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         server.serve_forever()
         server.finish()
 

@@ -147,7 +147,7 @@ class MissingRequiredClaimError(InvalidTokenError):
 # --- base64url and JSON -------------------------------------------------------------------------
 
 _TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
-# From base64url's alphabet to base64's; what only base64 has becomes what neither has.
+# From base64url's alphabet to base64's; what is base64's alone becomes `!`, which is refused.
 _TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
 _PADDING = (b"", b"===", b"==", b"=")
 
@@ -668,10 +668,10 @@ class _Rule(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """The furthest reading of a path. Of what follows the firm segments, any may be dropped:
+    """The furthest that an application could make of a path.
 
-    by dot segments, as the name of a host, as a parameter that holds a slash. What is left is
-    still in order.
+    It keeps the first `firm` segments. Of the others it may drop any, by dot segments, as the name
+    of a host, or as a parameter that holds a slash; those that are left stay in order.
     """
 
     segments: Segments  # folded
