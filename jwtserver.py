@@ -1906,7 +1906,7 @@ class _Exchange(SimpleHandler):
         if not self.headers_sent:
             self._send(b"", True)
         if self._chunked:
-            self._connection.send(b"0\r\n\r\n")
+            self._connection.post(b"0\r\n\r\n")
         if self._left:  # less came than was announced
             logger.error("The body of the answer is shorter than its Content-Length")
             self.persists = False
