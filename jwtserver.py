@@ -2939,7 +2939,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args.run(args)
     except KeyboardInterrupt:
         return 130  # as the shell has it
-    except (Error, OSError, EOFError) as error:
+    except (Error, OSError, EOFError, UnicodeError) as error:
         print(f"jwtserver: {error}", file=sys.stderr)
         return 1
     return 0
