@@ -45,6 +45,7 @@ import selectors
 import signal
 import socket
 import sqlite3
+import struct
 import sys
 import tempfile
 import threading
@@ -56,6 +57,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from http import HTTPStatus
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
@@ -174,7 +176,7 @@ _PARSERS: Dict[str, Callable[[str], Any]] = {
     "prefix": _parse_prefix,
     "pbkdf2_iterations": lambda text: _parse_number(text, MAX_PBKDF2_ITERATIONS),
     "connections": lambda text: _parse_number(text, 1_000_000),
-    "threads": lambda text: _parse_number(text, 10_000),
+    "threads": lambda text: _parse_number(text, 10_000, 2),  # one that leads while one works
     "head_timeout": lambda text: _parse_number(text, MAX_LIFETIME),
     "idle_timeout": lambda text: _parse_number(text, MAX_LIFETIME),
     "body_rate": lambda text: _parse_number(text, 10**9),
@@ -1690,6 +1692,7 @@ MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
 RECEIVE_BYTES = 16 * 1024
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
+BLOCK_GRACE = 0.05  # seconds that a client may keep a thread, when there is none for others
 FAIRNESS = 0.005  # seconds in which requests that came together may keep new ones waiting
 GC_THRESHOLD = 10_000  # objects, of which some tens come and go with a request
 LINGER = 1.0  # seconds, for a client to read an answer before the connection is closed on it
@@ -1737,7 +1740,7 @@ def _parse_head(head: bytes, environ: Environ) -> _Request:
     length = _body_length(environ)
     persists, expects = version == "1.1", False
     if "HTTP_CONNECTION" in environ:
-        options = environ["HTTP_CONNECTION"].lower().replace(" ", "").split(",")
+        options = re.split("[ \t]*,[ \t]*", environ["HTTP_CONNECTION"].lower())
         persists = persists and "close" not in options
     if "HTTP_EXPECT" in environ and version == "1.1":
         if environ["HTTP_EXPECT"].lower() not in ("", "100-continue"):
@@ -1845,13 +1848,17 @@ class _Exchange(SimpleHandler):
     ) -> None:
         self._connection = connection
         self._body = body
-        self.environ = request.environ
+        self.environ = request.environ  # which the application may change
+        self._method = request.environ["REQUEST_METHOD"]
+        self._version = request.environ.get("SERVER_PROTOCOL")
         self.persists = request.persists
+        self.broken = False  # and nobody would see it
         self.sent = 0  # bytes of body
         self._fields = ""
         self._length: Optional[int] = None  # of the body, as the application announces it
         self._left: Optional[int] = None  # what is to come of that
         self._chunked = False
+        self._unbounded = False  # its end is the end of the connection
         self._bare = False  # no body may be sent, whatever the application says
 
     def run(self, application: WSGIApplication) -> None:
@@ -1863,7 +1870,9 @@ class _Exchange(SimpleHandler):
             except _ClientGone:
                 raise
             except BaseException:  # sys.exit() too: it would end the thread that all wait for
-                self.persists = self.persists and not self.headers_sent
+                if self.headers_sent:
+                    self.persists = False
+                    self.broken = self._unbounded
                 self.handle_error()
         except _ClientGone:
             self.persists = False
@@ -1872,7 +1881,8 @@ class _Exchange(SimpleHandler):
         """Send what the application returns, as it comes."""
         try:
             for data in self.result:
-                self.write(data)
+                if data or not isinstance(data, bytes):  # PEP 3333: an empty one sends no head
+                    self.write(data)
             self.finish_content()
         finally:
             self.close()
@@ -1933,18 +1943,19 @@ class _Exchange(SimpleHandler):
         if self.status is None:
             raise AssertionError("a body before start_response")
         self.headers_sent = True
-        self._bare = self.environ["REQUEST_METHOD"] == "HEAD" or self.status[:3] in ("204", "304")
+        self._bare = self._method == "HEAD" or self.status[:3] in ("204", "304")
         self._left = None if self._bare else self._length
         if self._bare or self._length is not None:
             framing = ""
         elif length is not None:
             framing = f"Content-Length: {length}\r\n"
-        elif self.environ.get("SERVER_PROTOCOL") == "HTTP/1.1":
+        elif self._version == "HTTP/1.1":
             framing, self._chunked = "Transfer-Encoding: chunked\r\n", True
         else:
-            framing, self.persists = "", False  # its end is the end of the connection
+            framing, self.persists, self._unbounded = "", False, True
         if self._body and (self._body.awaited or self._body.left > MAX_BODY_BYTES):
             self.persists = False  # nobody knows whether it will come, or it is too much to skip
+            self._body.awaited = False  # what asks for it would be part of the answer
         if not self.persists or self._connection.server.stopping:
             self.persists = False
             framing += "Connection: close\r\n"
@@ -1971,6 +1982,8 @@ def _check_answer(
             server's business.
         TypeError: it is not made of text.
     """
+    if status[:3] == "204":  # RFC 9110 §8.6
+        headers = tuple(field for field in headers if field[0].lower() != "content-length")
     fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
     if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
             or fields.count("\n") != len(headers):
@@ -2087,6 +2100,9 @@ class _Connection:
         exchange.run(app)
         self.persists = exchange.persists
         self.server.log_access(request, exchange)
+        if exchange.broken:
+            self.reset()
+            raise _ClientGone
 
     def _skip(self, body: _Body) -> bool:
         """Read what the application has left of a body, lest it pass for the next request."""
@@ -2161,6 +2177,11 @@ class _Connection:
                 self.sock.unwrap()
         with suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Have it end in a way that no client takes for the end of an answer."""
+        with suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def cut(self) -> None:
         """Wake the thread that waits for this client, with the end of everything."""
@@ -2249,13 +2270,16 @@ class _Server:
             self._ear, selectors.EVENT_READ, lambda: self._ear.recv(RECEIVE_BYTES))
         self._ready: Deque[_Connection] = deque()  # to be answered
         self._answered: Deque[_Connection] = deque()  # and not sent yet
-        # Until when they may wait, the longest waiting first.
+        # Since when they wait for a request, for the rest of a head, for their end; the longest
+        # waiting first.
         self._idle: Dict[_Connection, float] = {}
         self._begun: Dict[_Connection, float] = {}
         self._ending: Dict[_Connection, float] = {}
+        self._waiting = ((self._idle, settings.idle_timeout),
+                         (self._begun, settings.head_timeout), (self._ending, LINGER))
         self._looked = 0.0  # when those times were last checked
         self._watched = 0.0  # when the selector was last asked for what comes
-        self._blocking: Dict[_Connection, None] = {}  # a thread each
+        self._blocking: Dict[_Connection, float] = {}  # a thread each, since when
         self._threads: List[_Worker] = []
         self._lead = threading.Lock()  # held by the leader
         self._lock = threading.Lock()  # of what follows, and of `busy` and `watched`
@@ -2307,14 +2331,16 @@ class _Server:
             since = self._leader.since if self._leader else None
             if since is None or time.monotonic() - since < patience:
                 return
-            if not self._followers and len(self._threads) >= self.settings.threads:
-                for connection in list(self._blocking)[:1]:
-                    connection.cut()
-                return
+            alone = not self._followers
+            full = len(self._threads) >= self.settings.threads
+            if alone and full:
+                longest = next(iter(self._blocking.items()), None)
+                if longest is None or time.monotonic() - longest[1] < BLOCK_GRACE:
+                    return
+                longest[0].cut()  # so that its thread may lead
             self._leader = None
             self._lead.release()
-            alone = not self._followers
-        if alone:
+        if alone and not full:
             self._start_thread()
 
     def _start_thread(self) -> None:
@@ -2358,7 +2384,8 @@ class _Server:
             if not isinstance(error, (_ClientGone, OSError, ValueError)):
                 logger.exception("A fault in the server")
             self._close(connection)
-        me.since = None
+        with self._lock:  # whoever passes the lead must not find both of the next two lines true
+            me.since = None
         if self._leader is not me:
             self._wake()  # who leads now may wait, and not for this connection
 
@@ -2411,9 +2438,10 @@ class _Server:
         self._await(_Connection(sock, address, self))
 
     def _close_longest(self) -> None:
-        """Make room, at the cost of the connection that has been idle for the longest time."""
-        for connection in list(self._idle or self._begun or self._ending)[:1]:
-            self._close(connection)
+        """Make room, at the cost of the connection that has been waited for the longest time."""
+        first = [item for waiting, _ in self._waiting for item in list(waiting.items())[:1]]
+        if first:
+            self._close(min(first, key=itemgetter(1))[0])
 
     def _take(self, connection: _Connection) -> None:
         with self._lock:
@@ -2426,13 +2454,11 @@ class _Server:
             self._close(connection)
             return
         if ready:
-            self._idle.pop(connection, None)
-            self._begun.pop(connection, None)
+            self._forget(connection)
             connection.busy = True
             self._ready.append(connection)
-        elif connection.received and connection in self._idle:
-            del self._idle[connection]
-            self._begun[connection] = time.monotonic() + self.settings.head_timeout
+        else:
+            self._wait(connection)
 
     def _keep(self, connection: _Connection) -> None:
         """See to what follows an answer."""
@@ -2445,13 +2471,7 @@ class _Server:
 
     def _await(self, connection: _Connection) -> None:
         """Watch a connection for what comes next."""
-        now = time.monotonic()
-        if connection.discarding:
-            self._ending[connection] = now + LINGER
-        elif connection.received or not connection.greeted:
-            self._begun[connection] = now + self.settings.head_timeout
-        else:
-            self._idle[connection] = now + self.settings.idle_timeout
+        self._wait(connection)
         with self._lock:
             connection.busy = False
             if not connection.watched:
@@ -2461,14 +2481,30 @@ class _Server:
         if self.tls and connection.sock.pending():  # which the selector cannot know
             self._take(connection)
 
+    def _wait(self, connection: _Connection) -> None:
+        """Let it wait with those that wait for the same, from now on if it did not yet."""
+        if connection.discarding:
+            waiting = self._ending
+        elif connection.received or not connection.greeted:
+            waiting = self._begun
+        else:
+            waiting = self._idle
+        if connection not in waiting:
+            self._forget(connection)
+            waiting[connection] = time.monotonic()
+
+    def _forget(self, connection: _Connection) -> None:
+        for waiting, _ in self._waiting:
+            waiting.pop(connection, None)
+
     def _close_late(self) -> None:
         now = time.monotonic()
         if now < self._looked + 0.02:
             return
         self._looked = now
-        for waiting in (self._idle, self._ending, self._begun):
-            for connection, end in list(waiting.items()):
-                if end > now:
+        for waiting, seconds in self._waiting:
+            for connection, since in list(waiting.items()):
+                if now < since + seconds:
                     break
                 if waiting is self._begun and connection.greeted:
                     del waiting[connection]
@@ -2480,8 +2516,7 @@ class _Server:
 
     def _close(self, connection: _Connection) -> None:
         """Close a connection, and forget it."""
-        for waiting in (self._idle, self._begun, self._ending):
-            waiting.pop(connection, None)
+        self._forget(connection)
         with self._lock:
             self._unwatch(connection)
         connection.sock.close()
@@ -2494,7 +2529,9 @@ class _Server:
     @contextmanager
     def waiting_for(self, connection: _Connection, seconds: float) -> Iterator[None]:
         """Block a thread for a client, for so long at most, or until the thread is needed."""
-        self._blocking[connection] = None
+        self._blocking[connection] = time.monotonic()
+        if self._leader is threading.current_thread():
+            self._pass_lead(0)  # at once: of a thousand that drip, each would cost some ms
         connection.sock.settimeout(seconds)
         try:
             yield
@@ -2507,14 +2544,17 @@ class _Server:
         if self.access_log is None:
             return
         environ = request.environ
-        shown = [_UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text) for text in (
-            environ.get("REMOTE_USER", "-").replace(" ", "\xa0"), request.line.rstrip(),
-            environ.get("HTTP_REFERER", "-"), environ.get("HTTP_USER_AGENT", "-"))]
+        address, user, line, referer, agent = [
+            _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text or "-"))
+            for text in (environ.get("REMOTE_ADDR"), environ.get("REMOTE_USER"),
+                         request.line.rstrip(), environ.get("HTTP_REFERER"),
+                         environ.get("HTTP_USER_AGENT"))]
+        user = user.replace(" ", "\\x20")
         now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
         status = (exchange.status or "-")[:3]
         try:
-            print(f'{environ["REMOTE_ADDR"] or "-"} - {shown[0]} [{now}] "{shown[1]}" {status}'
-                  f' {exchange.sent} "{shown[2]}" "{shown[3]}"', file=self.access_log, flush=True)
+            print(f'{address} - {user} [{now}] "{line}" {status} {exchange.sent}'
+                  f' "{referer}" "{agent}"', file=self.access_log, flush=True)
         except OSError as error:  # whoever read it has gone; the clients are still there
             logger.error("There is no access log from now on: %s", error)
             self.access_log = None
@@ -2587,6 +2627,7 @@ def _serve(args: argparse.Namespace) -> None:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason}") from None
+    _raise_file_limit()
     with listener:
         store = open_store(settings.database, in_batches=True)
         demo = _first_run(store, settings)
@@ -2604,6 +2645,14 @@ def _serve(args: argparse.Namespace) -> None:
         gc.set_threshold(GC_THRESHOLD)
         server.serve_forever()
         server.finish()
+
+
+def _raise_file_limit() -> None:
+    """Let this process have as many files open as it may: each connection is one."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has none, macOS may refuse
+        import resource
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _url(host: str, listener: socket.socket, tls: Any) -> str:

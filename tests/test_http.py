@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -313,6 +314,7 @@ def test_requests_in_a_pipeline_are_answered_in_turn(echoing):
 @pytest.mark.parametrize("first, line", [
     (b"GET /x HTTP/1.0", b"X: y"), (b"GET /x HTTP/1.0", b"Connection: keep-alive"),
     (b"GET /x HTTP/1.1", b"Connection: close"), (b"GET /x HTTP/1.1", b"Connection: x , CLOSE"),
+    (b"GET /x HTTP/1.1", b"Connection: x,\tclose\t,y"),
 ])
 def test_connection_that_is_to_close_closes(echoing, first, line):
     ((_, headers, _),) = parse(exchange(echoing, head(line, first=first) + head(), end=False))
@@ -359,6 +361,20 @@ def test_expectation_that_is_not_met_ends_the_connection(echoing):
     ((status, headers, _),) = parse(exchange(echoing, data, end=False))
 
     assert (status, headers["connection"]) == (200, "close")
+
+
+def test_expectation_is_not_met_in_the_midst_of_an_answer():
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Length", "3")])
+        yield b"a"
+        yield environ["wsgi.input"].read(2)
+
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(head(b"Expect: 100-continue", b"Content-Length: 2") + b"bc")
+
+        ((status, headers, body),) = parse(received(connection))
+
+    assert (status, headers["connection"], body) == (200, "close", b"abc")
 
 
 def test_expectation_of_a_body_of_no_length_is_no_expectation(echoing):
@@ -429,6 +445,16 @@ def answering(*pieces, headers=(("Content-Type", "text/plain"),), status="200 OK
     return app
 
 
+def as_if(method):
+    """An application that changes the method of its request, as overriding middleware does."""
+    def app(environ, start_response):
+        environ["REQUEST_METHOD"] = method
+        start_response("200 OK", [])
+        return [b"abc"]
+
+    return app
+
+
 def answer_of(app, method=b"GET", version=b"1.1", **options):
     with serving(app, **options) as server:
         return exchange(server, head(first=method + b" / HTTP/" + version))
@@ -441,7 +467,8 @@ LENGTH = ("Content-Length", "3")
     (answering(b"abc", make=list), ("content-length", "3"), b"abc"),
     (answering(make=list), ("content-length", "0"), b""),
     (answering(), ("content-length", "0"), b""),
-    (answering(b"", b""), ("transfer-encoding", "chunked"), b""),
+    (answering(b"", b""), ("content-length", "0"), b""),
+    (answering(b"", b"abc"), ("transfer-encoding", "chunked"), b"abc"),
     (answering(b"abc"), ("transfer-encoding", "chunked"), b"abc"),
     (answering(b"a", b"", b"bc", make=list), ("transfer-encoding", "chunked"), b"abc"),
     (answering(b"a", b"bc", headers=[LENGTH]), ("content-length", "3"), b"abc"),
@@ -464,9 +491,11 @@ def test_answer_of_unknown_length_to_an_old_client_ends_with_the_connection():
 
 
 @pytest.mark.parametrize("app, method", [
-    (answering(b"abc"), b"HEAD"), (answering(b"abc", headers=[LENGTH]), b"HEAD"),
+    (answering(b"a", b"bc"), b"HEAD"), (answering(b"abc", headers=[LENGTH]), b"HEAD"),
     (answering(b"abc", status="304 Not Modified"), b"GET"),
     (answering(b"abc", status="204 No Content", headers=[]), b"GET"),
+    (answering(status="204 No Content", headers=[("Content-Length", "0")]), b"GET"),
+    (as_if("GET"), b"HEAD"),
 ])
 def test_answer_that_may_have_no_body_has_none(app, method):
     with serving(app) as server:
@@ -474,6 +503,53 @@ def test_answer_that_may_have_no_body_has_none(app, method):
 
     assert data.count(b"HTTP/1.1 ") == 2 and data.endswith(b"\r\n\r\n")
     assert b"abc" not in data and b"chunked" not in data
+    assert not (b" 204 " in data and b"Content-Length" in data)  # RFC 9110 §8.6
+
+
+def test_answer_is_framed_for_the_request_that_came_whatever_becomes_of_its_environ():
+    def clearing(environ, start_response):
+        environ.clear()
+        start_response("200 OK", [])
+        return [b"abc"]
+
+    log = io.StringIO()
+    assert parse(answer_of(as_if("HEAD")))[0][2] == b"abc"
+    assert parse(answer_of(clearing, access_log=log))[0][2] == b"abc"
+    assert log.getvalue().startswith("- - - [")
+
+
+def test_answer_begun_by_write_and_ended_by_a_list_is_in_order():
+    def app(environ, start_response):
+        write = start_response("200 OK", [])
+        write(b"first ")
+        return [b"second"]
+
+    with serving(app) as server:
+        answers = parse(exchange(server, head() * 2))
+
+    assert [body for _, _, body in answers] == [b"first second"] * 2
+
+
+def test_fault_before_the_first_piece_that_is_not_empty_is_500():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b""
+        raise LookupError
+
+    assert statuses(answer_of(app)) == [500]
+
+
+def test_fault_that_the_framing_would_hide_resets_the_connection():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b"begun"
+        raise LookupError
+
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(head(first=b"GET /x HTTP/1.0"))
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(999):
+                pass
 
 
 def test_answer_shorter_than_announced_is_cut(caplog):
@@ -702,13 +778,17 @@ def test_client_that_has_gone_ends_the_iteration():
 
 def test_connections_beyond_the_bound_cost_the_longest_idle():
     with serving(echo, connections=3) as server:
-        first = connect(server)
-        others = [connect(server) for _ in range(2)]
-        begun = connect(server)
+        first, begun = connect(server), connect(server)
         begun.sendall(head()[:9])
+        while not server._begun:
+            time.sleep(0.001)
+        others = [connect(server) for _ in range(2)]
         assert first.recv(9) == b""
 
-        assert statuses(exchange(server, head())) == [200]
+        assert statuses(exchange(server, head())) == [200]  # and not those that came after it
+        assert begun.recv(9) == b""
+        others[0].sendall(head(b"Connection: close"))
+        assert statuses(received(others[0])) == [200]
 
         for connection in (first, begun, *others):
             connection.close()
@@ -725,6 +805,7 @@ def test_connections_beyond_what_the_system_allows_cost_the_longest_idle():
         listener, server._listener = server._listener, Full()
 
         server._accept()
+        server._accept()  # now that there is none to close
 
         server._listener = listener
         assert idle.recv(9) == b""
@@ -826,6 +907,24 @@ def test_threads_that_wait_for_clients_are_taken_for_others():
         assert statuses(exchange(server, head())) == [200]
 
         for connection in slow:
+            connection.close()
+
+
+def test_client_in_the_midst_of_a_body_is_not_cut_at_once(monkeypatch):
+    monkeypatch.setattr(jwtserver, "BLOCK_GRACE", 1e9)
+    with serving(echo, threads=2) as server:
+        slow = [connect(server) for _ in range(2)]
+        for connection in slow:
+            lines = b"Content-Length: 2", b"Connection: close"
+            connection.sendall(head(*lines, first=b"PUT /x HTTP/1.1"))
+        while len(server._blocking) < 2:
+            time.sleep(0.001)
+        server._pass_lead(0)
+        for connection in slow:
+            connection.sendall(b"hi")
+
+            assert json.loads(parse(received(connection))[0][2])[3] == "hi"
+
             connection.close()
 
 
@@ -973,6 +1072,16 @@ def test_interrupt_again_exits(monkeypatch):
     assert codes == [1]
 
 
+def test_limit_of_open_files_is_raised_to_what_is_allowed():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+
+    jwtserver._raise_file_limit()
+
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_listening_socket_may_be_inherited(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
@@ -1054,6 +1163,13 @@ def test_tls_with_a_client_that_has_none_goes_on(certificate, trusting, data):
 def test_tls_handshake_that_takes_too_long_is_let_go(certificate):
     with serving(echo, tls=jwtserver._tls_context(certificate, None), head_timeout=0.05) as server:
         assert exchange(server, b"", end=False) == b""
+
+
+def test_tls_connection_without_a_request_is_idle(certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(echo, tls=tls, head_timeout=1e9, idle_timeout=0.05) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            assert connection.recv(999) == b""
 
 
 def test_tls_handshakes_that_do_not_go_on_cost_no_thread(certificate, trusting):
@@ -1292,7 +1408,7 @@ def test_access_log_has_a_line_for_each_request_and_nothing_else():
     first, second = log.getvalue().splitlines()
     date = r"\[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
     assert re.fullmatch(
-        r'127\.0\.0\.1 - a\\xa0b\\x0a ' + date + r' "GET /x\?\\x22y HTTP/1\.1" 200 \d+ "http://r"'
+        r'127\.0\.0\.1 - a\\x20b\\x0a ' + date + r' "GET /x\?\\x22y HTTP/1\.1" 200 \d+ "http://r"'
         r' "x\\x22 \\x5c \\xff\\x80"', first)
     assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "-" 400 \d+ "-" "-"', second)
 
