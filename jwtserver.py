@@ -47,14 +47,13 @@ import socket
 import sqlite3
 import struct
 import sys
-import tempfile
 import threading
 import time
 import unicodedata
 import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import chain
 from operator import itemgetter
@@ -221,12 +220,15 @@ class Settings(NamedTuple):
         Raises:
             SettingsError: a value cannot be used.
         """
+        variables = {f"JWTSERVER_{name.upper()}": name for name in _PARSERS}
+        unknown = {name for name in environ if name.startswith("JWTSERVER_")} - set(variables)
+        if unknown:
+            logger.warning("There is no such setting: %s", ", ".join(sorted(unknown)))
         given = {}
-        for name, parse in _PARSERS.items():
-            variable = f"JWTSERVER_{name.upper()}"
+        for variable, name in variables.items():
             if environ.get(variable):
                 try:
-                    given[name] = parse(environ[variable])
+                    given[name] = _PARSERS[name](environ[variable])
                 except ValueError as error:
                     raise SettingsError(f"{variable} {error}") from None
         return cls(**given)
@@ -289,8 +291,8 @@ def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
 
 def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
     """Write a file for its owner's eyes alone, on its disk, in the folder of `path`."""
-    descriptor, draft = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    with open(descriptor, "wb") as file:
+    draft = f"{path}.{secrets.token_hex(8)}"
+    with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
         file.write(b"".join(line + b"\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
@@ -567,6 +569,13 @@ class StoreError(Error):
     """The database cannot do what it is asked. The message names it."""
 
 
+class NameTaken(Error):
+    """There is a user of that name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a user {name!r} already")
+
+
 class Connection(Protocol):
     """What the store asks of a connection; those of `sqlite3` are some."""
 
@@ -749,8 +758,8 @@ class Store:
         with self._connection() as connection:
             return int(connection.execute(statement, values).rowcount)
 
-    def prepare(self) -> bool:
-        """Make the file if it is not there, bring its schema up to date; tell whether it is new."""
+    def prepare(self) -> None:
+        """Make the file if it is not there, and bring its schema up to date."""
         try:
             # For its owner alone, for it holds the hashes. It must not be opened here if it is
             # there: closing it would drop the locks that SQLite has on it, and other processes
@@ -765,14 +774,13 @@ class Store:
             version = self._version(connection)
             _use_wal(connection)
         if version == len(_MIGRATIONS):
-            return False
+            return
         with self._transaction() as connection:
             version = self._version(connection)  # another process may have been faster
             for statement in chain.from_iterable(_MIGRATIONS[version:]):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-        return version == 0
 
     def _version(self, connection: Connection) -> int:
         """The version of the schema; 0 where there is none yet."""
@@ -800,6 +808,11 @@ class Store:
             row = connection.execute("SELECT * FROM users WHERE name = ?", [key]).fetchone()
         return User(*row) if row else None
 
+    def is_empty(self) -> bool:
+        """Tell whether there are no users."""
+        with self._connection() as connection:
+            return connection.execute("SELECT name FROM users LIMIT 1").fetchone() is None
+
     def all(self) -> List[User]:
         """All users, by name."""
         with self._connection() as connection:
@@ -809,14 +822,14 @@ class Store:
         """Add all of them or none.
 
         Raises:
-            Error: a name is taken.
+            NameTaken: there is a user of such a name.
         """
         with self._transaction() as connection:
             for user in users:
                 added = connection.execute(
                     "INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
                 if not added.rowcount:
-                    raise Error(f"there is a user {user.name!r} already")
+                    raise NameTaken(user.name)
 
     def remove(self, name: str) -> bool:
         """Remove a user, whose sessions end; tell whether there was one."""
@@ -834,6 +847,10 @@ class Store:
         """Give a user another password, and end his sessions; tell whether there is one."""
         return self._change(
             name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash)
+
+    def set_scope(self, name: str, scope: str) -> bool:
+        """Give a user other scopes, and end his sessions; tell whether there is one."""
+        return self._change(name, "UPDATE users SET scope = ? WHERE name = ?", scope)
 
     def _change(self, name: str, statement: str, *values: str) -> bool:
         with self._transaction() as connection:
@@ -1063,9 +1080,8 @@ class PostgreSQLStore(Store):
     def _exclude_others(self, connection: Connection) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
 
-    def prepare(self) -> bool:
-        """Make the tables if they are not there, bring them up to date; tell whether they are new.
-        """
+    def prepare(self) -> None:
+        """Make the tables if they are not there, and bring them up to date."""
         with self._transaction() as connection:
             self._exclude_others(connection)
             connection.execute(
@@ -1076,7 +1092,6 @@ class PostgreSQLStore(Store):
             if version < len(_MIGRATIONS):
                 connection.execute("DELETE FROM jwtserver")
                 connection.execute("INSERT INTO jwtserver VALUES (?)", [len(_MIGRATIONS)])
-        return version == 0
 
     def _version(self, connection: Connection) -> int:
         (version,) = connection.execute(
@@ -1592,7 +1607,8 @@ def create_app(
     """Compose the service: the endpoints, and behind the guard `app` or else the demo.
 
     Without `settings`, they come from the environment. What is not there is made: the database,
-    without users, and the key. `clock` returns seconds since 1970.
+    without users, and the key. `clock` returns seconds since 1970; a `store` that is given has been
+    prepared.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -1600,8 +1616,11 @@ def create_app(
         OSError: the file of the keys cannot be read or made.
     """
     settings = settings or Settings.from_environ(os.environ)
-    store = store or open_store(settings.database)
-    store.prepare()
+    if store is None:
+        store = open_store(settings.database)
+        store.prepare()
+        if store.is_empty():
+            logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
     signer = make_signer(settings, clock)
     service = Service(store, signer, settings, clock)
     routes = _routes(service, settings.prefix, demo=app is None)
@@ -2626,20 +2645,20 @@ def _serve(args: argparse.Namespace) -> None:
     except OSError as error:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
-        raise Error(f"cannot listen on {args.host}:{args.port}: {reason}") from None
+        raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
+                    " --host and --port take others") from None
     _raise_file_limit()
     with listener:
         store = open_store(settings.database, in_batches=True)
-        demo = _first_run(store, settings)
+        store.prepare()
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log,
                          store.end_batch)
+        demo = _add_demo(store, settings) if store.is_empty() else None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, server.interrupt)
         _greet(_url(args.host, listener, tls), settings, store, demo,
                "/" if app else "/protected")
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
-                            datefmt="%Y-%m-%dT%H:%M:%S%z")
         # Looking for garbage took a tenth of the time of a request; what is there by now is none.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
@@ -2676,13 +2695,14 @@ def _load_app(name: str) -> WSGIApplication:
     return app  # type: ignore[no-any-return]
 
 
-def _first_run(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
-    """Where there is no database, make one with a user to try it; return a password and a token."""
-    if not store.prepare():
-        return None
+def _add_demo(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
+    """Make a user to try it; return a password and a token, unless another process was faster."""
     password = secrets.token_hex(8)
     user = _new_user("demo", _hash(password, settings))
-    _add_users(store, [user])
+    try:
+        _add_users(store, [user])
+    except NameTaken:
+        return None
     return password, _issue(store, user, settings, settings.token_lifetime)
 
 
@@ -2693,12 +2713,15 @@ def _greet(
     if demo:
         password, token = demo
         lines += [
-            f"\nThis is its first run: {store.name} is new, with the user demo.",
+            f"\n{store.name} had no users, so there is one now to try it: demo.",
             f"The password is {password}, and is shown only now.",
             "\nSign in:",
             f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
             "\nShow the token to the guard:",
-            f'curl -H "Authorization: Bearer {token}" {url}{path}\n',
+            f'curl -H "Authorization: Bearer {token}" {url}{path}',
+            "\nUsers of your own, and the end of this one:",
+            "python jwtserver.py user add NAME",
+            "python jwtserver.py user remove demo\n",
         ]
     print("\n".join(lines), flush=True)
 
@@ -2744,7 +2767,7 @@ def _open_store(args: argparse.Namespace) -> Store:
 def _existing(store: Store, name: str) -> User:
     user = store.find(name)
     if user is None:
-        raise Error(f"there is no user {name!r}")
+        raise Error(f"there is no user {name!r} in {store.name}")
     return user
 
 
@@ -2763,13 +2786,16 @@ def _user_add(args: argparse.Namespace) -> None:
     store = _open_store(args)
     user = _new_user(args.name, "", args.scope)
     if store.find(user.name):
-        raise Error(f"there is a user {user.name!r} already")
+        raise NameTaken(user.name)
     password_hash = _hash(_ask_password(args), _settings(args))
     _add_users(store, [user._replace(password_hash=password_hash)])
 
 
 def _user_list(args: argparse.Namespace) -> None:
-    for user in _open_store(args).all():
+    store = _open_store(args)
+    if store.is_empty():
+        print(f"{store.name} has no users", file=sys.stderr)
+    for user in store.all():
         state = "disabled" if user.disabled else "enabled"
         print(f"{user.name:24} {state:8} {user.scope}".rstrip())
 
@@ -2791,6 +2817,13 @@ def _user_password(args: argparse.Namespace) -> None:
     user = _existing(store, args.name)
     store.set_password(user.name, _hash(_ask_password(args), _settings(args)))
     _audit("user_password", user=user.name)
+
+
+def _user_scope(args: argparse.Namespace) -> None:
+    store = _open_store(args)
+    user = _existing(store, args.name)
+    store.set_scope(user.name, _new_user(user.name, "", args.scope).scope)
+    _audit("user_scope", user=user.name)
 
 
 def _user_import(args: argparse.Namespace) -> None:
@@ -2847,7 +2880,8 @@ def _key_rotate(args: argparse.Namespace) -> None:
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
     print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of the older"
-          f" ones, {len(keys)}, remain good until `key prune`.")
+          f" ones, {len(keys)}, remain good until `key prune`, which breaks none when"
+          f" {settings.token_lifetime} seconds have passed.")
 
 
 def _key_prune(args: argparse.Namespace) -> None:
@@ -2904,6 +2938,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         epilog=_examples("python jwtserver.py", "python jwtserver.py user add alice",
                          "python jwtserver.py serve --help"))
+    parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--database", metavar="FILE",
                        help="or postgresql://…; default: jwtserver.db")
@@ -2926,7 +2961,7 @@ def _parser() -> argparse.ArgumentParser:
                                  "python jwtserver.py key rotate"), [files])
     key.add("rotate", _key_rotate, "sign with a new key, and still verify with the older ones",
             "python jwtserver.py key rotate")
-    key.add("prune", _key_prune, "drop all keys but the one that signs",
+    key.add("prune", _key_prune, "drop all keys but the one that signs, with what they have signed",
             "python jwtserver.py key prune")
     return parser
 
@@ -2936,7 +2971,8 @@ def _add_serve(commands: _Commands) -> None:
         "serve", _serve, "serve over HTTP", "python jwtserver.py --port 8000",
         "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_number(65535, 0), default=3000, help="default: %(default)s")
+    serve.add_argument("--port", type=_number(65535, 0), default=3000,
+                       help="0 takes a free one; default: %(default)s")
     serve.add_argument("--app", metavar="MODULE:CALLABLE",
                        help="a WSGI application to serve behind the guard, from this folder")
     serve.add_argument("--protect", metavar="RULE", action="append",
@@ -2957,12 +2993,14 @@ def _add_user_commands(user: _Commands) -> None:
         "add", _user_add, "add a user; the password is asked for",
         "python jwtserver.py user add alice --scope 'read write'",
         "echo 'correct horse' | python jwtserver.py user add alice --password-stdin")
-    add.add_argument("--scope", metavar="SCOPES", default="", help="what the user's tokens permit")
+    add.add_argument("--scope", metavar="SCOPES", default="",
+                     help="what the user's tokens permit, separated by spaces")
     user.add("list", _user_list, "list the users", "python jwtserver.py user list")
     named = {"add": add}
     for name, run, help in (
         ("remove", _user_change, "remove a user"),
         ("password", _user_password, "give a user another password"),
+        ("scope", _user_scope, "give a user other scopes, or none"),
         ("disable", _user_change, "let a user sign in no longer"),
         ("enable", _user_change, "let a user sign in again"),
         ("logout", _user_change, "end the sessions of a user"),
@@ -2970,6 +3008,8 @@ def _add_user_commands(user: _Commands) -> None:
         named[name] = user.add(name, run, help, f"python jwtserver.py user {name} alice")
     for parser in named.values():
         parser.add_argument("name", metavar="NAME")
+    named["scope"].add_argument("scope", metavar="SCOPES", nargs="?", default="",
+                                help="separated by spaces: 'read write'")
     for name in ("add", "password"):
         named[name].add_argument("--password-stdin", action="store_true",
                                  help="the password is the first line of the input")
@@ -2978,18 +3018,23 @@ def _add_user_commands(user: _Commands) -> None:
     load.add_argument("file", metavar="FILE", help="username,password_hash[,scope] in each line")
 
 
+_OF_MAIN = ("-h", "--help", "--version")  # other flags are those of `serve`
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command; return its exit code: 1 if it failed, 2 if it was not understood."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_MAIN):
         arguments.insert(0, "serve")
     args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
+                        datefmt="%Y-%m-%dT%H:%M:%S%z")
     try:
         args.run(args)
     except KeyboardInterrupt:
         return 130  # as the shell has it
     except (Error, OSError, EOFError, UnicodeError) as error:
-        print(f"jwtserver: {error}", file=sys.stderr)
+        print(f"jwtserver: {str(error) or 'the input ended'}", file=sys.stderr)
         return 1
     return 0
 

@@ -464,6 +464,12 @@ def test_own_application_rules_come_from_the_settings(settings, store):
     client.get("/api/open/x", status=200)
 
 
+def test_app_on_a_database_without_users_warns_of_it(caplog):
+    create_app(Settings(secret=KEY))
+
+    assert "jwtserver.db has no users; python jwtserver.py user add NAME" in caplog.text
+
+
 def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):
     client = TestApp(create_app(settings._replace(prefix="/auth")))
 

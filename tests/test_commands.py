@@ -85,6 +85,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("user enable bob", "", "there is no user 'bob'"),
     (["user", "remove", "\x1b[31m\n"], "", "there is no user '\\x1b[31m\\n'"),
     ("token issue bob", "", "there is no user 'bob'"),
+    (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "none.csv"),
     ("user list --database no/such.db", "", "no/such.db: No such file or directory"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
@@ -105,13 +106,23 @@ def test_user_list_shows_name_state_and_scope(command, store):
         ["Zoë", "disabled"], ["alice", "enabled", "read", "write"]]
 
 
-def test_user_password_disable_enable_remove_change_the_user(command, store):
+def test_user_list_without_users_says_where_it_has_looked(command, database):
+    code, output, errors = command("user list")
+
+    assert (code, output, errors.endswith(" has no users\n")) == (0, "", True)
+
+
+def test_user_password_disable_enable_scope_remove_change_the_user(command, store):
     assert command("user password alice --password-stdin", "other\n") == (0, "", "")
     assert verify_password("other", store.find("alice").password_hash)
     assert command("user disable alice") == (0, "", "")
     assert store.find("alice").disabled
     assert command("user enable alice") == (0, "", "")
     assert not store.find("alice").disabled
+    assert command(["user", "scope", "alice", "read admin"]) == (0, "", "")
+    assert store.find("alice").scope == "read admin"
+    assert command("user scope alice") == (0, "", "")
+    assert store.find("alice").scope == ""
     assert command("user remove alice") == (0, "", "")
     assert store.all() == []
 
@@ -344,6 +355,35 @@ def test_main_without_site_packages_runs_as_a_program(store):
 
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split() == ["alice", "enabled", "read", "write"]
+
+
+@pytest.mark.sqlite
+def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "jwtserver.py"), "user", "disable", "alice"],
+        capture_output=True, text=True, timeout=20)
+
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.endswith(' jwtserver.audit: user_disable user="alice"\n')
+    assert result.stderr.count("\n") == 1
+
+
+def test_version_is_told(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"jwtserver {jwtserver.__version__}\n"
+
+
+def test_end_of_the_input_at_a_question_is_told(monkeypatch, capsys):
+    def ended(args):
+        raise EOFError
+
+    monkeypatch.setattr(jwtserver, "_user_list", ended)
+
+    assert main(["user", "list"]) == 1
+    assert capsys.readouterr().err == "jwtserver: the input ended\n"
 
 
 def test_interrupt_ends_a_command_without_a_traceback(monkeypatch, capsys):

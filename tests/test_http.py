@@ -1203,6 +1203,7 @@ def test_tls_with_clients_that_have_gone_before_goes_on(certificate, trusting):
 def test_logout_holds_for_the_very_next_request_of_a_connection():
     settings = Settings(secret="k" * 32)
     store = jwtserver.Store(settings.database, in_batches=True)
+    store.prepare()
     app = jwtserver.create_app(settings, store=store)
     user = jwtserver.User("alice", "", "", 0, 0)
     store.add([user])

@@ -1,5 +1,6 @@
 """`python jwtserver.py` as a process, over real sockets."""
 
+import contextlib
 import json
 import os
 import re
@@ -84,6 +85,17 @@ def server(tmp_path_factory):
     assert [line for line in errors.splitlines() if " jwtserver.audit: " not in line] == []
 
 
+@contextlib.contextmanager
+def handlers_kept():
+    """Lets `main` handle signals meanwhile."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
 def curl_lines(output):
     return [line for line in output.splitlines() if line.startswith("curl ")]
 
@@ -110,6 +122,28 @@ def test_first_run_prints_two_curl_lines_that_work_as_pasted(start, tmp_path):
     assert os.stat(tmp_path / "jwtserver.db").st_mode & 0o777 == 0o600
 
 
+def test_run_that_failed_is_no_first_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert jwtserver.main(["--port", "0", "--protect", "nope"]) == 1
+    monkeypatch.setattr(
+        jwtserver._Server, "serve_forever", lambda server: server.interrupt(signal.SIGINT, None))
+
+    with handlers_kept():
+        assert jwtserver.main(["--port", "0"]) == 0
+
+    assert "curl -d username=demo" in capsys.readouterr().out
+
+
+def test_first_run_beside_another_that_was_faster_shows_no_password(tmp_path):
+    store = jwtserver.Store(str(tmp_path / "jwtserver.db"))
+    store.prepare()
+    store.add([jwtserver.User("demo", "", "", 0, 0)])
+
+    assert jwtserver._add_demo(store, jwtserver.Settings(pbkdf2_iterations=1)) is None
+
+    store.close()
+
+
 def test_second_run_adds_no_user_and_shows_no_password(start, tmp_path):
     _, first, _ = start().stop()
     database = (tmp_path / "jwtserver.db").read_bytes()
@@ -125,7 +159,9 @@ def test_second_run_adds_no_user_and_shows_no_password(start, tmp_path):
 def test_signal_ends_the_server_cleanly(start, number):
     code, output, errors = start().stop(number)
 
-    assert (code, errors) == (0, "")
+    assert code == 0
+    assert [line.split()[1:3] for line in errors.splitlines()] == [
+        ["jwtserver.audit:", "user_add"], ["jwtserver.audit:", "token_issue"]]
 
 
 def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
@@ -135,7 +171,8 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
 
     assert result.returncode == 1
     assert result.stderr == (
-        f"jwtserver: cannot listen on 127.0.0.1:{server.port}: Address already in use\n")
+        f"jwtserver: cannot listen on 127.0.0.1:{server.port}: Address already in use;"
+        " --host and --port take others\n")
     assert os.listdir(tmp_path) == []
 
 
@@ -252,12 +289,8 @@ def test_serve_greets_and_ends_with_a_signal(
 
     monkeypatch.setattr(
         jwtserver._Server, "serve_forever", lambda server: server.interrupt(signal.SIGINT, None))
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
+    with handlers_kept():
         codes = [jwtserver.main(["--port", "0", *arguments]) for _ in range(2)]
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
     output = capsys.readouterr().out
     assert codes == [0, 0]

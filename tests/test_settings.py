@@ -58,6 +58,12 @@ def test_variable_that_cannot_be_used_is_named(variable, text):
     assert "\n" not in str(caught.value)
 
 
+def test_variable_that_is_no_setting_is_warned_of(caplog):
+    Settings.from_environ({"JWTSERVER_TOKEN_LIFETME": "60", "JWTSERVER_X": "", "OTHER": "1"})
+
+    assert caplog.messages == ["There is no such setting: JWTSERVER_TOKEN_LIFETME, JWTSERVER_X"]
+
+
 def test_empty_variables_count_as_none():
     empty = {f"JWTSERVER_{name.upper()}": "" for name in jwtserver._PARSERS}
 
