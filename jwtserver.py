@@ -2879,9 +2879,9 @@ def _key_rotate(args: argparse.Namespace) -> None:
     with _open_store(args).changing_keys():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
-    print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of the older"
-          f" ones, {len(keys)}, remain good until `key prune`, which breaks none when"
-          f" {settings.token_lifetime} seconds have passed.")
+    print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of older keys,"
+          f" {len(keys)}, remain good until `key prune`; once {settings.token_lifetime} seconds have"
+          " passed, that breaks none.")
 
 
 def _key_prune(args: argparse.Namespace) -> None:

@@ -285,7 +285,8 @@ def _is_json_object(data: bytes) -> bool:
 
 def _macs(keys: Keys) -> List[Mac]:
     """One function for each key, in their order, from a signing input to its signature."""
-    listed = keys if isinstance(keys, (list, tuple)) else [keys]
+    several = isinstance(keys, Sequence) and not isinstance(keys, (str, bytes))
+    listed = keys if several else [keys]
     if not listed:
         raise InvalidKeyError(f"There is no key: {_KEY_ADVICE}")
     return [_mac(_key_bytes(key)) for key in listed]

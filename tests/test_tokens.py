@@ -404,6 +404,7 @@ def test_key_refusal_of_short_key_tells_its_length():
     pytest.param("[" * 100_000, id="deeply_nested"),
     pytest.param([KEY], id="list"),
     pytest.param((KEY, OTHER_KEY), id="tuple"),
+    pytest.param(collections.deque([KEY, OTHER_KEY]), id="another_sequence"),
 ])
 def test_key_that_is_fit_signs_and_verifies(key):
     signer = TokenSigner(key)
