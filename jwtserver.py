@@ -2880,8 +2880,8 @@ def _key_rotate(args: argparse.Namespace) -> None:
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
     print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of older keys,"
-          f" {len(keys)}, remain good until `key prune`; once {settings.token_lifetime} seconds have"
-          " passed, that breaks none.")
+          f" {len(keys)}, remain good until `key prune`, which breaks none of them in"
+          f" {settings.token_lifetime} seconds.")
 
 
 def _key_prune(args: argparse.Namespace) -> None:
