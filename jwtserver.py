@@ -1102,14 +1102,16 @@ class PostgreSQLStore(Store):
 
 
 def open_store(database: str, *, in_batches: bool = False) -> Store:
-    """The store in an SQLite file, or that behind a URL of PostgreSQL.
+    """The store in an SQLite file, made if it is not there, or that behind a URL of PostgreSQL.
 
     Raises:
-        SettingsError: it is one of PostgreSQL, and cannot be used.
+        SettingsError: the URL or psycopg cannot be used.
+        StoreError: the database cannot be used.
     """
-    if _is_url(database):
-        return PostgreSQLStore(database)
-    return Store(database, in_batches=in_batches)
+    url = _is_url(database)
+    store = PostgreSQLStore(database) if url else Store(database, in_batches=in_batches)
+    store.prepare()
+    return store
 
 
 # --- Requests and answers -----------------------------------------------------------------------
@@ -1606,9 +1608,8 @@ def create_app(
 ) -> WSGIApplication:
     """Compose the service: the endpoints, and behind the guard `app` or else the demo.
 
-    Without `settings`, they come from the environment. What is not there is made: the database,
-    without users, and the key. `clock` returns seconds since 1970; a `store` that is given has been
-    prepared.
+    Without `settings`, they come from the environment. The database, without users, and the key are
+    made if they are not there. `clock` returns seconds since 1970.
 
     Raises:
         SettingsError: a setting cannot be used.
@@ -1618,7 +1619,6 @@ def create_app(
     settings = settings or Settings.from_environ(os.environ)
     if store is None:
         store = open_store(settings.database)
-        store.prepare()
         if store.is_empty():
             logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
     signer = make_signer(settings, clock)
@@ -1629,9 +1629,8 @@ def create_app(
     protect = settings.protect or ("/" if app else "/protected",)
 
     def stranger(environ: Environ) -> Optional[str]:
-        if "HTTP_AUTHORIZATION" in environ and environ.get("PATH_INFO") not in before:
-            return None  # who shows a token is counted behind the guard
-        return service.client(environ)
+        shows_token = "HTTP_AUTHORIZATION" in environ and environ.get("PATH_INFO") not in before
+        return None if shows_token else service.client(environ)  # or is counted behind the guard
 
     behind = _limited(
         Router(guarded, otherwise=app and _with_nosniff(app)), settings.rate_limit, service.client)
@@ -2237,6 +2236,18 @@ def _answer_options(environ: Environ, start_response: StartResponse) -> List[byt
     return _send(Answer.of(204), environ, start_response)
 
 
+def _base_environ(listener: socket.socket, scheme: str) -> Environ:
+    """What is the same for all requests."""
+    host, port = _bound(listener)
+    return {
+        "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_NAME": host, "SERVER_PORT": str(port),
+        "SCRIPT_NAME": "", "CONTENT_LENGTH": "", "PATH_INFO": "", "QUERY_STRING": "",
+        "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True,
+        "wsgi.multiprocess": False, "wsgi.run_once": False, "wsgi.file_wrapper": FileWrapper,
+        "wsgi.url_scheme": scheme,
+    }
+
+
 class _Worker(threading.Thread):
     """A thread that leads, or follows."""
 
@@ -2269,14 +2280,7 @@ class _Server:
         self._end_batch = end_batch
         self._listener = listener
         listener.setblocking(False)
-        host, port = _bound(listener)
-        self.environ: Environ = {
-            "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_NAME": host, "SERVER_PORT": str(port),
-            "SCRIPT_NAME": "", "CONTENT_LENGTH": "", "PATH_INFO": "", "QUERY_STRING": "",
-            "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True,
-            "wsgi.multiprocess": False, "wsgi.run_once": False, "wsgi.file_wrapper": FileWrapper,
-            "wsgi.url_scheme": "https" if tls else "http",
-        }
+        self.environ = _base_environ(listener, "https" if tls else "http")
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
@@ -2650,7 +2654,6 @@ def _serve(args: argparse.Namespace) -> None:
     _raise_file_limit()
     with listener:
         store = open_store(settings.database, in_batches=True)
-        store.prepare()
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log,
                          store.end_batch)
@@ -2759,9 +2762,7 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
 
 
 def _open_store(args: argparse.Namespace) -> Store:
-    store = open_store(_settings(args).database)
-    store.prepare()
-    return store
+    return open_store(_settings(args).database)
 
 
 def _existing(store: Store, name: str) -> User:

@@ -28,7 +28,6 @@ def settings(database):
 @pytest.fixture
 def store(settings):
     store = open_store(settings.database)
-    store.prepare()
     hashed = hash_password(PASSWORD, iterations=1000)
     store.add([
         jwtserver.User("alice", hashed, "read write", 0, 0),

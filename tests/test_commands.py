@@ -31,7 +31,6 @@ BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 @pytest.fixture
 def store(database):
     store = open_store(database)
-    store.prepare()
     hashed = hash_password("correct horse", iterations=1000)
     store.add([jwtserver.User("alice", hashed, "read write", 0, 0)])
     yield store

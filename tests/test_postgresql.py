@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Rate, SettingsError, StoreError, User, open_store
+from jwtserver import PostgreSQLStore, Rate, SettingsError, StoreError, User, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD = "correct horse"
@@ -20,7 +20,6 @@ PASSWORD = "correct horse"
 @pytest.fixture
 def store(postgresql_url):
     store = open_store(postgresql_url)
-    store.prepare()
     store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
     yield store
     store.close()
@@ -56,10 +55,9 @@ def test_url_that_is_malformed_names_the_setting(url):
 
 def test_server_that_is_not_there_is_one_line_without_the_password(free_port):
     pytest.importorskip("psycopg")
-    store = open_store(f"postgresql://u:sesame@127.0.0.1:{free_port()}/x")
 
     with pytest.raises(StoreError, match="^database x at 127.0.0.1: ") as caught:
-        store.prepare()
+        open_store(f"postgresql://u:sesame@127.0.0.1:{free_port()}/x")
 
     assert "\n" not in str(caught.value) and "sesame" not in str(caught.value)
 
@@ -84,7 +82,7 @@ def test_database_of_a_newer_version_is_refused(store):
 
 
 def test_table_of_another_application_is_left_alone(postgresql_url):
-    store = open_store(postgresql_url)
+    store = PostgreSQLStore(postgresql_url)
     with store._connection() as connection:
         connection.execute("CREATE TABLE users (theirs TEXT)")
 
@@ -130,7 +128,6 @@ def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
 
 def test_connections_that_a_restart_has_cut_are_replaced_unseen(own_postgresql):
     store = open_store(own_postgresql.url)
-    store.prepare()
     with store._connection(), store._connection():
         pass  # so that two are idle
 
@@ -217,7 +214,6 @@ def test_restart_of_the_database_under_load_costs_503s_alone(
 ):
     database, port = own_postgresql, free_port()
     store = open_store(database.url)
-    store.prepare()
     store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
     store.close()
     load = Load(start([sys.executable, "jwtserver.py", "--port", str(port)], port,

@@ -40,7 +40,6 @@ def clock():
 @pytest.fixture
 def store(database):
     store = open_store(database)
-    store.prepare()
     hashed = hash_password(PASSWORD, iterations=1000)
     store.add([jwtserver.User(name, hashed, scope, 0, 0)
                for name, scope in [("alice", "read"), ("bob", "")]])
@@ -557,6 +556,8 @@ def run_until_killed(database, action, token, now, count):
     if child == 0:
         try:
             store, left = open_store(database), iter(range(count))
+            for connection in store._idle.popitem()[1]:
+                connection.close()
             connect = store._connect
             store._connect = lambda: Traced(connect(), lambda: (
                 next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)))

@@ -35,7 +35,6 @@ def clock():
 @pytest.fixture
 def make(clock, database):
     store = open_store(database)
-    store.prepare()
     hashed = hash_password(PASSWORD, iterations=1000)
     store.add([jwtserver.User(name, hashed, "", 0, 0) for name in ("alice", "bob", "Zoë")])
     store.close()

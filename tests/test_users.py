@@ -25,7 +25,6 @@ def user(name, password_hash="hash", scope="", disabled=0):
 @pytest.fixture
 def store(database):
     store = open_store(database)
-    store.prepare()
     yield store
     store.close()
 
