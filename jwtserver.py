@@ -2657,16 +2657,18 @@ def _serve(args: argparse.Namespace) -> None:
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log,
                          store.end_batch)
-        demo = _add_demo(store, settings) if store.is_empty() else None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, server.interrupt)
-        _greet(_url(args.host, listener, tls), settings, store, demo,
-               "/" if app else "/protected")
-        # Looking for garbage took a tenth of the time of a request; what is there by now is none.
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
-        server.serve_forever()
-        server.finish()
+        try:
+            demo = _add_demo(store, settings) if store.is_empty() else None
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, server.interrupt)
+            _greet(_url(args.host, listener, tls), settings, store, demo,
+                   "/" if app else "/protected")
+            # Looking for garbage took a tenth of the time of a request; what is there is none.
+            gc.freeze()
+            gc.set_threshold(GC_THRESHOLD)
+            server.serve_forever()
+        finally:
+            server.finish()
 
 
 def _raise_file_limit() -> None:
@@ -2731,13 +2733,13 @@ def _greet(
 
 def _issue(store: Store, user: User, settings: Settings, lifetime: int) -> str:
     """A token of a session of its own, which cannot be refreshed."""
-    now = time.time()
+    signer, now = make_signer(settings), time.time()
     grant = new_grant(user, lifetime, now)
     grant = grant._replace(session=grant.session._replace(refresh_hash=""))
     if not store.open_session(grant, now):
         raise Error(f"the user {user.name!r} has just been changed")
     _audit("token_issue", user=user.name, session=grant.session.id)
-    return issue_token(grant, make_signer(settings), lifetime, now)[0]
+    return issue_token(grant, signer, lifetime, now)[0]
 
 
 def _add_users(store: Store, users: List[User]) -> None:
@@ -2881,8 +2883,8 @@ def _key_rotate(args: argparse.Namespace) -> None:
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
     print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of older keys,"
-          f" {len(keys)}, remain good until `key prune`, which breaks none of them in"
-          f" {settings.token_lifetime} seconds.")
+          f" {len(keys)}, remain good until `key prune`; run that in"
+          f" {settings.token_lifetime} seconds, when they have expired.")
 
 
 def _key_prune(args: argparse.Namespace) -> None:

@@ -105,6 +105,13 @@ def test_user_list_shows_name_state_and_scope(command, store):
         ["Zoë", "disabled"], ["alice", "enabled", "read", "write"]]
 
 
+def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatch):
+    monkeypatch.setenv("JWTSERVER_SECRET", "short")
+
+    assert refused(command("token issue alice"), "JWTSERVER_SECRET: The key is too short")
+    assert store.end_sessions("alice") == 0
+
+
 def test_user_list_without_users_says_where_it_has_looked(command, database):
     code, output, errors = command("user list")
 

@@ -298,6 +298,18 @@ def test_serve_greets_and_ends_with_a_signal(
     assert output.count("curl ") == 2
 
 
+def test_greeting_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "jwtserver.key").write_text("k" * 40 + "\n")
+    (tmp_path / "jwtserver.key").chmod(0o600)
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "jwtserver.py"), "--port", "0"], cwd=tmp_path,
+            env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
+
+    lines = [line for line in result.stderr.splitlines() if " jwtserver.audit: " not in line]
+    assert (result.returncode, lines) == (1, ["jwtserver: [Errno 28] No space left on device"])
+
+
 def test_serve_on_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
