@@ -20,7 +20,7 @@ The module defends against forged, stolen-and-expired and malformed tokens (RFC 
 guessing of passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths
 that are written so that a guard and an application read them differently. It needs the standard
 library alone, does no I/O, reads no environment, and keeps no state but the counts of a rate
-limit: copy it into any project.
+limit, and what the last paths needed: copy it into any project.
 """
 
 import base64
@@ -35,6 +35,7 @@ import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
+from functools import lru_cache
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -76,6 +77,8 @@ PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-S
 MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
+MAX_REMEMBERED = 1024  # requests, by method and path, of which the guard knows what they need
+MAX_REMEMBERED_LENGTH = 256  # characters of those
 MAX_BUCKETS = 65_536  # clients that a rate limit remembers; some 10 MB
 
 Claims = Dict[str, Any]
@@ -932,23 +935,29 @@ class BearerAuthMiddleware:
         self.realm = realm
         self.is_revoked = is_revoked
         self._rules = _parse_rules(protect, exempt)
+        self._remembered_scopes = lru_cache(MAX_REMEMBERED)(self._needed_scopes)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         for key in _IDENTITY:
             environ.pop(key, None)
         try:
-            scopes = self._needed_scopes(environ)
+            scopes = self._scopes(environ)
             if scopes is not None:
                 self._authenticate(environ, scopes)
         except _Refusal as refusal:
             return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
-    def _needed_scopes(self, environ: Environ) -> Optional[Scopes]:
+    def _scopes(self, environ: Environ) -> Optional[Scopes]:
         """The scopes that the request needs; None where not even a token is needed."""
-        method = environ.get("REQUEST_METHOD", "GET").upper()  # as Werkzeug and Django read it
-        path = environ.get("PATH_INFO", "")
-        mount = environ.get("SCRIPT_NAME", "")
+        method = environ.get("REQUEST_METHOD", "GET")
+        mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
+        # Reading a path costs as much as verifying a token, and most requests are for a few paths.
+        short = len(method) + len(mount) + len(path) <= MAX_REMEMBERED_LENGTH
+        return (self._remembered_scopes if short else self._needed_scopes)(method, mount, path)
+
+    def _needed_scopes(self, method: str, mount: str, path: str) -> Optional[Scopes]:
+        method = method.upper()  # as Werkzeug and Django read it
         needed: Optional[Scopes] = None
         paths = [_read_path(path)]
         if mount:

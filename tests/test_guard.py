@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from wsgi_auth import BearerAuthMiddleware, InvalidTokenError, TokenSigner
+from wsgi_auth import MAX_REMEMBERED, BearerAuthMiddleware, InvalidTokenError, TokenSigner
 
 
 @pytest.fixture(autouse=True)
@@ -921,3 +921,20 @@ def test_exception_of_the_application_passes_through():
 
     with pytest.raises(OSError, match="not ours"):
         call(guard(app), authorization=bearer())
+
+
+def test_guard_remembers_a_bounded_number_of_short_paths_and_refuses_all_alike():
+    guarded = bare_guard(protect=["/api", "POST /articles"])
+    paths = [f"/api/{number}" for number in range(2 * MAX_REMEMBERED)]
+
+    for path in [*paths, "/api/" + "x" * 5000, "/api/" + "x" * 5000]:
+        assert call(guarded, path).status == REFUSED
+    for _ in range(2):
+        assert call(guarded, "/articles").status == OPEN
+        assert call(guarded, "/articles", "POST").status == REFUSED
+        assert call(guarded, "/x", SCRIPT_NAME="/api").status == REFUSED
+        assert call(guarded, "/x").status == OPEN
+
+    known = guarded._remembered_scopes.cache_info()
+    assert (known.currsize, known.maxsize) == (MAX_REMEMBERED, MAX_REMEMBERED)
+    assert known.hits == 4

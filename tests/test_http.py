@@ -983,6 +983,38 @@ def connected(**options):
     theirs.close()
 
 
+def test_thread_that_has_lost_the_lead_does_not_watch():
+    with serving(echo) as server:
+        watching = []
+        watch, server._watch = server._watch, lambda: watching.append(threading.current_thread())
+
+        server._step(jwtserver._Worker(server._work))
+
+        server._watch = watch
+        assert threading.current_thread() not in watching
+
+
+def test_head_that_is_sent_again_is_read_as_it_was():
+    def app(environ, start_response):
+        seen.append(dict(environ))
+        environ.clear()  # is its own
+        start_response("200 OK", [])
+        return []
+
+    seen = []
+    first = head(b"X: y", first=b"GET /a?b HTTP/1.1")
+    long = head(b"X: " + b"y" * jwtserver.MAX_REMEMBERED_HEAD)
+    with serving(app) as server:
+        data = exchange(server, first + first + head() + b"Bad\r\n\r\n" + first)
+        assert statuses(data) == [200, 200, 200, 400]
+        assert statuses(exchange(server, long + long)) == [200, 200]
+
+    bodies = [environ.pop("wsgi.input") for environ in seen]
+    assert len(set(map(id, bodies))) == len(bodies)
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[3] == seen[4]
+
+
 def test_event_that_was_no_event_is_nothing():
     for connection, _ in connected():
         assert connection.take() is False
