@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,10 @@ def running(name, core=None):
         if name.startswith("jwtserver"):
             own = SERVERS["jwtserver"][0][:2]
             subprocess.run([*own, "user", "add", "demo", "--password-stdin"], check=True,
-                           input=PASSWORD, text=True, cwd=folder, env=environ)
+                           input=PASSWORD, text=True, cwd=folder, env=environ,
+                           stderr=subprocess.DEVNULL)
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is taken"
         start = time.perf_counter()
         process = subprocess.Popen(
             [*(["taskset", "-c", core] if core else []), *command], cwd=folder, env=environ,
