@@ -2651,6 +2651,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _serve(args: argparse.Namespace) -> None:
     settings = _settings(args)
     app = _load_app(args.app) if args.app else None
+    _log_to_stderr()
     if args.tls_key and not args.tls_cert:
         raise Error("--tls-key needs --tls-cert")
     try:
@@ -2696,6 +2697,12 @@ def _url(host: str, listener: socket.socket, tls: Any) -> str:
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if tls else 'http'}://{host}:{_bound(listener)[1]}"
+
+
+def _log_to_stderr() -> None:
+    """Show what is logged, unless the application of the user has seen to that already."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
+                        datefmt="%Y-%m-%dT%H:%M:%S%z")
 
 
 def _load_app(name: str) -> WSGIApplication:
@@ -3043,8 +3050,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_MAIN):
         arguments.insert(0, "serve")
     args = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
-                        datefmt="%Y-%m-%dT%H:%M:%S%z")
+    if args.run is not _serve:
+        _log_to_stderr()
     try:
         args.run(args)
     except KeyboardInterrupt:

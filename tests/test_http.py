@@ -1322,6 +1322,17 @@ class site:
     assert get(b"/open/x")[2] == b"nobody"
 
 
+def test_logging_that_an_application_configures_remains(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import logging
+logging.basicConfig(level="INFO", format="MINE %(message)s")
+app = print
+""")
+    _, _, errors = start("--app", "mine:app").stop()
+
+    assert errors.startswith('MINE user_add user="demo"\n')
+
+
 def test_signal_lets_what_is_in_flight_end(start, tmp_path):
     (tmp_path / "mine.py").write_text("""
 import pathlib, time
