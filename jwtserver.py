@@ -73,7 +73,7 @@ from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
     DecodeError, Environ, InvalidKeyError, InvalidSignatureError, InvalidTokenError,
     RateLimitMiddleware, StartResponse, TokenSigner, WSGIApplication, hash_password,
-    is_password_usable, needs_rehash, parse_json_object, parse_scopes, verify_password,
+    needs_rehash, parse_json_object, parse_scopes, password_iterations, verify_password,
 )
 
 __all__ = ["Settings", "application", "create_app", "main"]
@@ -81,6 +81,7 @@ __version__ = "0.4.0"
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
+MAX_SPELLING = 4 * MAX_NAME_LENGTH  # NFC makes one character of up to 4, in quadratic time
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
@@ -152,8 +153,16 @@ def _parse_list(text: str, separator: str) -> Tuple[str, ...]:
     return tuple(item.strip() for item in text.split(separator) if item.strip())
 
 
+def _parse_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    return text
+
+
 def _parse_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])+/?", text):
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*/?", text):
         raise ValueError(f"must be a path like /auth, not {text!r}")
     return text.rstrip("/")
 
@@ -162,8 +171,8 @@ _PARSERS: Dict[str, Callable[[str], Any]] = {
     "database": _parse_database,
     "secret": str,
     "secret_file": str,
-    "issuer": str,
-    "audience": str,
+    "issuer": _parse_text,
+    "audience": _parse_text,
     "token_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
     "session_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
     "cors_origins": lambda text: _parse_list(text, ","),
@@ -248,10 +257,20 @@ def prepare_keys(settings: Settings) -> None:
     there.
 
     Raises:
-        OSError: the file cannot be made.
+        SettingsError: the file cannot be made.
     """
-    if not settings.secret and not settings.key_file.exists():
-        _make_file(settings.key_file, [secrets.token_hex(32).encode()])
+    if not settings.secret:
+        with _using(settings.key_file):
+            if not settings.key_file.exists():
+                _make_file(settings.key_file, [secrets.token_hex(32).encode()])
+
+
+@contextmanager
+def _using(key_file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"JWTSERVER_SECRET_FILE: {key_file}: {error.strerror}") from error
 
 
 def load_keys(settings: Settings) -> List[bytes]:
@@ -259,12 +278,12 @@ def load_keys(settings: Settings) -> List[bytes]:
 
     Raises:
         SettingsError: there is no key, or one that cannot be used.
-        OSError: the file cannot be read.
     """
     if settings.secret:
         source, text = "JWTSERVER_SECRET", settings.secret.encode("utf-8", "surrogateescape")
     else:
-        source, text = str(settings.key_file), _read_key_file(settings.key_file)
+        source = f"JWTSERVER_SECRET_FILE: {settings.key_file}"
+        text = _read_key_file(settings.key_file)
     keys = [line.strip() for line in text.splitlines() if line.strip()]
     try:
         TokenSigner(keys)
@@ -274,9 +293,11 @@ def load_keys(settings: Settings) -> List[bytes]:
 
 
 def _read_key_file(path: Path) -> bytes:
-    if os.name == "posix" and path.stat().st_mode & 0o077:
-        logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
-    return path.read_bytes()
+    with _using(path):
+        text = path.read_bytes()
+        if os.name == "posix" and path.stat().st_mode & 0o077:
+            logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
+    return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # as some editors mark UTF-8
 
 
 def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
@@ -292,10 +313,15 @@ def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
 def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
     """Write a file for its owner's eyes alone, on its disk, in the folder of `path`."""
     draft = f"{path}.{secrets.token_hex(8)}"
-    with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
-        file.write(b"".join(line + b"\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
+            file.write(b"".join(line + b"\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # the disk may be full
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
     return draft
 
 
@@ -335,13 +361,13 @@ class FileSigner:
     a newer key. Where the file is gone or cannot be used, the keys before that remain.
 
     Raises:
-        SettingsError, OSError: the file cannot be used to begin with.
+        SettingsError: the file cannot be used to begin with.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        self._settings = settings
+        self._path = str(settings.key_file.absolute())  # wherever the application goes
+        self._settings = settings._replace(secret_file=self._path)
         self._clock = clock
-        self._path = str(settings.key_file)
         self._looked = clock()
         self._seen = self._identity()
         self._signer = self._load()
@@ -363,7 +389,7 @@ class FileSigner:
         if identity != self._seen:
             try:
                 self._signer = self._load()
-            except (OSError, SettingsError) as error:
+            except SettingsError as error:
                 logger.error("The keys that were there remain in use: %s", error)
         self._seen = identity  # last: until then, other threads must look for themselves
         self._looked = now
@@ -396,7 +422,7 @@ def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> S
     """What signs and verifies the tokens of the service; where there is no key, one is made.
 
     Raises:
-        SettingsError, OSError: the keys cannot be used.
+        SettingsError: the keys cannot be used.
     """
     prepare_keys(settings)
     if settings.secret:
@@ -431,7 +457,7 @@ def clean_name(name: str) -> str:
     >>> clean_name("Zoe\\u0308")
     'Zoë'
     """
-    name = unicodedata.normalize("NFC", name)
+    name = unicodedata.normalize("NFC", name[:MAX_SPELLING])
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"a user name has 1 to {MAX_NAME_LENGTH} characters")
     if name != name.strip():
@@ -510,7 +536,7 @@ def _refreshed(session: Session, token: str, now: float) -> Tuple[Session, str]:
     """
     family, generation, _ = token.split(".")
     digest = _digest(token)
-    recent = now < session.rotated + REFRESH_GRACE
+    recent = abs(now - session.rotated) < REFRESH_GRACE  # the clock may have been set back
     if secrets.compare_digest(digest, session.refresh_hash):
         session = session._replace(
             generation=session.generation + 1, previous_hash=digest, rotated=now)
@@ -540,10 +566,14 @@ class Attempt(NamedTuple):
     seconds: int  # for which a failure is remembered
     own: str  # the counter that a success clears
 
+    def latest(self, now: float) -> float:
+        """The time beyond which no counter can end, but one that a wrong clock has written."""
+        return now + 2 * self.seconds
+
     @classmethod
     def of(cls, name: str, address: str, rate: Rate) -> "Attempt":
         """The login of a user, who need not exist, from an address."""
-        name, network = unicodedata.normalize("NFC", name), _network(address)
+        name, network = unicodedata.normalize("NFC", name[:MAX_SPELLING]), _network(address)
         own, by_network, by_name = (
             _digest(json.dumps(counted))
             for counted in ([name, network], [None, network], [name, None]))
@@ -617,8 +647,10 @@ _MIGRATIONS = (
 _IS_OPEN = "SELECT 1 FROM sessions WHERE id = ? AND expires > ?"
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
-    " count = CASE WHEN failures.expires <= ? THEN 1 ELSE failures.count + 1 END,"
-    " expires = CASE WHEN failures.expires <= ? THEN excluded.expires ELSE failures.expires END")
+    " count = CASE WHEN failures.expires > ? AND failures.expires <= ?"
+    " THEN failures.count + 1 ELSE 1 END,"
+    " expires = CASE WHEN failures.expires > ? AND failures.expires <= ?"
+    " THEN failures.expires ELSE excluded.expires END")
 _APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
 
 
@@ -710,7 +742,7 @@ class Store:
     _for_update = _skip_locked = ""
 
     def __init__(self, path: str, *, in_batches: bool = False) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # wherever the application goes
         self.name = path
         self._in_batches = in_batches
         self._batch: List[Connection] = []  # in the midst of reading, for this batch
@@ -721,7 +753,7 @@ class Store:
 
     def _connect(self) -> Connection:
         return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
+            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
             isolation_level=None, check_same_thread=False)
 
     def _connection(self) -> "_Loan":
@@ -766,11 +798,11 @@ class Store:
             # there: closing it would drop the locks that SQLite has on it, and other processes
             # then delete what is in use (https://sqlite.org/howtocorrupt.html §2.2).
             if self.path.is_dir():
-                raise StoreError(f"{self.path}: {os.strerror(errno.EISDIR)}")
+                raise StoreError(f"{self.name}: {os.strerror(errno.EISDIR)}")
             if not self.path.exists():
                 _make_file(self.path)
         except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}") from error
+            raise StoreError(f"{self.name}: {error.strerror}") from error
         with self._connection() as connection:
             version = self._version(connection)
             _use_wal(connection)
@@ -790,9 +822,9 @@ class Store:
         # Read last: by then it is there, if another process has just made what was read above.
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         if application_id != _APPLICATION_ID and (tables or version):
-            raise StoreError(f"{self.path}: is the database of another application")
+            raise StoreError(f"{self.name}: is the database of another application")
         if version > len(_MIGRATIONS):
-            raise StoreError(f"{self.path}: was written by a newer version of jwtserver")
+            raise StoreError(f"{self.name}: was written by a newer version of jwtserver")
         return int(version)
 
     def check(self) -> None:
@@ -878,7 +910,8 @@ class Store:
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
         locks: List[float] = [expires - now for counter, count, expires in rows
-                              if count - counted >= attempt.limits[counter]]
+                              if count - counted >= attempt.limits[counter]
+                              and expires <= attempt.latest(now)]
         return max([0.0, *locks])
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
@@ -889,8 +922,9 @@ class Store:
         """
         with self._transaction() as connection:
             self._sweep(connection, "failures", now)
+            live = [now, attempt.latest(now)]
             for counter in sorted(attempt.limits):
-                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, now, now])
+                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, *live, *live])
             locked = self._locked_for(connection, attempt, now, counted=1)
             if locked:
                 connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
@@ -1058,8 +1092,11 @@ class PostgreSQLStore(Store):
         self.errors = self._psycopg.Error
         try:
             given = self._psycopg.conninfo.conninfo_to_dict(url)
-        except self._psycopg.Error as error:
-            raise SettingsError(f"JWTSERVER_DATABASE: {_one_line(error)}") from None
+        except self._psycopg.Error:  # whose message may quote the password
+            given = {"dbname": "@"}
+        if "@" in given.get("dbname", ""):  # as after a slash in the password
+            raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
+                                "database, with what is special percent-encoded (/ is %2F)")
         self._options = {"connect_timeout": int(BUSY_TIMEOUT),
                          "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **given}
         super().__init__("")
@@ -1106,12 +1143,14 @@ def open_store(database: str, *, in_batches: bool = False) -> Store:
     """The store in an SQLite file, made if it is not there, or that behind a URL of PostgreSQL.
 
     Raises:
-        SettingsError: the URL or psycopg cannot be used.
-        StoreError: the database cannot be used.
+        SettingsError: the URL, psycopg or the database cannot be used.
     """
     url = _is_url(database)
     store = PostgreSQLStore(database) if url else Store(database, in_batches=in_batches)
-    store.prepare()
+    try:
+        store.prepare()
+    except StoreError as error:
+        raise SettingsError(f"JWTSERVER_DATABASE: {error}") from error
     return store
 
 
@@ -1262,7 +1301,7 @@ class Router:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         route = self.routes.get(environ.get("PATH_INFO", ""), _NO_ROUTE)
         try:
-            if route is _NO_ROUTE and self.otherwise:
+            if route is _NO_ROUTE and self.otherwise is not None:
                 return self.otherwise(environ, start_response)
             answer = route.answer(environ)
         except HTTPError as error:
@@ -1365,6 +1404,8 @@ class Service:
         self.signer = signer
         self.settings = settings
         self.clock = clock
+        # What looking at a password costs at least: as much as the strongest hash that was met.
+        self._iterations = settings.pbkdf2_iterations
 
     def authenticate(self, environ: Environ) -> Answer:
         """Trade a user name and a password for a token and a refresh token."""
@@ -1395,7 +1436,8 @@ class Service:
         with _hash_queues.setdefault(_pid, _HashQueue(_cores())):
             self.store.check_attempt(attempt, self.clock())  # that was a while ago
             stored = user.password_hash if user else None
-            right = verify_password(password, stored, min_iterations=iterations)
+            self._iterations = max(self._iterations, password_iterations(stored))
+            right = verify_password(password, stored, min_iterations=self._iterations)
             old = right and needs_rehash(stored or "", iterations=iterations)
             better_hash = hash_password(password, iterations=iterations) if old else None
         now = self.clock()
@@ -1404,7 +1446,8 @@ class Service:
             return None
         grant = new_grant(user, self.settings.session_lifetime, now)
         opened = self.store.open_session(grant, now, attempt=attempt, better_hash=better_hash)
-        return grant if opened else None
+        # Who was changed meanwhile is looked up anew: another sign-in may have stored a new hash.
+        return grant if opened else self._sign_in(name, password, address)
 
     def refresh(self, environ: Environ) -> Answer:
         """Trade a refresh token for a new token and the next refresh token."""
@@ -1473,6 +1516,14 @@ class Service:
     def address(self, environ: Environ) -> str:
         """The address of the client."""
         return client_address(environ, self.settings.trusted_proxies)
+
+    def shows_good_token(self, environ: Environ) -> bool:
+        """Tell whether the request has a token that is good, if it has not been revoked."""
+        try:
+            self.signer.verify(environ.get("HTTP_AUTHORIZATION", "").partition(" ")[2].strip())
+        except InvalidTokenError:
+            return False
+        return True
 
     def client(self, environ: Environ) -> str:
         """For whom requests are counted: the user, behind the guard, else the address."""
@@ -1613,9 +1664,7 @@ def create_app(
     made if they are not there. `clock` returns seconds since 1970.
 
     Raises:
-        SettingsError: a setting cannot be used.
-        StoreError: the database cannot be used.
-        OSError: the file of the keys cannot be read or made.
+        SettingsError: a setting, the database or the file of the keys cannot be used.
     """
     settings = settings or Settings.from_environ(os.environ)
     if store is None:
@@ -1627,14 +1676,15 @@ def create_app(
     routes = _routes(service, settings.prefix, demo=app is None)
     guarded = {path: route for path, route in routes.items() if route.guarded}
     before = {path: route for path, route in routes.items() if not route.guarded}
-    protect = settings.protect or ("/" if app else "/protected",)
+    protect = settings.protect or ("/protected" if app is None else "/",)
 
     def stranger(environ: Environ) -> Optional[str]:
-        shows_token = "HTTP_AUTHORIZATION" in environ and environ.get("PATH_INFO") not in before
-        return None if shows_token else service.client(environ)  # or is counted behind the guard
+        known = environ.get("PATH_INFO") not in before and service.shows_good_token(environ)
+        return None if known else service.client(environ)  # or is counted behind the guard
 
     behind = _limited(
-        Router(guarded, otherwise=app and _with_nosniff(app)), settings.rate_limit, service.client)
+        Router(guarded, otherwise=None if app is None else _with_nosniff(app)),
+        settings.rate_limit, service.client)
     try:
         guard = BearerAuthMiddleware(
             behind, signer, exempt=settings.exempt, is_revoked=service.is_revoked,
@@ -2641,7 +2691,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         flag = getattr(args, name, None)
         if isinstance(flag, list):
             flag = ("," if name == "cors_origins" else ";").join(flag)
-        if flag:
+        if flag is not None:
             environ[f"JWTSERVER_{name.upper()}"] = flag
     if args.secret_file:
         environ["JWTSERVER_SECRET"] = ""
@@ -2657,7 +2707,8 @@ def _serve(args: argparse.Namespace) -> None:
     try:
         tls = _tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     except OSError as error:
-        raise Error(f"cannot use {args.tls_cert}: {error.strerror or error}") from None
+        files = " with ".join(filter(None, (args.tls_cert, args.tls_key)))
+        raise Error(f"cannot use {files}: {error.strerror or error}") from None
     try:
         listener = _listen(args.host, args.port)
     except OSError as error:
@@ -2794,10 +2845,16 @@ def _existing(store: Store, name: str) -> User:
     return user
 
 
+def _input() -> TextIO:
+    if sys.stdin is None:
+        raise Error("the input is closed")
+    return sys.stdin
+
+
 def _ask_password(args: argparse.Namespace) -> str:
     if args.password_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
-    if not sys.stdin.isatty():
+        return _input().readline().rstrip("\r\n")
+    if not _input().isatty():
         raise Error("there is no terminal to ask for the password on; use --password-stdin")
     password = getpass.getpass("Password: ")
     if getpass.getpass("Again: ") != password:
@@ -2857,7 +2914,10 @@ def _user_import(args: argparse.Namespace) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    _add_users(_open_store(args), users)
+    try:
+        _add_users(_open_store(args), users)
+    except NameTaken as error:
+        raise Error(f"{args.file}: {error}") from None
     print(f"{len(users)} users imported")
 
 
@@ -2869,7 +2929,7 @@ def _read_users(rows: Any) -> Iterator[User]:
         try:
             if len(row) not in (2, 3):
                 raise Error("username,password_hash[,scope] expected")
-            if not is_password_usable(row[1]):
+            if not password_iterations(row[1]):
                 raise Error("only PBKDF2 hashes of Django, Werkzeug and passlib can be verified")
             yield _new_user(*row)
         except Error as error:
@@ -2885,7 +2945,7 @@ def _token_issue(args: argparse.Namespace) -> None:
 
 
 def _token_inspect(args: argparse.Namespace) -> None:
-    token = args.token or sys.stdin.readline().strip()
+    token = args.token or _input().readline().strip()
     settings = _settings(args)
     signer = make_signer(settings)
     try:
@@ -3041,6 +3101,16 @@ def _add_user_commands(user: _Commands) -> None:
     load.add_argument("file", metavar="FILE", help="username,password_hash[,scope] in each line")
 
 
+def _flush() -> None:
+    """Write out what has been printed, while it can still be told that it cannot be."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # and do not try again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
 _OF_MAIN = ("-h", "--help", "--version")  # other flags are those of `serve`
 
 
@@ -3049,11 +3119,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_MAIN):
         arguments.insert(0, "serve")
-    args = _parser().parse_args(arguments)
-    if args.run is not _serve:
-        _log_to_stderr()
     try:
-        args.run(args)
+        try:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all letters
+                sys.stdout.reconfigure(errors="backslashreplace")
+            args = _parser().parse_args(arguments)
+            if args.run is not _serve:
+                _log_to_stderr()
+            args.run(args)
+        finally:
+            _flush()
     except KeyboardInterrupt:
         return 130  # as the shell has it
     except (Error, OSError, EOFError, UnicodeError) as error:

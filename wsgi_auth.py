@@ -63,10 +63,10 @@ __all__ = [
     "decode",
     "encode",
     "hash_password",
-    "is_password_usable",
     "needs_rehash",
     "parse_json_object",
     "parse_scopes",
+    "password_iterations",
     "verify_password",
 ]
 
@@ -628,13 +628,16 @@ def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
         stored and encoded.startswith("pbkdf2_sha256$") and stored.iterations >= iterations)
 
 
-def is_password_usable(encoded: str) -> bool:
-    """Tell whether `verify_password` understands this hash, without the cost of trying.
+def password_iterations(encoded: Optional[str]) -> int:
+    """The iterations of a hash that `verify_password` understands; 0 for whatever it does not.
 
-    >>> is_password_usable("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy")  # bcrypt
-    False
+    >>> password_iterations(hash_password("correct horse", iterations=1000))
+    1000
+    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhW")  # bcrypt
+    0
     """
-    return _parse_hash(encoded) is not None
+    stored = _parse_hash(encoded)
+    return stored.iterations if stored else 0
 
 
 # --- Path rules ---------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """The endpoints, and how create_app composes them with the guard and an application."""
 
+import contextlib
 import io
 import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from wsgiref.validate import validator
 
 import pytest
@@ -242,6 +244,37 @@ def test_authenticate_old_hash_is_upgraded(client, store):
     sign_in(client, "old")
 
 
+def test_authenticate_at_once_with_an_old_hash_succeeds_for_all(client, store, monkeypatch):
+    verify = jwtserver.verify_password
+    both = threading.Barrier(2)
+
+    def verify_together(*args, **options):
+        right = verify(*args, **options)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(10)
+        both.abort()  # who comes again comes alone
+        return right
+
+    monkeypatch.setattr(jwtserver, "_cores", lambda: 2)
+    monkeypatch.setattr(jwtserver, "verify_password", verify_together)
+    monkeypatch.setattr(jwtserver, "_hash_queues", {})
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda _: sign_in(client, "old", status="*").status_int, "ab"))
+
+    assert answers == [200, 200]
+
+
+def test_authenticate_costs_as_much_as_the_strongest_hash_that_was_met(
+        client, store, monkeypatch):
+    store.add([jwtserver.User("strong", hash_password(PASSWORD, iterations=3000), "", 0, 0)])
+    done = count_iterations(monkeypatch)
+
+    for name in ("strong", "nobody", "alice"):
+        sign_in(client, name, "wrong", status=401)
+
+    assert done == [3000, 3000, 1000, 2000]
+
+
 def test_authenticate_wrong_password_upgrades_nothing(client, store):
     sign_in(client, "old", "wrong", status=401)
 
@@ -461,6 +494,18 @@ def test_own_application_rules_come_from_the_settings(settings, store):
     assert client.get("/").headers.getall("X-Content-Type-Options") == ["nosniff"]
     client.get("/api/x", status=401)
     client.get("/api/open/x", status=200)
+
+
+def test_application_that_is_false_is_served_behind_the_guard(settings, store):
+    class Application(list):
+        def __call__(self, environ, start_response):
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [b"mine"]
+
+    client = TestApp(create_app(settings, app=Application()))
+
+    assert client.get("/", status=401).json["success"] is False
+    assert client.get("/", headers=bearer(sign_in(client).json["token"])).body == b"mine"
 
 
 def test_app_on_a_database_without_users_warns_of_it(caplog):

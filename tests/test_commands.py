@@ -112,6 +112,72 @@ def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatc
     assert store.end_sessions("alice") == 0
 
 
+@pytest.mark.sqlite
+@pytest.mark.parametrize("line, words", [
+    ("user list > /dev/full", "[Errno 28] No space left on device"),
+    ("user add bob --password-stdin <&-", "the input is closed"),
+    ("user add bob <&-", "the input is closed"),
+    ("token inspect <&-", "the input is closed"),
+    ("token inspect < bytes", "invalid start byte"),
+    ("user add bob --password-stdin < bytes", "invalid start byte"),
+    ("user import users.csv", "users.csv: there is a user 'alice' already"),
+    ("--port 0 --tls-cert alice.csv --tls-key none", "cannot use alice.csv with none: "),
+])
+def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, line, words):
+    (tmp_path / "bytes").write_bytes(b"\xff\n")
+    (tmp_path / "users.csv").write_text(f"alice,{HASHES['django']}\n")
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    environ.pop("PYTHONUNBUFFERED", None)
+    result = subprocess.run(
+        f"{sys.executable} {ROOT / 'jwtserver.py'} {line}", shell=True, cwd=tmp_path, env=environ,
+        capture_output=True, text=True, timeout=20)
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("jwtserver: ") and result.stderr.count("\n") == 1
+    assert words in result.stderr
+
+
+def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeypatch, capsys):
+    class Full:
+        def write(self, text):
+            return len(text)
+
+        def flush(self):
+            raise OSError("no space")
+
+        def fileno(self):
+            return descriptor
+
+    with open("output", "w") as file:
+        descriptor = file.fileno()
+        monkeypatch.setattr(sys, "stdout", Full())
+        assert main(["user", "list"]) == 1
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["user", "list"]) == 0
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["token", "inspect"]) == 1
+    assert capsys.readouterr().err == "jwtserver: no space\njwtserver: the input is closed\n"
+
+
+@pytest.mark.sqlite
+def test_name_that_the_terminal_has_no_letters_for_is_escaped(store, tmp_path):
+    store.add([jwtserver.User("Zoë", "hash", "", 0, 0)])
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "jwtserver.py"), "user", "list"], cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=20)
+
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.startswith(b"Zo\\xeb ")
+
+
+def test_flag_that_is_empty_prevails_over_the_environment(monkeypatch):
+    monkeypatch.setenv("JWTSERVER_PREFIX", "/auth")
+
+    for prefix in ("", "/"):
+        args = jwtserver._parser().parse_args(["serve", "--prefix", prefix])
+        assert jwtserver._settings(args).prefix == ""
+
+
 def test_user_list_without_users_says_where_it_has_looked(command, database):
     code, output, errors = command("user list")
 

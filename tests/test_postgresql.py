@@ -43,20 +43,23 @@ def test_url_needs_psycopg(url, monkeypatch):
         open_store(url)
 
 
-@pytest.mark.parametrize("url", ["postgresql://h/x?nope=1", "postgresql://[h/x"])
-def test_url_that_is_malformed_names_the_setting(url):
+@pytest.mark.parametrize("url", [
+    "postgresql://h/x?nope=1", "postgresql://[h/x", "postgresql://u:p%zzsecret@h/x",
+    "postgresql://u:pa secret@h/x", "postgresql://u:sec/secret@127.0.0.1:1/x"])
+def test_url_that_is_malformed_names_the_setting_and_shows_no_password(url):
     pytest.importorskip("psycopg")
 
-    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE: ") as caught:
+    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE must be ") as caught:
         open_store(url)
 
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_server_that_is_not_there_is_one_line_without_the_password(free_port):
     pytest.importorskip("psycopg")
 
-    with pytest.raises(StoreError, match="^database x at 127.0.0.1: ") as caught:
+    words = "^JWTSERVER_DATABASE: database x at 127.0.0.1: "
+    with pytest.raises(SettingsError, match=words) as caught:
         open_store(f"postgresql://u:sesame@127.0.0.1:{free_port()}/x")
 
     assert "\n" not in str(caught.value) and "sesame" not in str(caught.value)

@@ -199,6 +199,16 @@ def test_refresh_token_of_two_generations_ago_ends_the_session_at_once(client):
     refresh(client, third["refresh_token"], 401)
 
 
+def test_refresh_token_used_again_after_the_clock_was_set_back_ends_the_session(client, clock):
+    old = sign_in(client)["refresh_token"]
+    new = refresh(client, old)["refresh_token"]
+    clock.now -= 3600
+
+    refresh(client, old, 401)
+
+    refresh(client, new, 401)
+
+
 def test_refresh_whose_answer_was_lost_may_be_tried_again(client, clock):
     first = sign_in(client)
     lost = refresh(client, first["refresh_token"])

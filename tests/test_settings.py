@@ -1,5 +1,6 @@
 """Settings from the environment, and the keys."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
+import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,11 +47,12 @@ def test_variable_sets_its_field(variable, text, field, value):
     ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"),
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
+    ("ISSUER", "\udcff"), ("AUDIENCE", "\udcff"), ("THREADS", "1"),
     *(("PBKDF2_ITERATIONS", text) for text in ("0", "10000001", "x")),
     *((variable, text) for variable in ("LOGIN_FAILURES", "RATE_LIMIT") for text in (
         "5", "5/", "/900", "0/900", "5/0", "5/900/1", "-5/900", "5 / 900", "5/15m", "off")),
     ("SESSION_LIFETIME", "0"), ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
-    *(("PREFIX", text) for text in ("auth", "/", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
+    *(("PREFIX", text) for text in ("auth", "//", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
 ])
 def test_variable_that_cannot_be_used_is_named(variable, text):
     with pytest.raises(SettingsError, match=f"^JWTSERVER_{variable} must be ") as caught:
@@ -94,8 +97,48 @@ def test_secret_that_cannot_be_used_is_named_but_not_shown(text):
 def test_key_file_that_cannot_be_used_is_named():
     Path("jwtserver.key").write_text("short\n")
 
-    with pytest.raises(SettingsError, match="^jwtserver.key: .*too short"):
+    with pytest.raises(SettingsError, match="^JWTSERVER_SECRET_FILE: jwtserver.key: .*too short"):
         load_keys(Settings())
+
+
+@pytest.mark.parametrize("path", [".", "none/key"])
+def test_key_file_that_is_no_file_is_named_and_nothing_else_is_said(path, caplog):
+    settings = Settings(secret_file=path)
+
+    with pytest.raises(SettingsError, match=f"^JWTSERVER_SECRET_FILE: {path}: [A-Z]"):
+        prepare_keys(settings)
+        load_keys(settings)
+
+    assert caplog.messages == []
+
+
+def test_key_file_may_begin_with_the_mark_of_an_editor():
+    Path("jwtserver.key").write_bytes(b"\xef\xbb\xbf" + KEY.encode() + b"\r\n")
+
+    assert load_keys(Settings()) == [KEY.encode()]
+
+
+def test_key_file_that_cannot_be_written_whole_is_not_left(monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SettingsError, match="jwtserver.key: No space left on device"):
+        prepare_keys(Settings())
+
+    assert os.listdir() == []
+
+
+def test_key_file_is_found_again_wherever_the_application_goes():
+    (signer := jwtserver.make_signer(Settings())).verify(signer.sign({"sub": "alice"}))
+    folder = os.getcwd()
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")
+    replace_keys(Settings(secret_file=f"{folder}/jwtserver.key"), lambda keys: [OTHER.encode()])
+
+    with pytest.raises(wsgi_auth.InvalidSignatureError):
+        signer.verify(wsgi_auth.TokenSigner(KEY).sign({"sub": "alice"}))
+    signer.verify(wsgi_auth.TokenSigner(OTHER).sign({"sub": "alice"}))
 
 
 def test_key_file_is_made_with_one_good_key_for_the_owner_alone():

@@ -92,6 +92,17 @@ def test_lockout_hashes_nothing(client, monkeypatch):
     assert sign_in(client).status_int == 429
 
 
+def test_lockout_of_a_clock_that_was_ahead_ends_with_it(client, clock):
+    clock.now += 365 * 86400
+    assert fail(client, 4) == [401, 401, 401, 429]
+
+    clock.now -= 365 * 86400
+
+    assert fail(client, 4) == [401, 401, 401, 429]
+    clock.now += 60
+    assert sign_in(client).status_int == 200
+
+
 def test_lockout_is_of_a_user_at_an_address(client):
     fail(client, 3)
 
@@ -103,6 +114,23 @@ def test_lockout_is_of_a_user_at_an_address(client):
 @pytest.mark.parametrize("name", ["nobody", "x" * 60_000, " a", "\0", "a/b"])
 def test_lockout_of_a_name_that_nobody_has_is_the_same(client, name):
     assert fail(client, 5, name) == [401, 401, 401, 429, 429]
+
+
+def test_name_that_takes_long_to_normalize_is_not_normalized_whole(client, monkeypatch):
+    """In quadratic time: 64 KiB would keep all others waiting for seconds."""
+    lengths = []
+    normalize = jwtserver.unicodedata.normalize
+
+    def watched(form, text):
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr("unicodedata.normalize", watched)
+    name = "a" + "\u0345" * 5000 + "\u0316" * 5000
+
+    assert fail(client, 4, name) == [401, 401, 401, 429]
+
+    assert max(lengths) <= jwtserver.MAX_SPELLING
 
 
 def test_lockout_knows_a_name_in_every_unicode_form(client):
@@ -458,7 +486,7 @@ def test_rate_of_requests_without_a_token_is_of_the_address(limited, path, code)
     assert codes(limited, path, 4, "192.0.2.2") == [code] * 3 + [429]
 
 
-@pytest.mark.parametrize("path, code", [("/health", 200), ("/nope", 404)])
+@pytest.mark.parametrize("path, code", [("/health", 200), ("/nope", 404), ("/protected", 401)])
 def test_rate_is_not_escaped_by_a_header_that_nobody_checks(limited, path, code):
     headers = {"Authorization": "Bearer x"}
 
