@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,7 @@ def on_a_terminal(arguments, *answers):
     """Run a command on a real terminal, answer each of its questions; exit code and screen."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
         os.execv(sys.executable, [sys.executable, str(ROOT / "jwtserver.py"), *arguments])
     screen = b""
     try:
