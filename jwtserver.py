@@ -2985,7 +2985,8 @@ class _Commands:
     """A level of the command line: its commands, each with its help and an example."""
 
     def __init__(self, parser: argparse.ArgumentParser, parents: List[argparse.ArgumentParser]):
-        self._subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+        self._subparsers = parser.add_subparsers(
+            metavar="COMMAND", dest="command", required=True, prog=parser.prog)
         self._parents = parents
 
     def add(
@@ -3018,6 +3019,7 @@ def _number(most: int, least: int = 1) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Sign-in with JSON Web Tokens. Without a command, it serves.",
+        usage="%(prog)s [--help] [--version] [COMMAND] ...   (the flags of each: COMMAND --help)",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         epilog=_examples("python jwtserver.py", "python jwtserver.py user add alice",
                          "python jwtserver.py serve --help"))
