@@ -1,13 +1,14 @@
 """What a request costs over HTTP, beside the tutorial's Express app and Fastify.
 
     npm ci --prefix tests/benchmarks/node
-    python tests/benchmarks/http_server.py [--rounds 5] [--seconds 4]
+    python tests/benchmarks/http_server.py [--rounds 5] [--seconds 4] [--vary]
     python tests/benchmarks/http_server.py --logins
 
 Guarded `GET /protected` by wrk over 16 connections that are kept, the server on one core and wrk on
-another; the servers take turns in each round, and the medians are printed. With --logins: a probe
-each 10 ms while 8 clients sign in without pause; memory at rest; time to the first answer. Needs
-wrk, taskset, node and npm; installs nothing itself. `compare.py` has the servers of Python as well.
+another; the servers take turns in each round, and the medians are printed. With --vary, no two
+requests have the same head. With --logins: a probe each 10 ms while 8 clients sign in without
+pause; memory at rest; time to the first answer. Needs wrk, taskset, node and npm; installs nothing
+itself. `compare.py` has the servers of Python as well.
 """
 
 import argparse
@@ -110,21 +111,22 @@ def running(name, core=None):
             process.wait()
 
 
-def requests_per_second(name, seconds):
+def requests_per_second(name, seconds, *options):
     with running(name, core="0"):
         authorization = f"Authorization: Bearer {sign_in()}"
         for duration in (1, seconds):  # the first to warm up
             output = subprocess.run(
                 ["taskset", "-c", "1", "wrk", "-t1", "-c16", f"-d{duration}s", "-H", authorization,
-                 f"http://127.0.0.1:{PORT}/protected"],
+                 *options, f"http://127.0.0.1:{PORT}/protected"],
                 check=True, capture_output=True, text=True).stdout
         assert "Non-2xx" not in output and "Socket errors" not in output, output
         return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
 
 
-def rounds(names, count, seconds):
-    """Requests a second, by server, in each round."""
-    return [{name: requests_per_second(name, seconds) for name in names} for _ in range(count)]
+def rounds(names, count, seconds, *options):
+    """Requests a second, by server, in each round; `options` are those of wrk."""
+    return [{name: requests_per_second(name, seconds, *options) for name in names}
+            for _ in range(count)]
 
 
 def rate(measured, name):
@@ -184,6 +186,7 @@ def main():
     parser = argparse.ArgumentParser(description="Compare over HTTP.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--vary", action="store_true")
     parser.add_argument("--logins", action="store_true")
     args = parser.parse_args()
     missing = [tool for tool in ("wrk", "taskset", "node") if not shutil.which(tool)]
@@ -201,7 +204,8 @@ def main():
             print(f"| {name} | {rest.p50:.1f} | {rest.p99:.1f} | {rest.slowest:.1f} |"
                   f" {rest.logins:.1f} | {rest.memory:.0f} | {rest.first:.0f} |")
         return
-    measured = rounds(OF_NODE, args.rounds, args.seconds)
+    vary = ["-s", str(HERE / "vary.lua")] if args.vary else []
+    measured = rounds(OF_NODE, args.rounds, args.seconds, *vary)
     print("\n| guarded GET /protected | requests/s | jwtserver to it |\n| --- | ---: | ---: |")
     for name in OF_NODE:
         median, ratio = rate(measured, name)
