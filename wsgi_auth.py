@@ -30,6 +30,7 @@ import json
 import math
 import re
 import secrets
+import string
 import threading
 import time
 import unicodedata
@@ -654,13 +655,14 @@ _RULE = re.compile(
     r"(?P<path>/|(?:/[^\x00-\x20\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
-# A path that all read alike, but for letter case: no empty segment, none that ends in a dot, no
-# character that means anything.
-_PLAIN_PATH = re.compile(r"(?:/[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
+# A path that all read alike, but for letter case, punctuation and a suffix: no empty segment, none
+# that ends in a dot, no character that means anything.
+_PLAIN_PATH = re.compile(r"(?:/(?!@@)[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
 _PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
 _ENDS = re.compile(r"[\0\r\n]")
 _CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
 _SCHEMES = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*")  # RFC 3986 §3.1
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
 _TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
 _MAX_ODD_PATH = 4096  # characters; some milliseconds to read
@@ -671,6 +673,7 @@ class _Rule(NamedTuple):
     methods: FrozenSet[str]  # empty: all
     path: Segments
     folded: Segments
+    flat: Segments
     scopes: Optional[Scopes]  # None: exempt
 
 
@@ -696,17 +699,22 @@ class _Reading(NamedTuple):
 class _Path(NamedTuple):
     sure: Segments  # what every application reads alike
     readings: Optional[List[_Reading]]  # the furthest ones; None: it might be any path
+    flat: List[Segments]  # what is left where all punctuation is alike, in what comes undecoded
 
-    def may_enter(self, path: Segments) -> bool:
-        return self.readings is None or any(reading.may_enter(path) for reading in self.readings)
+    def may_enter(self, rule: _Rule) -> bool:
+        """Tell whether some application could read a path that the rule covers."""
+        return (self.readings is None
+                or any(reading.may_enter(rule.folded) for reading in self.readings)
+                or any(flat[:len(rule.flat)] == rule.flat for flat in self.flat))
 
 
 def _read_path(path: str) -> _Path:
     if _PLAIN_PATH.fullmatch(path):
         folded = tuple(path.lower().split("/")[1:])
-        return _Path(tuple(path.split("/")[1:]), [_Reading(folded, len(folded))])
+        readings = _with_suffixes_cut([_Reading(folded, len(folded))])
+        return _Path(tuple(path.split("/")[1:]), readings, _flatten(path))
     if len(path) > _MAX_ODD_PATH:
-        return _Path((), None)
+        return _Path((), None, [])
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
@@ -715,12 +723,35 @@ def _read_path(path: str) -> _Path:
     for encoding in ("utf-8", "latin-1", "ascii"):
         text = _decode_wholly(data, encoding)
         if text is None:
-            return _Path((), None)
+            return _Path((), None, [])
         text = text.replace("\\", "/").strip()
         readings += [_read_text(text), _read_text(_SCHEMES.sub("", text, count=1))]
+    raw = data.decode("utf-8", "replace")
+    sure = _sure_segments(raw, readings[0])
     if not path.startswith("/"):  # Bottle adds one, and makes `//host` of `/host`
-        return _Path((), [reading._replace(firm=0) for reading in readings])
-    return _Path(_sure_segments(data.decode("utf-8", "replace"), readings[0]), readings)
+        sure, readings = (), [reading._replace(firm=0) for reading in readings]
+    return _Path(sure, _with_suffixes_cut(readings), _flatten(raw))
+
+
+def _with_suffixes_cut(readings: List[_Reading]) -> List[_Reading]:
+    """Add that `/a.json` may be `/a`, as for Django REST framework, Pecan and TurboGears."""
+    cut = []
+    for reading in readings:
+        for part in (str.partition, str.rpartition):
+            stems = tuple(part(name, ".")[0].rstrip(_TRAILING).strip() or name
+                          for name in reading.segments if name)
+            if reading.firm < len(reading.segments):  # any segment may come to be the last
+                cut.append(reading._replace(segments=stems))
+            last = reading.segments[:len(stems) - 1] + stems[-1:]
+            cut.append(reading._replace(segments=last))
+    return list(dict.fromkeys(readings + cut))  # most are equal, and each would be held against all
+
+
+def _flatten(path: str) -> List[Segments]:
+    """CherryPy takes `/a-b` for `/a_b`, and TurboGears takes `/a-b.json` for it as well."""
+    head, slash, last = path.rstrip("/").rpartition("/")
+    whole = dict.fromkeys((path, head + slash + (last.rpartition(".")[0] or last)))
+    return [_fold(filter(None, text.translate(_PUNCTUATION).split("/"))) for text in whole]
 
 
 def _read_mounted_path(mount: str, path: str) -> _Path:
@@ -731,7 +762,9 @@ def _read_mounted_path(mount: str, path: str) -> _Path:
         for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
         for outer in _read_path(mount).readings or ()
     ]
-    return _Path((), apart + whole.readings) if apart and whole.readings else whole
+    if not apart or not whole.readings:
+        return whole
+    return whole._replace(sure=(), readings=list(dict.fromkeys(apart + whole.readings)))
 
 
 def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
@@ -756,6 +789,7 @@ def _read_text(text: str) -> _Reading:
     """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
     parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
     names = [part.rstrip(_TRAILING) for part in parts]
+    names = [name[2:].strip() if name[:2] == "@@" else name for name in names]  # Pyramid's views
     dotted = any(part and not name for part, name in zip(parts, names))
     hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
     segments = _fold(filter(None, names))
@@ -827,7 +861,7 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     rank = (-len(names), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, names, alone.segments, scopes)
+    return _Rule(rank, methods, names, alone.segments, _flatten(path)[0], scopes)
 
 
 def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
@@ -841,7 +875,7 @@ def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
         if rule.path == path.sure[: len(rule.path)]:
             deciding = rule.rank
             yield rule
-        elif path.may_enter(rule.folded):
+        elif path.may_enter(rule):
             yield rule
 
 

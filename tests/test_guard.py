@@ -544,7 +544,7 @@ def test_rules_of_nothing_leave_everything_open():
 
 @pytest.mark.parametrize("path", [
     "", "/", "*", "/apix", "/api-docs", "/public/api", "/public/protected", "/protectedx/deeper",
-    "/protecte", "/protected-x", "/protected.html", "/xprotected", "/x.protected", "/rotected",
+    "/protecte", "/protected-x", "/protected_html", "/xprotected", "/x.protected", "/rotected",
     "/?next=/protected", "/?/protected", "/#/protected", "/public?next=/protected",
     "/public#/protected", "/public;v=1", "/public;next=protected", "/Public/README.TXT", "/a b/c d",
     "/café", "/Ünïcode/ÉTÉ", "/日本/東京", "/½", "/100%", "/100%25", "/50%-off", "/%zz", "/a%20b",
@@ -581,11 +581,29 @@ def test_path_that_some_reading_does_not_exempt_is_refused(path):
     assert status(path, exempt=["/public"]) == REFUSED
 
 
+@pytest.mark.parametrize("path", [
+    "/admin_panel", "/admin-panel", "/admin.panel", "/admin~panel", "/admin;panel", "/admin?panel",
+    "/admin#panel", "/admin%panel", "/admin\\panel", "/Admin-Panel", "/admin-panel/x",
+    "/admin-panel.json", "/admin-panel.json/", "/admin;panel.json",
+])
+@pytest.mark.parametrize("rule", ["/admin_panel", "/admin-panel"])
+def test_path_whose_punctuation_some_read_alike_is_protected_with_its_scopes(rule, path):
+    rules = {"protect": {"/": (), rule: "admin"}}
+
+    assert status(path, **rules) == REFUSED
+    assert status(path, authorization=bearer(), **rules) == "403 Forbidden"
+    assert status(path, authorization=bearer(scope="admin"), **rules) == OPEN
+    assert status("/adminxpanel", authorization=bearer(), **rules) == OPEN
+
+
 # --- Every way to write a protected path --------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [
     "/protected", "/protected/", "/protected/deeper", "/protected/Dee per", "/PROTECTED",
+    "/protected.json", "/protected.json/", "/protected.tar.gz", "/Protected.JSON", "/protected.a;v",
+    "//x/../protected.json", "/x/../protected.json", "/protected.json/x/..", "/@@protected",
+    "/@@protected/", "/@@Protected.json", "//@@protected", "/x/../@@protected", "/%40@protected",
     "/pRotected", "//protected", "///protected", "/protected//", "/./protected", "/../protected",
     "/x/../protected", "/x/y/../../protected", "/.../protected", "/x/.. /protected",
     "/x/..../protected", "/. /protected", "/x/..\u2028./protected", "/%2e/protected",

@@ -4,6 +4,7 @@ What a router serves as secret, however the path is written, it must not serve w
 """
 
 import importlib
+import importlib.util
 import logging
 import posixpath
 import random
@@ -95,6 +96,65 @@ def falcon_app():
     return app
 
 
+def with_rest_framework(settings):
+    """Set Django up; the routes of a router of Django REST framework, if that is there."""
+    has_rest_framework = importlib.util.find_spec("rest_framework") is not None
+    if not settings.configured:
+        settings.configure(
+            ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None, SECRET_KEY="k" * 50,
+            INSTALLED_APPS=["rest_framework"] if has_rest_framework else [],
+            REST_FRAMEWORK={"UNAUTHENTICATED_USER": None, "DEFAULT_AUTHENTICATION_CLASSES": [],
+                            "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"]})
+        imported("django").setup()
+        logging.getLogger("django").setLevel("CRITICAL")  # not each of some thousand 404s
+    if not has_rest_framework:
+        return []
+    views, response = imported("rest_framework.viewsets"), imported("rest_framework.response")
+
+    class Secrets(views.ViewSet):
+        def list(self, request, format=None):
+            return response.Response(f"{SECRET}{request.META.get('REMOTE_USER')}")
+
+    router = imported("rest_framework.routers").DefaultRouter()
+    router.register("protected", Secrets, basename="protected")
+    return router.urls
+
+
+def cherrypy_app():
+    cherrypy = imported("cherrypy")
+    cherrypy.config.update({"environment": "embedded", "log.screen": False})
+
+    class Root:
+        @cherrypy.expose
+        def protected(self, *rest):
+            return f"{SECRET}{cherrypy.request.login}"
+
+        @cherrypy.expose
+        def admin_panel(self):
+            return SECRET
+
+        @cherrypy.expose
+        def public(self):
+            return f"{HELLO}{cherrypy.request.login}"
+
+    return cherrypy.Application(Root(), "")
+
+
+def pecan_app():
+    pecan = imported("pecan")
+
+    class Root:
+        @pecan.expose()
+        def protected(self, *rest):
+            return f"{SECRET}{pecan.request.remote_user}"
+
+        @pecan.expose()
+        def public(self):
+            return f"{HELLO}{pecan.request.remote_user}"
+
+    return pecan.make_app(Root())
+
+
 def django_app():
     imported("django")
     conf, http = imported("django.conf"), imported("django.http")
@@ -104,17 +164,15 @@ def django_app():
         return lambda request, rest="": http.HttpResponse(
             f"{words}{request.META.get('REMOTE_USER')}", content_type="text/plain")
 
+    rest = with_rest_framework(conf.settings)
     urlconf = types.ModuleType("urlconf")
     urlconf.urlpatterns = [
         urls.re_path(r"(?i)^protected/?$", view(SECRET)),
         urls.path("protected/<path:rest>", view(SECRET)),
         urls.re_path(r"(?i)^admin/?$", view(SECRET)),
         urls.path("public", view(HELLO)),
+        *rest,
     ]
-    if not conf.settings.configured:
-        conf.settings.configure(ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None, SECRET_KEY="k" * 50)
-        imported("django").setup()
-        logging.getLogger("django").setLevel("CRITICAL")  # not each of some thousand 404s
     conf.settings.ROOT_URLCONF = urlconf
     return wsgi.WSGIHandler()
 
@@ -143,6 +201,8 @@ def pyramid_traversal_app():
     config = imported("pyramid.config").Configurator(root_factory=lambda request: tree)
     config.add_view(lambda request: response(f"{SECRET}{request.remote_user}"), context=Secret)
     config.add_view(lambda request: response(f"{HELLO}{request.remote_user}"), context=dict)
+    config.add_view(lambda request: response(f"{SECRET}{request.remote_user}"), context=dict,
+                    name="protected")
     return config.make_wsgi_app()
 
 
@@ -186,6 +246,8 @@ READERS = {
     "no parameters at all": lambda path: path.split(";")[0],
     "no query": lambda path: path.split("?")[0],
     "no fragment": lambda path: path.split("#")[0],
+    "no suffix": lambda path: re.sub(r"(?<=[^/])\.[^./]*(/?)\Z", r"\1", path),
+    "no at signs": each_segment(r"\A@@"),
     "no trailing dots": each_segment(r"(?<=[^. ])[. ]+\Z"),
     "strip": str.strip,
     "strip segments": lambda path: "/".join(name.strip() for name in path.split("/")),
@@ -260,6 +322,8 @@ MUTATIONS = [
     somewhere("\x01", "\x1f", "\x7f", "\t", "\n", "\xff", "\xc3", "\x80", "\xe3\x81",
               "\xc3\xa9", "%ff"),
     lambda path, dice: path.lstrip("/"),
+    lambda path, dice: path.replace("/", "/@@"),
+    behind(".json", ".json/", ".tar.gz", ".a"),
 ]
 
 
@@ -320,6 +384,7 @@ def passed(app, paths):
 
 FRAMEWORKS = [
     flask_app, bottle_app, falcon_app, django_app, pyramid_app, pyramid_traversal_app, werkzeug_app,
+    cherrypy_app, pecan_app,
 ]
 
 
@@ -396,6 +461,25 @@ def test_django_route_that_ignores_case_serves_no_secret(path):
     assert serves_secret(app, path)
     assert status == "401 Unauthorized"
     assert SECRET not in body
+
+
+@pytest.mark.parametrize("path", ["/admin-panel", "/admin;panel", "/admin?panel", "/admin\\panel"])
+def test_cherrypy_that_reads_punctuation_alike_serves_no_secret(path):
+    app = cherrypy_app()
+
+    status, body = guarded_get(app, path, rule="/admin_panel")
+
+    assert serves_secret(app, path)
+    assert (status, SECRET in body) == ("401 Unauthorized", False)
+
+
+def test_django_rest_framework_serves_no_secret_for_a_suffix():
+    imported("rest_framework")
+    app = django_app()
+
+    for path in ("/protected.json", "/protected.json/"):
+        assert serves_secret(app, path)
+        assert passed(app, [path]) == []
 
 
 @pytest.mark.parametrize("name", READERS)
