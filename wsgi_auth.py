@@ -257,7 +257,7 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
 _HEADER = _b64encode(b'{"alg":"HS256","typ":"JWT"}')
 _TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068 §4
 _ASYMMETRIC_KEY = re.compile(
-    rb"-----BEGIN |---- BEGIN SSH2|ssh-(?:rsa|dss|ed)|ecdsa-sha2-")
+    rb"-----BEGIN|---- BEGIN SSH2|ssh-(?:rsa|dss|ed|xmss)|ecdsa-sha2-")
 _KEY_ADVICE = (
     "a key is at least 32 random bytes of text or bytes; make one with"
     ' python -c "import secrets; print(secrets.token_hex(32))"'
@@ -275,14 +275,14 @@ def _key_bytes(key: Any) -> bytes:
         raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}") from None
     if len(data) < MIN_KEY_BYTES:
         raise InvalidKeyError(f"The key is too short, {len(data)} bytes: {_KEY_ADVICE}")
-    if _ASYMMETRIC_KEY.search(data) or _is_json_object(data):
+    if _ASYMMETRIC_KEY.search(data.replace(b"\0", b"")) or _is_json_document(data):  # or in UTF-16
         raise InvalidKeyError(f"A PEM, SSH or JWK document is no HMAC key: {_KEY_ADVICE}")
     return data
 
 
-def _is_json_object(data: bytes) -> bool:
+def _is_json_document(data: bytes) -> bool:
     try:
-        return isinstance(json.loads(data), dict)
+        return isinstance(json.loads(data), (dict, list))
     except (ValueError, RecursionError):
         return False
 
@@ -333,7 +333,7 @@ def _verified(token: Any, macs: List[Mac]) -> Claims:
     """The claims of a token that one of the keys signed, not looked at any further."""
     if isinstance(token, str):
         try:
-            token = token.encode("ascii")
+            token = str.encode(token, "ascii")
         except UnicodeEncodeError:
             raise DecodeError("Invalid base64url") from None
     elif not isinstance(token, bytes):
@@ -380,13 +380,13 @@ def _validate_times(claims: Claims, now: float, leeway: float) -> None:
         if "exp" in claims:
             if type(claims["exp"]) not in _NUMBER:
                 raise InvalidClaimError("exp must be a number")
-            if now >= claims["exp"] + leeway:
+            if not now < claims["exp"] + leeway:  # nor if one of them is NaN
                 raise ExpiredSignatureError("Token has expired")
         for name in ("nbf", "iat"):
             if name in claims:
                 if type(claims[name]) not in _NUMBER:
                     raise InvalidClaimError(f"{name} must be a number")
-                if now < claims[name] - leeway:
+                if not now >= claims[name] - leeway:
                     raise ImmatureSignatureError(f"Token is not valid yet, says {name}")
     except OverflowError:  # an integer beyond every float
         raise InvalidClaimError("A time is out of range") from None
@@ -587,7 +587,7 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
     salt = secrets.token_hex(SALT_BYTES)  # passlib allows letters and digits alone
     checksum = hashlib.pbkdf2_hmac("sha256", data, salt.encode(), iterations)
-    return f"pbkdf2_sha256${iterations}${salt}${base64.b64encode(checksum).decode()}"
+    return f"pbkdf2_sha256${iterations:d}${salt}${base64.b64encode(checksum).decode()}"
 
 
 def verify_password(password: str, encoded: Optional[str], *, min_iterations: int = 0) -> bool:
@@ -665,7 +665,7 @@ _SCHEMES = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*")  # RFC 3986 §3.1
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
 _TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
-_MAX_ODD_PATH = 4096  # characters; some milliseconds to read
+_MAX_ODD_PATH = 2048  # characters; some milliseconds to read
 
 
 class _Rule(NamedTuple):
@@ -775,7 +775,7 @@ def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
     """
     before = None
     for _ in range(_MAX_ENCODINGS + 1):
-        text = unicodedata.normalize("NFKC", unquote_to_bytes(data).decode(encoding, "ignore"))
+        text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
         if _ENDS.search(text):
             return None
         text = _CONTROLS.sub("", text)
@@ -795,15 +795,18 @@ def _read_text(text: str) -> _Reading:
     segments = _fold(filter(None, names))
     if dotted or hosted:
         return _Reading(segments, 0)
-    whole = text.partition(";")[0].count("/") if ";" in text else len(names)
+    whole = text.partition(";")[0].count("/") + 1 if ";" in text else len(names)
     return _Reading(segments, len(list(filter(None, names[:whole]))))
+
+
+def _nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
 
 
 def _fold(segments: Iterable[str]) -> Segments:
     # The Turkish dotless and dotted i are an i to some, such as re.IGNORECASE.
     return tuple(
-        unicodedata.normalize("NFKC", name).upper().casefold().replace("i\u0307", "i")
-        for name in segments)
+        _nfkc(_nfkc(name).upper().casefold()).replace("i\u0307", "i") for name in segments)
 
 
 def _sure_segments(text: str, reading: _Reading) -> Segments:
@@ -827,7 +830,7 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
     ('read', 'write')
     """
     try:
-        names = tuple(scopes.split() if isinstance(scopes, str) else scopes)
+        names = tuple(filter(None, scopes.split(" ")) if isinstance(scopes, str) else scopes)
     except TypeError:
         raise ValueError(f"not a list of scopes: {scopes!r}") from None
     for name in names:
@@ -854,7 +857,7 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     path = match["path"] if match else ""
     names = tuple(filter(None, path.split("/")))
     alone = _Reading(_fold(names), len(names))
-    if not match or unicodedata.normalize("NFKC", path) != path or _read_text(path) != alone:
+    if not match or _nfkc(path) != path or _read_text(path) != alone:
         raise ValueError(
             f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
     methods = frozenset(filter(None, (match["methods"] or "").split(",")))
@@ -917,7 +920,7 @@ def _invalid_token(reason: str) -> _Refusal:
 
 def _granted(claims: Claims) -> List[str]:
     scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
-    return scope.split() if isinstance(scope, str) else []
+    return scope.split(" ") if isinstance(scope, str) else []
 
 
 class Verifier(Protocol):
@@ -1079,8 +1082,9 @@ class RateLimitMiddleware:
         self.clock = clock
         self._period = period
         self._cost = period / limit  # the seconds in which what a request takes flows in again
-        # When each client's bucket will be full again, the last used at the end.
-        self._full: "OrderedDict[str, float]" = OrderedDict()
+        # When each client's bucket will be full again, the last used at the end. Of a client it is
+        # the hash that is kept, a number, as its name may have any length.
+        self._full: "OrderedDict[int, float]" = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -1097,13 +1101,14 @@ class RateLimitMiddleware:
 
         A refused request takes nothing.
         """
-        now = self.clock()
+        now, bucket = self.clock(), hash(client)
         with self._lock:
-            full = max(self._full.pop(client, now), now)
+            full = max(self._full.pop(bucket, now), now)
+            full = min(full, now + self._period)  # or the clock was ahead
             wait = full + self._cost - now - self._period
             if wait < self._cost / 1000:  # rounding, in sums of floats
                 wait, full = 0.0, full + self._cost
-            self._full[client] = full
+            self._full[bucket] = full
             if len(self._full) > MAX_BUCKETS:
                 self._full.popitem(last=False)
         return wait
@@ -1145,19 +1150,16 @@ class CORSMiddleware:
         origins = ("*",) if allow_origins == "*" else allow_origins
         if isinstance(origins, str):
             raise ValueError("origins come in a list, not as one string")
-        for origin in origins:
+        self._origins = frozenset(origins)
+        for origin in self._origins:
             if origin != "*" and not _is_origin(origin):
                 raise ValueError(f"not an origin as browsers send it: {origin!r}; one is"
                                  " scheme://host or scheme://host:port, in lower case")
-        for name in (*allow_methods, *allow_headers, *expose_headers):
-            if not _TOKEN.fullmatch(name):
-                raise ValueError(f"not the name of a method or header: {name!r}")
         self.app = app
-        self._origins = frozenset(origins)
-        self._exposed = [("Access-Control-Expose-Headers", ", ".join(expose_headers))]
+        self._exposed = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
         self._allowed = [
-            ("Access-Control-Allow-Methods", ", ".join(allow_methods)),
-            ("Access-Control-Allow-Headers", ", ".join(allow_headers)),
+            ("Access-Control-Allow-Methods", _join_names(allow_methods)),
+            ("Access-Control-Allow-Headers", _join_names(allow_headers)),
             ("Access-Control-Max-Age", str(int(max_age))),
         ]
 
@@ -1192,3 +1194,13 @@ def _is_origin(text: Any) -> bool:
     """Tell whether a browser could send this, which leaves out the port that is the usual one."""
     match = _ORIGIN.fullmatch(text) if isinstance(text, str) else None
     return match is not None and not re.fullmatch("http://.*:80|https://.*:443", text)
+
+
+def _join_names(names: Sequence[str]) -> str:
+    if isinstance(names, str):
+        raise ValueError(f"names come in a list, not as one string: {names!r}")
+    listed = list(names)
+    for name in listed:
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ValueError(f"not the name of a method or header: {name!r}")
+    return ", ".join(listed)

@@ -144,11 +144,25 @@ def test_cors_streams_and_closes_and_passes_errors_on():
     {"allow_origins": ["https://*.example.org"]}, {"allow_origins": [None]},
     {"allow_origins": [HERE], "allow_methods": ["GET,POST"]},
     {"allow_origins": [HERE], "allow_headers": ["X Y"]},
+    {"allow_origins": [HERE], "allow_methods": "GET"},
+    {"allow_origins": [HERE], "allow_headers": "X"},
+    {"allow_origins": [HERE], "expose_headers": "X"},
+    {"allow_origins": [HERE], "expose_headers": [None]},
     {"allow_origins": [HERE], "expose_headers": ["X\r\nY"]},
 ])
 def test_cors_malformed_options_are_refused(options):
     with pytest.raises(ValueError):
         CORSMiddleware(hello, **options)
+
+
+def test_cors_options_of_any_iterable_are_used():
+    each = (name for name in ["X-One", "X-Two"])
+    shared = client(allow_origins=iter([HERE]), expose_headers=each)
+
+    response = shared.get("/", headers={"Origin": HERE}, status=401)
+
+    assert response.headers["Access-Control-Allow-Origin"] == HERE
+    assert response.headers["Access-Control-Expose-Headers"] == "X-One, X-Two"
 
 
 @pytest.mark.parametrize("origin", [

@@ -446,6 +446,11 @@ def test_scope_claim_of_another_kind_grants_nothing(scope):
     assert status("/", authorization=bearer(scope=scope), protect={"/": "admin"}) == "403 Forbidden"
 
 
+@pytest.mark.parametrize("scope", ["a\tadmin", "a\u3000admin", "a\nadmin", "a\x1fadmin"])
+def test_scope_claim_is_separated_by_spaces_alone(scope):
+    assert status("/", authorization=bearer(scope=scope), protect={"/": "admin"}).startswith("403")
+
+
 def test_scopes_without_a_token_are_not_told():
     answer = call(guard(protect={"/": "admin"}))
 
@@ -512,7 +517,8 @@ def test_rules_that_differ_in_case_alone_are_refused(options):
 
 
 @pytest.mark.parametrize("scopes", [
-    ["a b"], [""], ['"'], ["a\\b"], "é", "a\x7f", [3], [None], [["a"]], b"a", None, 3,
+    "a\tb", "a\u3000b", "a\n", ["a b"], [""], ['"'], ["a\\b"], "é", "a\x7f", [3], [None], [["a"]],
+    b"a", None, 3,
 ], ids=repr)
 def test_scopes_that_are_malformed_are_refused(scopes):
     with pytest.raises(ValueError):
@@ -549,7 +555,8 @@ def test_rules_of_nothing_leave_everything_open():
     "/public#/protected", "/public;v=1", "/public;next=protected", "/Public/README.TXT", "/a b/c d",
     "/café", "/Ünïcode/ÉTÉ", "/日本/東京", "/½", "/100%", "/100%25", "/50%-off", "/%zz", "/a%20b",
     "/a+b", "/~alice", "/@alice/feed", "/a:b", "/.well-known/x", "/x..y", "/a//b", "/a/./b", "/a/",
-    "/a\\b", "/caf\udce9", "/\u20ac", "/" + "a" * 70_000, "/" + "a/" * 35_000, "/" + "日本" * 300,
+    "/a\\b", "/x;y=/api", "/caf\udce9", "/\u20ac", "/" + "a" * 70_000, "/" + "a/" * 35_000,
+    "/" + "日本" * 300,
 ], ids=shown)
 def test_path_that_is_plainly_public_stays_public(path):
     rules = {"protect": ["/protected", "/api", "POST /articles"]}
@@ -661,7 +668,7 @@ def test_path_changed_as_latin1_and_then_read_as_utf8_is_refused(path):
     ("/mañana", "/man%cc%83ana"), ("/Mañana", "/mañana"), ("/日本", "/%E6%97%A5本/x"),
     ("/straße", "/STRASSE"), ("/STRASSE", "/straße"), ("/secret", "/\u017fecret"),
     ("/kelvin", "/\u212aelvin"), ("/file", "/\ufb01le"), ("/admin", "/adm\u0131n"),
-    ("/admin", "/adm\u0130n"), ("/ADMIN", "/adm\u0131n"),
+    ("/admin", "/adm\u0130n"), ("/ADMIN", "/adm\u0131n"), ("/αΐ", "/ΑΪ\u0301"),
 ], ids=shown)
 def test_name_in_another_form_of_unicode_is_refused(rule, path):
     assert status(wsgi(path), protect=[rule]) == REFUSED

@@ -169,6 +169,13 @@ def test_hash_with_iterations_out_of_range_raises_value_error(spent, iterations)
     assert spent == []
 
 
+def test_hash_with_iterations_of_any_integer_writes_digits():
+    encoded = hash_password(PASSWORD, iterations=True)
+
+    assert encoded.startswith("pbkdf2_sha256$1$")
+    assert verify_password(PASSWORD, encoded)
+
+
 @pytest.mark.parametrize("iterations", ["1000", 1000.0, None], ids=repr)
 def test_hash_with_iterations_that_are_no_integer_raises_type_error(iterations):
     with pytest.raises(TypeError):

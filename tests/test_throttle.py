@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import tracemalloc
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -422,6 +423,30 @@ def test_rate_limit_remembers_the_clients_last_seen_and_no_more(clock, monkeypat
     assert len(app._full) == 3
     assert statuses(app, 1, REMOTE_ADDR="192.0.2.0") == [429]
     assert statuses(app, 1, REMOTE_ADDR="192.0.2.1") == [200]
+
+
+def test_rate_limit_of_a_clock_that_was_ahead_ends_with_it(clock):
+    app = RateLimitMiddleware(hello, limit=2, period=10, clock=clock)
+    clock.now += 1000
+    statuses(app, 3)
+
+    clock.now -= 1000
+    assert statuses(app, 1) == [429]
+    clock.now += 10
+    assert statuses(app, 3) == [200, 200, 429]
+
+
+def test_rate_limit_keeps_no_long_name(clock):
+    app = RateLimitMiddleware(hello, limit=2, period=10, clock=clock)
+    tracemalloc.start()
+
+    for number in range(100):
+        call(app, REMOTE_USER=f"{number}" * 5000)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert kept < 100 * 1000
+    assert statuses(app, 2, REMOTE_USER="1" * 5000) == [200, 429]
 
 
 @pytest.mark.parametrize("limit, period", [

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import itertools
 import json
+import math
 import os
 import pickle
 import random
@@ -358,6 +359,10 @@ BAD_KEYS = [
     pytest.param(f"sk-ssh-ed25519@openssh.com {SSH_BODY}", id="ssh_sk"),
     pytest.param(f"sk-ecdsa-sha2-nistp256@openssh.com {SSH_BODY}", id="ssh_sk_ecdsa"),
     pytest.param(f'from="10.0.0.0/8" ssh-ed25519 {SSH_BODY}', id="ssh_authorized_keys_options"),
+    pytest.param(f"ssh-xmss@openssh.com {SSH_BODY}", id="ssh_xmss"),
+    pytest.param(f"-----BEGIN\tPUBLIC KEY-----\n{SSH_BODY}\n", id="pem_with_tab"),
+    pytest.param(f"-----BEGIN PUBLIC KEY-----\n{SSH_BODY}\n".encode("utf-16"), id="pem_utf16"),
+    pytest.param(json.dumps([{"kty": "oct", "k": RFC_K}]), id="jwk_array"),
     pytest.param(json.dumps({"kty": "oct", "k": RFC_K}), id="jwk"),
     pytest.param(json.dumps({"kty": "oct", "k": RFC_K}).encode(), id="jwk_bytes"),
     pytest.param("\n" + json.dumps({"keys": [{"kty": "oct", "k": RFC_K}]}, indent=2) + "\n",
@@ -628,6 +633,11 @@ def test_decode_with_now_zero_is_at_the_epoch():
 def test_decode_without_now_uses_the_time_of_day(claims, error):
     with pytest.raises(error):
         decode(encode(claims, KEY), KEY)
+
+
+@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
+def test_decode_with_leeway_that_is_no_number_accepts_nothing(name):
+    assert isinstance(refusal(encode({name: NOW}, KEY), leeway=math.nan), InvalidTokenError)
 
 
 @pytest.mark.parametrize("leeway", [0, 60])
