@@ -743,7 +743,7 @@ class Store:
 
     def __init__(self, path: str, *, in_batches: bool = False) -> None:
         self.path = Path(path).absolute()  # wherever the application goes
-        self.name = path
+        self.name = str(self.path)
         self._in_batches = in_batches
         self._batch: List[Connection] = []  # in the midst of reading, for this batch
         # By process: one that was forked must not touch, nor close, what its parent has opened
@@ -2785,7 +2785,10 @@ def _add_demo(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
 def _greet(
     url: str, settings: Settings, store: Store, demo: Optional[Tuple[str, str]], path: str,
 ) -> None:
-    lines = [f"jwtserver listens on {url} (Ctrl-C stops it)"]
+    needed = f"A token is needed below {', '.join(settings.protect or (path,))}"
+    if settings.exempt:
+        needed += f", but not below {', '.join(settings.exempt)}"
+    lines = [f"jwtserver listens on {url} (Ctrl-C stops it)", needed]
     if demo:
         password, token = demo
         lines += [
@@ -2856,8 +2859,12 @@ def _ask_password(args: argparse.Namespace) -> str:
         return _input().readline().rstrip("\r\n")
     if not _input().isatty():
         raise Error("there is no terminal to ask for the password on; use --password-stdin")
-    password = getpass.getpass("Password: ")
-    if getpass.getpass("Again: ") != password:
+    try:
+        password, again = getpass.getpass("Password: "), getpass.getpass("Again: ")
+    except EOFError:
+        print(file=sys.stderr)
+        raise Error("there is no password, so nothing has changed") from None
+    if again != password:
         raise Error("these are two different passwords")
     return password
 
@@ -2869,6 +2876,7 @@ def _user_add(args: argparse.Namespace) -> None:
         raise NameTaken(user.name)
     password_hash = _hash(_ask_password(args), _settings(args))
     _add_users(store, [user._replace(password_hash=password_hash)])
+    print(f"{user.name} is a user in {store.name} now")
 
 
 def _user_list(args: argparse.Namespace) -> None:
@@ -2914,11 +2922,12 @@ def _user_import(args: argparse.Namespace) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
+    store = _open_store(args)
     try:
-        _add_users(_open_store(args), users)
+        _add_users(store, users)
     except NameTaken as error:
         raise Error(f"{args.file}: {error}") from None
-    print(f"{len(users)} users imported")
+    print(f"{len(users)} users imported into {store.name}")
 
 
 def _read_users(rows: Any) -> Iterator[User]:
@@ -2962,8 +2971,8 @@ def _key_rotate(args: argparse.Namespace) -> None:
     with _open_store(args).changing_keys():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
-    print(f"{settings.key_file} has a new first key, which signs from now on. Tokens of older keys,"
-          f" {len(keys)}, remain good until `key prune`; run that in"
+    print(f"{settings.key_file.absolute()} has a new first key, which signs from now on. Tokens of"
+          f" older keys, {len(keys)}, remain good until `key prune`; run that in"
           f" {settings.token_lifetime} seconds, when they have expired.")
 
 
@@ -2974,8 +2983,8 @@ def _key_prune(args: argparse.Namespace) -> None:
     _audit("key_prune")
     signed = rotated + KEY_FILE_INTERVAL
     live = store.count_tokens(signed, settings.token_lifetime, time.time()) if keys[1:] else 0
-    print(f"{settings.key_file} has its first key alone; {len(keys) - 1} dropped. Live tokens that"
-          f" may have been signed with those, and are refused from now on: {live}.")
+    print(f"{settings.key_file.absolute()} has its first key alone; {len(keys) - 1} dropped. Live"
+          f" tokens that may have been signed with those, and are refused from now on: {live}.")
 
 
 # --- The command line ---------------------------------------------------------------------------
@@ -2986,7 +2995,7 @@ class _Commands:
 
     def __init__(self, parser: argparse.ArgumentParser, parents: List[argparse.ArgumentParser]):
         self._subparsers = parser.add_subparsers(
-            metavar="COMMAND", dest="command", required=True, prog=parser.prog)
+            dest="command", required=True, prog=parser.prog)
         self._parents = parents
 
     def add(
@@ -3061,7 +3070,8 @@ def _add_serve(commands: _Commands) -> None:
     serve.add_argument("--app", metavar="MODULE:CALLABLE",
                        help="a WSGI application to serve behind the guard, from this folder")
     serve.add_argument("--protect", metavar="RULE", action="append",
-                       help="a path that needs a token, optionally behind methods: 'POST /path'")
+                       help="a path that needs a token, optionally behind methods: 'POST /path';"
+                            " what no rule covers is open")
     serve.add_argument("--exempt", metavar="RULE", action="append",
                        help="a path inside of it that does not")
     serve.add_argument("--prefix", metavar="PATH", help="where the endpoints are; default: /")
@@ -3085,16 +3095,17 @@ def _add_user_commands(user: _Commands) -> None:
     for name, run, help in (
         ("remove", _user_change, "remove a user"),
         ("password", _user_password, "give a user another password"),
-        ("scope", _user_scope, "give a user other scopes, or none"),
+        ("scope", _user_scope, "give a user other scopes"),
         ("disable", _user_change, "let a user sign in no longer"),
         ("enable", _user_change, "let a user sign in again"),
         ("logout", _user_change, "end the sessions of a user"),
     ):
-        named[name] = user.add(name, run, help, f"python jwtserver.py user {name} alice")
+        scopes = " 'read write'" if name == "scope" else ""
+        named[name] = user.add(name, run, help, f"python jwtserver.py user {name} alice{scopes}")
     for parser in named.values():
         parser.add_argument("name", metavar="NAME")
-    named["scope"].add_argument("scope", metavar="SCOPES", nargs="?", default="",
-                                help="separated by spaces: 'read write'")
+    named["scope"].add_argument("scope", metavar="SCOPES",
+                                help="separated by spaces; '' for none")
     for name in ("add", "password"):
         named[name].add_argument("--password-stdin", action="store_true",
                                  help="the password is the first line of the input")
@@ -3133,8 +3144,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             _flush()
     except KeyboardInterrupt:
         return 130  # as the shell has it
-    except (Error, OSError, EOFError, UnicodeError) as error:
-        print(f"jwtserver: {str(error) or 'the input ended'}", file=sys.stderr)
+    except (Error, OSError, UnicodeError) as error:
+        print(f"jwtserver: {error}", file=sys.stderr)
         return 1
     return 0
 

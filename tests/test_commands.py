@@ -62,9 +62,12 @@ def refused(result, words):
 
 
 def test_user_add_takes_the_password_from_the_input(command, database):
-    assert command("user add bob --scope read --password-stdin", "secret\r\nmore\n") == (0, "", "")
+    code, output, errors = command(
+        "user add bob --scope read --password-stdin", "secret\r\nmore\n")
 
-    added = open_store(database).find("bob")
+    store = open_store(database)
+    added = store.find("bob")
+    assert (code, output, errors) == (0, f"bob is a user in {store.name} now\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
     assert added.password_hash.startswith("pbkdf2_sha256$1000$")
     assert verify_password("secret", added.password_hash)
@@ -194,7 +197,7 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
     assert not store.find("alice").disabled
     assert command(["user", "scope", "alice", "read admin"]) == (0, "", "")
     assert store.find("alice").scope == "read admin"
-    assert command("user scope alice") == (0, "", "")
+    assert command(["user", "scope", "alice", ""]) == (0, "", "")
     assert store.find("alice").scope == ""
     assert command("user remove alice") == (0, "", "")
     assert store.all() == []
@@ -233,7 +236,8 @@ def test_user_add_on_a_terminal_asks_twice(database):
 
 
 @pytest.mark.parametrize("answers, words, code", [
-    (("secret", "other"), "two different passwords", 1), (("\x04",), "", 1), (("\x03",), "", 130)])
+    (("secret", "other"), "two different passwords", 1), (("\x03",), "", 130),
+    (("\x04",), "\r\njwtserver: there is no password", 1)])
 def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code, database):
     result, screen = on_a_terminal(["user", "add", "bob"], *answers)
 
@@ -242,16 +246,26 @@ def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, c
     assert open_store(database).find("bob") is None
 
 
-def test_password_is_asked_for_twice(command, store, monkeypatch):
+def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
     answers = ["one", "one", "one", "two"]
-    monkeypatch.setattr("getpass.getpass", lambda prompt: answers.pop(0))
+
+    def getpass(prompt):
+        if not answers:
+            raise EOFError  # as it does at Ctrl-D
+        return answers.pop(0)
+
+    monkeypatch.setattr("getpass.getpass", getpass)
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
 
     assert main(["user", "password", "alice"]) == 0
-    assert verify_password("one", store.find("alice").password_hash)
     assert main(["user", "password", "alice"]) == 1
+    assert main(["user", "password", "alice"]) == 1
+    assert verify_password("one", store.find("alice").password_hash)
+    assert capsys.readouterr().err.splitlines() == [
+        "jwtserver: these are two different passwords",
+        "", "jwtserver: there is no password, so nothing has changed"]
 
 
 # --- user import
@@ -264,7 +278,9 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
         head + "\n".join(f"{name},{hashed}" for name, hashed in HASHES.items())
         + '\n\n"Zoe\u0308",' + HASHES["django"] + ",read write\n", encoding="utf-8")
 
-    assert command("user import users.csv") == (0, "5 users imported\n", "")
+    code, output, errors = command("user import users.csv")
+
+    assert (code, output, errors) == (0, f"5 users imported into {open_store(database).name}\n", "")
 
     users = {user.name: user for user in open_store(database).all()}
     assert set(users) == {*HASHES, "Zoë"}
@@ -388,9 +404,9 @@ def test_repeated_rules_of_flags_are_all_used():
 
 
 @pytest.mark.parametrize("line", [
-    "nope", "user", "user nope", "user add", "user list extra", "--port x", "--port 65536",
-    "--port -1", "--port", "token issue alice --lifetime 0", "token issue alice --lifetime x",
-    "key", "--nope", "--data x.db", "serve --apps x:y",
+    "nope", "user", "user nope", "user add", "user scope alice", "user list extra", "--port x",
+    "--port 65536", "--port -1", "--port", "token issue alice --lifetime 0",
+    "token issue alice --lifetime x", "key", "--nope", "--data x.db", "serve --apps x:y",
 ])
 def test_usage_that_is_wrong_exits_with_2(line, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -448,16 +464,6 @@ def test_version_is_told(capsys):
 
     assert exit.value.code == 0
     assert capsys.readouterr().out == f"jwtserver {jwtserver.__version__}\n"
-
-
-def test_end_of_the_input_at_a_question_is_told(monkeypatch, capsys):
-    def ended(args):
-        raise EOFError
-
-    monkeypatch.setattr(jwtserver, "_user_list", ended)
-
-    assert main(["user", "list"]) == 1
-    assert capsys.readouterr().err == "jwtserver: the input ended\n"
 
 
 def test_interrupt_ends_a_command_without_a_traceback(monkeypatch, capsys):

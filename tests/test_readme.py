@@ -64,13 +64,13 @@ def test_readme_transcript_holds_word_for_word(shell):
     try:
         (greeting,) = re.findall("```text\n(.*?)```", README, re.DOTALL)
         shown = "".join(server.stdout.readline() for _ in greeting.splitlines())
-        pattern = re.escape(greeting).replace("…", r"[\w.-]+")
+        pattern = re.escape(greeting).replace("…", r"[\w./-]+")
         assert re.fullmatch(re.sub("[0-9a-f]{16}", "[0-9a-f]{16}", pattern), shown)
 
         for line, expected in steps:
             output = output_of(shell(line, **variables)).rstrip("\n")
 
-            pattern = re.escape(expected.rstrip("\n")).replace("…", r"[\w.-]+")
+            pattern = re.escape(expected.rstrip("\n")).replace("…", r"[\w./-]+")
             assert re.fullmatch(pattern, output), line
             if "token_type" in output:
                 answer = json.loads(output)

@@ -487,7 +487,7 @@ def test_batch_of_a_database_that_cannot_answer_is_an_error(store, batched, sess
     connection.execute("DROP TABLE sessions")
     connection.close()
 
-    with pytest.raises(jwtserver.StoreError, match=f"^{DATABASE}: no such table"):
+    with pytest.raises(jwtserver.StoreError, match=f"^{store.name}: no such table"):
         batched.is_open(session, 0)
 
 

@@ -108,7 +108,7 @@ def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
     before = os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()
     store = Store("jwtserver.db")
 
-    with pytest.raises(StoreError, match=f"^jwtserver.db: .*{words}") as caught:
+    with pytest.raises(StoreError, match=f"/jwtserver.db: .*{words}") as caught:
         store.prepare()
 
     assert "\n" not in str(caught.value)
@@ -117,7 +117,7 @@ def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
 
 
 def test_prepare_in_a_missing_folder_refuses():
-    with pytest.raises(StoreError, match="^no/jwtserver.db: No such file or directory$"):
+    with pytest.raises(StoreError, match="/no/jwtserver.db: No such file or directory$"):
         Store("no/jwtserver.db").prepare()
 
 
@@ -205,7 +205,7 @@ except jwtserver.StoreError as error:
     output, errors = run(code).communicate()
 
     acknowledged, _, message = output.partition(" ")
-    assert message.startswith("jwtserver.db: ") and message.count("\n") == 1
+    assert message.startswith(f"{store.path}: ") and message.count("\n") == 1
     assert errors == ""
     fresh = Store("jwtserver.db")
     names = {row.name for row in fresh.all()}
