@@ -656,9 +656,11 @@ _RULE = re.compile(
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
 # A path that all read alike, but for letter case, punctuation and a suffix: no empty segment, none
-# that ends in a dot, no character that means anything.
-_PLAIN_PATH = re.compile(r"(?:/(?!@@)[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
+# that begins with two dots or ends in one, no character that means anything.
+_PLAIN_PATH = re.compile(r"(?:/(?!@@|\.\.)[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
 _PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
+_QUERY = re.compile(r"[?#].*", re.DOTALL)
+_VIEW = re.compile(r"^(?:@@\s*)+")  # Pyramid's, by its name
 _ENDS = re.compile(r"[\0\r\n]")
 _CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
 _SCHEMES = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*")  # RFC 3986 §3.1
@@ -719,13 +721,15 @@ def _read_path(path: str) -> _Path:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    readings = []
+    texts: List[str] = []
     for encoding in ("utf-8", "latin-1", "ascii"):
         text = _decode_wholly(data, encoding)
         if text is None:
             return _Path((), None, [])
         text = text.replace("\\", "/").strip()
-        readings += [_read_text(text), _read_text(_SCHEMES.sub("", text, count=1))]
+        texts += [text, _SCHEMES.sub("", text, count=1)]
+    texts += [_QUERY.sub("", text) for text in texts]
+    readings = [_read_text(text) for text in dict.fromkeys(texts)]
     raw = data.decode("utf-8", "replace")
     sure = _sure_segments(raw, readings[0])
     if not path.startswith("/"):  # Bottle adds one, and makes `//host` of `/host`
@@ -789,13 +793,13 @@ def _read_text(text: str) -> _Reading:
     """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
     parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
     names = [part.rstrip(_TRAILING) for part in parts]
-    names = [name[2:].strip() if name[:2] == "@@" else name for name in names]  # Pyramid's views
-    dotted = any(part and not name for part, name in zip(parts, names))
+    names = [_VIEW.sub("", name) for name in names]
+    dotted = any(part and (not name or name[:2] == "..") for part, name in zip(parts, names))
     hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
     segments = _fold(filter(None, names))
     if dotted or hosted:
         return _Reading(segments, 0)
-    whole = text.partition(";")[0].count("/") + 1 if ";" in text else len(names)
+    whole = text.partition(";")[0].count("/") + 1
     return _Reading(segments, len(list(filter(None, names[:whole]))))
 
 

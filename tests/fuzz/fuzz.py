@@ -5,12 +5,14 @@ Needs `pip install atheris`. The targets, and what must hold whatever the input:
 - decode: a token, and a signed header and payload, give claims or InvalidTokenError.
 - password: whatever is stored gives a bool, and what is made here is verified here.
 - head: what a connection sends gets whole answers, one for each request that the application saw.
-- path: no path that some chain of usual readings leads below /protected gets past the guard.
+- path: no path that some chain of usual readings leads below /protected gets past the guard, nor
+  past an exemption of /public one that such a chain leads out of it.
 """
 
 import io
 import os
 import posixpath
+import random
 import re
 import socket
 import sys
@@ -32,12 +34,31 @@ KEY = "0123456789abcdef" * 2
 SIGNER = wsgi_auth.TokenSigner(KEY)
 
 
+def compose(source, pieces):
+    """Some of the pieces, and now and then a byte: bytes alone would never spell anything."""
+    return "".join(
+        source.choice(pieces) if source.random() < 0.95 else chr(source.randrange(256))
+        for _ in range(source.randint(1, 16)))
+
+
+TOKEN_PIECES = [
+    "{", "}", "[", "]", ",", ":", '"', '"sub":"alice"', '"exp":4e9', '"exp":1', '"aud":"a"',
+    '"iss":"b"', '"aud":["a"]', '"alg":"HS256"', '"typ":"JWT"', '"crit":[]', '"nbf":1e999',
+    '"iat":NaN', "null", "true", "1", "-0", "1e400", "\\ud800", "\\u0000", "\\",
+    '"a":{"a":{"a":[[[', "]]]}}", " ", "\n", "\xef\xbb\xbf", "\xff", "9" * 400, "[" * 101, '"',
+    '{"sub":"alice","exp":4e9', "{}",
+]
+
+
 def fuzz_decode(data):
-    mac = wsgi_auth._mac(KEY.encode())
-    header, _, payload = data.partition(b"\xff")
+    """What is sent as it is, and what is signed as header, payload, or both."""
+    mac, source = wsgi_auth._mac(KEY.encode()), random.Random(data)
+    header, payload = (
+        compose(source, TOKEN_PIECES).encode("latin-1") if source.random() < 0.8 else half
+        for half in (data[: len(data) // 2], data[len(data) // 2:]))
     encoded = wsgi_auth._b64encode
     signed = [encoded(header) + b"." + encoded(payload), header + b"." + payload,
-              wsgi_auth._HEADER + b"." + encoded(data)]
+              wsgi_auth._HEADER + b"." + encoded(payload)]
     for token in (data, data.decode("latin-1"), *(part + b"." + mac(part) for part in signed)):
         for options in ({}, {"audience": "a", "issuer": ["b"], "require": ["sub"], "leeway": 1.5}):
             try:
@@ -129,8 +150,24 @@ def statuses(received):
         yield int(status[1])
 
 
+HEAD_PIECES = [
+    "GET ", "POST ", "HEAD ", "OPTIONS ", "get ", "/", "/x", "*", "http://h/x", "?a=b", "#",
+    "%2e%2e/", " HTTP/1.1\r\n", " HTTP/1.0\r\n", " HTTP/1.2\r\n", " HTTP/2.0\r\n", "Host: h\r\n",
+    "host:h\r\n", "Content-Length: 5\r\n", "Content-Length: 0\r\n", "Content-Length: 5, 5\r\n",
+    "\r\n", "\n", "\r", "Content-Length: +5\r\n", "Transfer-Encoding: chunked\r\n",
+    "Transfer-Encoding: gzip\r\n", "Connection: close\r\n", "Connection: keep-alive\r\n",
+    "Expect: 100-continue\r\n", "hello", "X_Y: 1\r\n", "X-Y: 1\r\n", "X-Y : 1\r\n", " folded\r\n",
+    "\t", " ", ":", "\0", "\r\n\r\n", "GET / HTTP/1.1\r\nHost: h\r\n",
+    "GET / HTTP/1.1\r\nHost: h\r\n\r\n", "0\r\n\r\n",
+    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello", "5\r\nhello\r\n", "\xff",
+    "POST / HTTP/1.1\r\nHost: h\r\n", "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n",
+]
+
+
 def fuzz_head(data):
-    before = server().seen
+    before, source = server().seen, random.Random(data)
+    if source.random() < 0.9:
+        data = compose(source, HEAD_PIECES).encode("latin-1")
     answered = list(statuses(exchange(data)))
     assert answered.count(200) == server().seen - before, answered
     assert all(status in (100, 200, 204) for status in answered[:-1]), answered
@@ -144,10 +181,18 @@ READINGS = [
     lambda path: "/" + path.lstrip("/"), lambda path: "/".join(
         name.rstrip(". ") for name in path.split("/")),
     lambda path: safely_split(path), lambda path: re.sub("[\0-\x1f]", "", path),
+    lambda path: re.sub("/@@", "/", path),
+    lambda path: re.sub(r"(?<=[^/])\.[a-z0-9]+/?$", "", path),
+    lambda path: re.sub(r"(/[^/.]+)(\.[a-z0-9]+)+$", r"\1", path),
 ]
-GUARD = wsgi_auth.BearerAuthMiddleware(
-    lambda environ, start_response: start_response("200 OK", []) or [], SIGNER,
-    protect=["/protected"])
+
+
+def guard(**rules):
+    return wsgi_auth.BearerAuthMiddleware(
+        lambda environ, start_response: start_response("200 OK", []) or [], SIGNER, **rules)
+
+
+CLOSED, OPEN = guard(protect=["/protected"]), guard(exempt=["/public"])
 
 
 def safely_split(path):
@@ -157,19 +202,37 @@ def safely_split(path):
         return path
 
 
+PATH_PIECES = [
+    "/", "/protected", "protected", "/public", "/x", ".", "..", "/..", "/.", "%2e", "%2f", "%5c",
+    "%25", "%70", "%70rotected", "\\", ";", ";v=1", "?", "#", "@@", ".json", ".tar.gz", " ", "\t",
+    "\0", "\n", "%00", "%0a", "%20", "\x85", "\xa0", "\xc3\xa9", "\xe2\x80\xa8", "http:", "//host",
+    "PROTECTED", "%c0%af", "%e9", "%3b", "%3f", "%23", "%40%40", "_", "-", "*", "",
+]
+
+
 def fuzz_path(data):
-    provider = atheris.FuzzedDataProvider(data)
-    chain = [provider.ConsumeIntInRange(0, len(READINGS) - 1) for _ in range(4)]
-    path = provider.ConsumeBytes(200).decode("latin-1")
+    source = random.Random(data)
+    path = source.choice(["", "/", "/public", "/protected"]) + compose(source, PATH_PIECES)
+    closed, opened = passes(CLOSED, path), passes(OPEN, path)
+    for _ in range(4):
+        read = path.encode("latin-1").decode("utf-8", "replace")
+        chain = source.choices(range(len(READINGS)), k=source.randint(1, 6))
+        for number in chain:
+            read = READINGS[number](read)
+        assert not (closed and is_below(read, "/protected")), (path, read, chain)
+        assert not (opened and not is_below(read, "/public")), (path, read, chain)
+
+
+def passes(guard, path):
     statuses = []
-    GUARD({"REQUEST_METHOD": "GET", "PATH_INFO": path},
+    guard({"REQUEST_METHOD": "GET", "PATH_INFO": path},
           lambda status, headers: statuses.append(status[:3]))
-    assert statuses[0] in ("200", "401")
-    read = path.encode("latin-1").decode("utf-8", "replace")
-    for number in chain:
-        read = READINGS[number](read)
-    if read == "/protected" or read.startswith("/protected/"):
-        assert statuses[0] == "401", (path, read, chain)
+    assert statuses in (["200"], ["401"])
+    return statuses == ["200"]
+
+
+def is_below(path, rule):
+    return path == rule or path.startswith(rule + "/")
 
 
 if __name__ == "__main__":
