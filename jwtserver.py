@@ -1900,6 +1900,22 @@ class _Body(io.RawIOBase):
         return len(data)
 
 
+class _Input(io.BufferedReader):
+    """What an application reads a body from."""
+
+    def read(self, size: Optional[int] = -1) -> bytes:
+        """Read in pieces: a client may announce more than there is memory, which is taken ahead."""
+        if size is None or size <= RECEIVE_BYTES:
+            return super().read(size)
+        data = bytearray()
+        while len(data) < size:
+            piece = super().read(min(size - len(data), RECEIVE_BYTES))
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
+
+
 class _Exchange(SimpleHandler):
     """Runs the application for one request, and frames its answer (RFC 9112 §6).
 
@@ -2153,7 +2169,7 @@ class _Connection:
             self._run(request, None, lambda *called: _send(failure, *called))
             return
         body = _Body(self, request) if request.length else None
-        request.environ["wsgi.input"] = io.BufferedReader(body) if body else io.BytesIO()
+        request.environ["wsgi.input"] = _Input(body) if body else io.BytesIO()
         app = _answer_options if request.environ["PATH_INFO"] == "*" else self.server.app
         self._run(request, body, app)
         if body and body.left and self.persists:

@@ -346,6 +346,31 @@ def test_body_that_ends_early_ends_the_connection(echoing):
         assert statuses(exchange(echoing, head(b"Content-Length: 9", first=line) + b"x")) == [200]
 
 
+def test_body_that_announces_more_than_there_is_memory_is_read_as_far_as_it_comes(echoing):
+    data = head(b"Content-Length: 999999999999999", first=b"PUT /x HTTP/1.1") + b"abc"
+
+    ((status, _, body),) = parse(exchange(echoing, data))
+
+    assert (status, json.loads(body)[3]) == (200, "abc")
+
+
+def test_body_is_read_whole_in_parts_and_by_lines():
+    """By the methods of PEP 3333."""
+    read = []
+
+    def app(environ, start_response):
+        body = environ["wsgi.input"]
+        read.append([body.read(3), body.readline(), body.read(100_000), next(body),
+                     body.readlines(), body.read(5), body.read()])
+        return text(environ, start_response)
+
+    data = b"x" * 3 + b"a\n" + b"y" * 100_000 + b"\n" + b"b\n" + b"c"
+    with serving(app) as server:
+        exchange(server, head(b"Content-Length: %d" % len(data), first=b"PUT /x HTTP/1.1") + data)
+
+    assert read == [[b"xxx", b"a\n", b"y" * 100_000, b"\n", [b"b\n", b"c"], b"", b""]]
+
+
 def test_expectation_is_met_when_the_body_is_wanted(echoing):
     with connect(echoing) as connection:
         lines = b"Expect: 100-Continue", b"Content-Length: 2", b"Connection: close"
