@@ -1151,15 +1151,15 @@ class CORSMiddleware:
         allow_headers: Sequence[str] = ("Authorization", "Content-Type"),
         expose_headers: Sequence[str] = ("WWW-Authenticate", "Retry-After"), max_age: int = 600,
     ) -> None:
-        origins = ("*",) if allow_origins == "*" else allow_origins
-        if isinstance(origins, str):
+        if isinstance(allow_origins, str) and allow_origins != "*":
             raise ValueError("origins come in a list, not as one string")
-        self._origins = frozenset(origins)
-        for origin in self._origins:
+        origins = list(allow_origins)
+        for origin in origins:
             if origin != "*" and not _is_origin(origin):
                 raise ValueError(f"not an origin as browsers send it: {origin!r}; one is"
                                  " scheme://host or scheme://host:port, in lower case")
         self.app = app
+        self._origins = frozenset(origins)
         self._exposed = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
         self._allowed = [
             ("Access-Control-Allow-Methods", _join_names(allow_methods)),

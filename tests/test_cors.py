@@ -142,6 +142,7 @@ def test_cors_streams_and_closes_and_passes_errors_on():
     {"allow_origins": ["https://a:443"]}, {"allow_origins": ["http://a:80"]},
     {"allow_origins": ["null"]}, {"allow_origins": ["https://a\r\nX: y"]},
     {"allow_origins": ["https://*.example.org"]}, {"allow_origins": [None]},
+    {"allow_origins": [[HERE]]},
     {"allow_origins": [HERE], "allow_methods": ["GET,POST"]},
     {"allow_origins": [HERE], "allow_headers": ["X Y"]},
     {"allow_origins": [HERE], "allow_methods": "GET"},
