@@ -1737,7 +1737,6 @@ _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 # RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, and no obs-fold
 # RFC 9110 §5.5: field-vchar = VCHAR / obs-text
-_FIELD = re.compile(rf"({_TCHAR}+):([\t -~\x80-\xff]*)\r\n")
 _FIELDS = re.compile(rf"(?:{_TCHAR}+:[\t -~\x80-\xff]*\r\n)*")
 # RFC 9110 §7.2: Host = uri-host [ ":" port ]
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?", re.ASCII)
@@ -1823,10 +1822,11 @@ def _parse_fields(text: str, start: int, environ: Environ) -> None:
     end = len(text) - 2
     if not _FIELDS.fullmatch(text, start, end):
         raise HTTPError(400, "Malformed header")
-    fields = _FIELD.findall(text, start, end)
+    fields = text[start:end].split("\r\n")[:-1]
     if len(fields) > MAX_FIELDS:
         raise HTTPError(431, "Too many header fields")
-    for name, value in fields:
+    for field in fields:
+        name, _, value = field.partition(":")
         if "_" in name:
             continue  # `X_Y` would pass for `X-Y`
         key, value = f"HTTP_{name.upper().replace('-', '_')}", value.strip("\t ")
