@@ -761,9 +761,10 @@ def _flatten(path: str) -> List[Segments]:
 def _read_mounted_path(mount: str, path: str) -> _Path:
     """Read both as one path, and as two of which the second has been read first."""
     whole = _read_path(mount + path)
+    bare = path[:1] not in ("", "/")  # so that it is a segment of its own only if read apart
     apart = [
         _Reading(outer.segments + inner.segments, 0)
-        for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
+        for inner in _read_path(path).readings or () if bare or inner.firm < len(inner.segments)
         for outer in _read_path(mount).readings or ()
     ]
     if not apart or not whole.readings:

@@ -5,8 +5,8 @@ Needs `pip install atheris`. The targets, and what must hold whatever the input:
 - decode: a token, and a signed header and payload, give claims or InvalidTokenError.
 - password: whatever is stored gives a bool, and what is made here is verified here.
 - head: what a connection sends gets whole answers, one for each request that the application saw.
-- path: no path that some chain of usual readings leads below /protected gets past the guard, nor
-  past an exemption of /public one that such a chain leads out of it.
+- path: no path, mounted or not, that some chain of usual readings leads below /protected gets past
+  the guard, nor past an exemption of /public one that such a chain leads out of it.
 """
 
 import io
@@ -212,20 +212,28 @@ PATH_PIECES = [
 
 def fuzz_path(data):
     source = random.Random(data)
+    mount = source.choice(["", "", "", "/x", "/public", "/protected"])
     path = source.choice(["", "/", "/public", "/protected"]) + compose(source, PATH_PIECES)
-    closed, opened = passes(CLOSED, path), passes(OPEN, path)
+    closed, opened = passes(CLOSED, mount, path), passes(OPEN, mount, path)
     for _ in range(4):
-        read = path.encode("latin-1").decode("utf-8", "replace")
-        chain = source.choices(range(len(READINGS)), k=source.randint(1, 6))
-        for number in chain:
-            read = READINGS[number](read)
-        assert not (closed and is_below(read, "/protected")), (path, read, chain)
-        assert not (opened and not is_below(read, "/public")), (path, read, chain)
+        reads = [read_somehow(source, path), read_somehow(source, mount + path)]
+        if mount:
+            reads.append(read_somehow(source, mount) + read_somehow(source, path))
+        for read in reads:
+            assert not (closed and is_below(read, "/protected")), (mount, path, read)
+            assert not (opened and not is_below(read, "/public")), (mount, path, read)
 
 
-def passes(guard, path):
+def read_somehow(source, path):
+    path = path.encode("latin-1").decode("utf-8", "replace")
+    for reading in source.choices(READINGS, k=source.randint(0, 6)):
+        path = reading(path)
+    return path
+
+
+def passes(guard, mount, path):
     statuses = []
-    guard({"REQUEST_METHOD": "GET", "PATH_INFO": path},
+    guard({"REQUEST_METHOD": "GET", "SCRIPT_NAME": mount, "PATH_INFO": path},
           lambda status, headers: statuses.append(status[:3]))
     assert statuses in (["200"], ["401"])
     return statuses == ["200"]
