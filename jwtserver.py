@@ -1413,7 +1413,7 @@ class Service:
         name, password = _required(fields, "username"), _required(fields, "password")
         told = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
         try:
-            grant = self._sign_in(name, password, told["address"])
+            grant = self._sign_in(name, password, environ)
         except LockedOut as error:
             _audit("locked_out", **told)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
@@ -1423,16 +1423,17 @@ class Service:
         _audit("sign_in", **told, session=grant.session.id)
         return self._granted(grant)
 
-    def _sign_in(self, name: str, password: str, address: str) -> Optional[Grant]:
+    def _sign_in(self, name: str, password: str, environ: Environ) -> Optional[Grant]:
         """A session, if the password is right. A user who does not exist takes as long as others.
 
         Raises:
             LockedOut: too many logins like this one have failed.
         """
-        attempt = Attempt.of(name, address, self.settings.login_failures)
+        attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
         user = self.store.find(name)
         iterations = self.settings.pbkdf2_iterations
+        environ.get("jwtserver.step_aside", lambda: None)()  # if it is the server below that runs
         with _hash_queues.setdefault(_pid, _HashQueue(_cores())):
             self.store.check_attempt(attempt, self.clock())  # that was a while ago
             stored = user.password_hash if user else None
@@ -1447,7 +1448,7 @@ class Service:
         grant = new_grant(user, self.settings.session_lifetime, now)
         opened = self.store.open_session(grant, now, attempt=attempt, better_hash=better_hash)
         # Who was changed meanwhile is looked up anew: another sign-in may have stored a new hash.
-        return grant if opened else self._sign_in(name, password, address)
+        return grant if opened else self._sign_in(name, password, environ)
 
     def refresh(self, environ: Environ) -> Answer:
         """Trade a refresh token for a new token and the next refresh token."""
@@ -2355,6 +2356,7 @@ class _Server:
         self._listener = listener
         listener.setblocking(False)
         self.environ = _base_environ(listener, "https" if tls else "http")
+        self.environ["jwtserver.step_aside"] = self.step_aside
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
@@ -2628,12 +2630,16 @@ class _Server:
             connection.watched = False
             self._selector.unregister(connection.sock)
 
+    def step_aside(self) -> None:
+        """Let another thread lead, if this one does: it is going to take long."""
+        if self._leader is threading.current_thread():
+            self._pass_lead(0)
+
     @contextmanager
     def waiting_for(self, connection: _Connection, seconds: float) -> Iterator[None]:
         """Block a thread for a client, for so long at most, or until the thread is needed."""
         self._blocking[connection] = time.monotonic()
-        if self._leader is threading.current_thread():
-            self._pass_lead(0)  # at once: of a thousand that drip, each would cost some ms
+        self.step_aside()  # at once: of a thousand that drip, each would cost some ms
         connection.sock.settimeout(seconds)
         try:
             yield

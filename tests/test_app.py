@@ -338,6 +338,16 @@ def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch)
     assert answers == [200]
 
 
+def test_hashing_makes_the_server_go_on_before_it_waits_for_a_core(client, monkeypatch):
+    done = count_iterations(monkeypatch)
+    seen = []
+    environ = {"jwtserver.step_aside": lambda: seen.append(len(done))}
+
+    client.post("/authenticate", {"username": "alice", "password": PASSWORD}, extra_environ=environ)
+
+    assert (seen, len(done)) == ([0], 1)
+
+
 @pytest.mark.parametrize("affinity", [True, False])
 def test_cores_are_at_least_one(monkeypatch, affinity):
     if affinity:

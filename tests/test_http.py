@@ -895,6 +895,36 @@ def test_answers_that_take_long_do_not_hinder_others():
             connection.close()
 
 
+def test_application_that_says_it_takes_long_hinders_nobody_from_then_on():
+    entered, go = threading.Event(), threading.Event()
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/slow":
+            environ["jwtserver.step_aside"]()
+            environ["jwtserver.step_aside"]()  # another thread's lead is not its to pass
+            entered.set()
+            assert go.wait(10)
+        return echo(environ, start_response)
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = jwtserver._Server(app, listener, Settings())
+    server.address = listener.getsockname()
+    server._start_thread()  # and nobody who would pass the lead in time
+    try:
+        with connect(server) as slow:
+            slow.sendall(head(b"Connection: close", first=b"GET /slow HTTP/1.1"))
+            assert entered.wait(10)
+
+            assert statuses(exchange(server, head())) == [200]
+
+            assert len(server._threads) == 2
+            go.set()
+            assert statuses(received(slow)) == [200]
+    finally:
+        go.set()
+        server.finish()
+
+
 def test_answer_does_not_wait_for_another_that_takes_long():
     gate, go, entered = threading.Event(), threading.Event(), threading.Semaphore(0)
 
