@@ -37,6 +37,7 @@ import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
 from functools import lru_cache
+from itertools import filterfalse
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -663,11 +664,12 @@ _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _VIEW = re.compile(r"^(?:@@\s*)+")  # Pyramid's, by its name
 _ENDS = re.compile(r"[\0\r\n]")
 _CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
-_SCHEMES = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)*")  # RFC 3986 §3.1
+_USUAL_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
 _TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
 _MAX_ODD_PATH = 2048  # characters; some milliseconds to read
+_MAX_DEPTH = 64  # segments of a rule
 
 
 class _Rule(NamedTuple):
@@ -688,6 +690,7 @@ class _Reading(NamedTuple):
 
     segments: Segments  # folded
     firm: int
+    climbs: bool = False  # by dot segments
 
     def may_enter(self, path: Segments) -> bool:
         """Tell whether this can lead to `path` or below it."""
@@ -712,10 +715,12 @@ class _Path(NamedTuple):
 
 def _read_path(path: str) -> _Path:
     if _PLAIN_PATH.fullmatch(path):
+        path = "/".join(path.split("/", _MAX_DEPTH + 1)[: _MAX_DEPTH + 1])
         folded = tuple(path.lower().split("/")[1:])
         readings = _with_suffixes_cut([_Reading(folded, len(folded))])
         return _Path(tuple(path.split("/")[1:]), readings, _flatten(path))
-    if len(path) > _MAX_ODD_PATH:
+    # Without a slash before it, some add one, and some take the first character for one.
+    if len(path) > _MAX_ODD_PATH or not _USUAL_FORM.match(path):
         return _Path((), None, [])
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
@@ -726,23 +731,22 @@ def _read_path(path: str) -> _Path:
         text = _decode_wholly(data, encoding)
         if text is None:
             return _Path((), None, [])
-        text = text.replace("\\", "/").strip()
-        texts += [text, _SCHEMES.sub("", text, count=1)]
+        texts.append(text.replace("\\", "/").strip())
     texts += [_QUERY.sub("", text) for text in texts]
     readings = [_read_text(text) for text in dict.fromkeys(texts)]
     raw = data.decode("utf-8", "replace")
-    sure = _sure_segments(raw, readings[0])
-    if not path.startswith("/"):  # Bottle adds one, and makes `//host` of `/host`
-        sure, readings = (), [reading._replace(firm=0) for reading in readings]
-    return _Path(sure, _with_suffixes_cut(readings), _flatten(raw))
+    climbs = any(reading.climbs for reading in readings)
+    sure = () if climbs else _sure_segments(raw, readings[0])
+    return _Path(sure, _with_suffixes_cut(readings), _flatten(raw) + _flatten(path))
 
 
 def _with_suffixes_cut(readings: List[_Reading]) -> List[_Reading]:
-    """Add that `/a.json` may be `/a`, as for Django REST framework, Pecan and TurboGears."""
+    """Add that `/a.json` may be `/a`, as for Django REST framework, Pecan and TurboGears, and that
+    `/+a` is, for Morepath."""
     cut = []
     for reading in readings:
         for part in (str.partition, str.rpartition):
-            stems = tuple(part(name, ".")[0].rstrip(_TRAILING).strip() or name
+            stems = tuple(part(name, ".")[0].rstrip(_TRAILING).strip().lstrip("+") or name
                           for name in reading.segments if name)
             if reading.firm < len(reading.segments):  # any segment may come to be the last
                 cut.append(reading._replace(segments=stems))
@@ -761,10 +765,9 @@ def _flatten(path: str) -> List[Segments]:
 def _read_mounted_path(mount: str, path: str) -> _Path:
     """Read both as one path, and as two of which the second has been read first."""
     whole = _read_path(mount + path)
-    bare = path[:1] not in ("", "/")  # so that it is a segment of its own only if read apart
     apart = [
         _Reading(outer.segments + inner.segments, 0)
-        for inner in _read_path(path).readings or () if bare or inner.firm < len(inner.segments)
+        for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
         for outer in _read_path(mount).readings or ()
     ]
     if not apart or not whole.readings:
@@ -781,7 +784,7 @@ def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
     before = None
     for _ in range(_MAX_ENCODINGS + 1):
         text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
-        if _ENDS.search(text):
+        if _ENDS.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC makes 18 letters of one
             return None
         text = _CONTROLS.sub("", text)
         if text == before:
@@ -799,7 +802,7 @@ def _read_text(text: str) -> _Reading:
     hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
     segments = _fold(filter(None, names))
     if dotted or hosted:
-        return _Reading(segments, 0)
+        return _Reading(segments, 0, dotted)
     whole = text.partition(";")[0].count("/") + 1
     return _Reading(segments, len(list(filter(None, names[:whole]))))
 
@@ -809,9 +812,16 @@ def _nfkc(text: str) -> str:
 
 
 def _fold(segments: Iterable[str]) -> Segments:
-    # The Turkish dotless and dotted i are an i to some, such as re.IGNORECASE.
-    return tuple(
-        _nfkc(_nfkc(name).upper().casefold()).replace("i\u0307", "i") for name in segments)
+    """Letter case is nothing to some, nor are accents to MySQL, where a name is looked up."""
+    return tuple(map(_fold_name, segments))
+
+
+@lru_cache(MAX_REMEMBERED)  # each name of a path is folded for many readings
+def _fold_name(name: str) -> str:
+    if name.isascii():
+        return name.lower()
+    bare = unicodedata.normalize("NFKD", _nfkc(name).upper().casefold())
+    return _nfkc("".join(filterfalse(unicodedata.combining, bare)))
 
 
 def _sure_segments(text: str, reading: _Reading) -> Segments:
@@ -853,7 +863,7 @@ def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
     rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed]
     rules += [_parse_rule(rule, None) for rule in exempt]
     if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
-        raise ValueError("rules that differ in letter case alone cannot be told apart")
+        raise ValueError("rules that differ in letter case or accents alone cannot be told apart")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
@@ -862,7 +872,7 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     path = match["path"] if match else ""
     names = tuple(filter(None, path.split("/")))
     alone = _Reading(_fold(names), len(names))
-    if not match or _nfkc(path) != path or _read_text(path) != alone:
+    if not match or _nfkc(path) != path or _read_text(path) != alone or len(names) > _MAX_DEPTH:
         raise ValueError(
             f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
     methods = frozenset(filter(None, (match["methods"] or "").split(",")))

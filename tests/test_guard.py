@@ -484,7 +484,7 @@ MALFORMED = [
     "/a//", "/.", "/..", "/a/../b", "/a/./b", "/a/..", "/a.", "/a./b", "/...", "/a%20b", "/a%",
     "/a?b", "/?", "/a#b", "/a;b", "/;", "/a/*", "*", "/*", "/<id>", "/{id}", "/[a]", "/^a", "/x|y",
     "/a`", '/"a"', "/a\\b", "\\a", "http://h/a", "//h/a", "/a\uff0fb", "/a\uff0e", "/\uff41",
-    "/cafe\u0301", "/½", None, 3, 0, True, b"/x", ("GET", "/x"), ["/x"], {"/x": ()},
+    "/cafe\u0301", "/½", "/a" * 65, None, 3, 0, True, b"/x", ("GET", "/x"), ["/x"], {"/x": ()},
 ]
 
 
@@ -510,8 +510,9 @@ def test_rules_as_one_string_are_refused(options):
     {"protect": ["/a", "/A"]},
     {"protect": ["/a"], "exempt": ["/A"]},
     {"protect": {"GET /straße": (), "POST /STRASSE": ()}},
+    {"protect": ["/cafe", "/café"]},
 ], ids=repr)
-def test_rules_that_differ_in_case_alone_are_refused(options):
+def test_rules_that_differ_in_case_or_accents_alone_are_refused(options):
     with pytest.raises(ValueError, match="letter case"):
         guard(**options)
 
@@ -604,6 +605,13 @@ def test_path_whose_punctuation_some_read_alike_is_protected_with_its_scopes(rul
     assert status("/adminxpanel", authorization=bearer(), **rules) == OPEN
 
 
+def test_rule_of_many_segments_covers_what_is_below():
+    deep = "/a" * 64
+
+    assert status(f"{deep}/{'x/' * 999}", protect=[deep]) == REFUSED
+    assert status("/a" * 63 + "/b", protect=[deep]) == OPEN
+
+
 # --- Every way to write a protected path --------------------------------------------------------
 
 
@@ -612,7 +620,9 @@ def test_path_whose_punctuation_some_read_alike_is_protected_with_its_scopes(rul
     "/protected.json", "/protected.json/", "/protected.tar.gz", "/Protected.JSON", "/protected.a;v",
     "//x/../protected.json", "/x/../protected.json", "/protected.json/x/..", "/@@protected",
     "/protected.json#/x", "/protected.json/#;x", "/protected.json?x/y", "/protected.tar.gz%3f/x",
-    "/@@%40%40protected",
+    "/@@%40%40protected", "/+protected", "/++Protected/", "/+protected.json", "/%2Bprotected",
+    "/x/../+protected", "xprotected", "xprotected/deeper", "http:xprotected", "xhttp://h/protected",
+    "/pr\u00f3tected", "/PR\u00d3TECTED", "/prot\u00e9cted.json", "/pro\u0301tected",
     "/@@protected/", "/@@Protected.json", "//@@protected", "/x/../@@protected", "/%40@protected",
     "/pRotected", "//protected", "///protected", "/protected//", "/./protected", "/../protected",
     "/x/../protected", "/x/y/../../protected", "/.../protected", "/x/.. /protected",
@@ -675,6 +685,23 @@ def test_path_changed_as_latin1_and_then_read_as_utf8_is_refused(path):
 ], ids=shown)
 def test_name_in_another_form_of_unicode_is_refused(rule, path):
     assert status(wsgi(path), protect=[rule]) == REFUSED
+
+
+def test_name_of_latin1_with_other_punctuation_is_refused():
+    assert status("/a\xf1o-nuevo", protect=["/año_nuevo"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/public/.\xff./x", "/public/.\xc3\xbf./x", "/public/.%C3%BF./x", "/public/\xe9../x",
+    "/public/.\xc3\xa9/x",
+], ids=shown)
+def test_exemption_that_an_application_without_such_bytes_climbs_out_of_is_refused(path):
+    assert status(path, exempt=["/public"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", ["/public/é", "/public/日本/x.jpg", "/публика", "/публика/x"])
+def test_exemption_of_names_beyond_ascii_is_open(path):
+    assert status(wsgi(path), exempt=["/public", "/публика"]) == OPEN
 
 
 def test_name_with_half_of_a_character_encoded_is_refused():

@@ -155,6 +155,31 @@ def pecan_app():
     return pecan.make_app(Root())
 
 
+def morepath_app():
+    morepath = imported("morepath")
+
+    class App(morepath.App):
+        pass
+
+    class Root:
+        pass
+
+    class Secret:
+        def __init__(self, absorb=""):
+            pass
+
+    App.path(model=Root, path="/")(lambda: Root())
+    App.path(model=Secret, path="/protected", absorb=True)(lambda absorb: Secret(absorb))
+
+    def secret(self, request):
+        return f"{SECRET}{request.remote_user}"
+
+    App.view(model=Secret)(secret)
+    App.view(model=Root, name="protected")(secret)
+    App.view(model=Root, name="public")(lambda self, request: f"{HELLO}{request.remote_user}")
+    return App()
+
+
 def django_app():
     imported("django")
     conf, http = imported("django.conf"), imported("django.http")
@@ -248,6 +273,8 @@ READERS = {
     "no fragment": lambda path: path.split("#")[0],
     "no suffix": lambda path: re.sub(r"(?<=[^/])\.[^./]*(/?)\Z", r"\1", path),
     "no at signs": each_segment(r"\A@@"),
+    "no plus before a view": lambda path: re.sub(r"/\++([^/]*/?)\Z", r"/\1", path),
+    "any first character": lambda path: "/" + path[1:],
     "no trailing dots": each_segment(r"(?<=[^. ])[. ]+\Z"),
     "strip": str.strip,
     "strip segments": lambda path: "/".join(name.strip() for name in path.split("/")),
@@ -323,6 +350,8 @@ MUTATIONS = [
               "\xc3\xa9", "%ff"),
     lambda path, dice: path.lstrip("/"),
     lambda path, dice: path.replace("/", "/@@"),
+    lambda path, dice: re.sub(r"/([^/]*)\Z", r"/+\1", path),
+    lambda path, dice: "x" + path[1:],
     behind(".json", ".json/", ".tar.gz", ".a"),
 ]
 
@@ -384,7 +413,7 @@ def passed(app, paths):
 
 FRAMEWORKS = [
     flask_app, bottle_app, falcon_app, django_app, pyramid_app, pyramid_traversal_app, werkzeug_app,
-    cherrypy_app, pecan_app,
+    cherrypy_app, pecan_app, morepath_app,
 ]
 
 

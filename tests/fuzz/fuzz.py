@@ -182,6 +182,8 @@ READINGS = [
         name.rstrip(". ") for name in path.split("/")),
     lambda path: safely_split(path), lambda path: re.sub("[\0-\x1f]", "", path),
     lambda path: re.sub("/@@", "/", path),
+    lambda path: re.sub(r"/\++([^/]*/?)\Z", r"/\1", path),
+    lambda path: "/" + path[1:],
     lambda path: re.sub(r"(?<=[^/])\.[a-z0-9]+/?$", "", path),
     lambda path: re.sub(r"(/[^/.]+)(\.[a-z0-9]+)+$", r"\1", path),
 ]
@@ -206,7 +208,7 @@ PATH_PIECES = [
     "/", "/protected", "protected", "/public", "/x", ".", "..", "/..", "/.", "%2e", "%2f", "%5c",
     "%25", "%70", "%70rotected", "\\", ";", ";v=1", "?", "#", "@@", ".json", ".tar.gz", " ", "\t",
     "\0", "\n", "%00", "%0a", "%20", "\x85", "\xa0", "\xc3\xa9", "\xe2\x80\xa8", "http:", "//host",
-    "PROTECTED", "%c0%af", "%e9", "%3b", "%3f", "%23", "%40%40", "_", "-", "*", "",
+    "PROTECTED", "%c0%af", "%e9", "%3b", "%3f", "%23", "%40%40", "_", "-", "*", "+", "",
 ]
 
 
