@@ -91,7 +91,7 @@ def running(name, core=None):
             own = SERVERS["jwtserver"][0][:2]
             subprocess.run([*own, "user", "add", "demo", "--password-stdin"], check=True,
                            input=PASSWORD, text=True, cwd=folder, env=environ,
-                           stderr=subprocess.DEVNULL)
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is taken"
         start = time.perf_counter()
