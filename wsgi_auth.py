@@ -664,7 +664,7 @@ _QUERY = re.compile(r"[?#].*", re.DOTALL)
 _VIEW = re.compile(r"^(?:@@\s*)+")  # Pyramid's, by its name
 _ENDS = re.compile(r"[\0\r\n]")
 _CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
-_USUAL_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
+_USUAL_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # of a target, RFC 9112 §3.2
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
 _TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
@@ -735,7 +735,7 @@ def _read_path(path: str) -> _Path:
     texts += [_QUERY.sub("", text) for text in texts]
     readings = [_read_text(text) for text in dict.fromkeys(texts)]
     raw = data.decode("utf-8", "replace")
-    climbs = any(reading.climbs for reading in readings)
+    climbs = any(reading.climbs for reading in readings)  # to some, who drop other bytes
     sure = () if climbs else _sure_segments(raw, readings[0])
     return _Path(sure, _with_suffixes_cut(readings), _flatten(raw) + _flatten(path))
 
