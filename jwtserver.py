@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
     DecodeError, Environ, InvalidKeyError, InvalidSignatureError, InvalidTokenError,
-    RateLimitMiddleware, StartResponse, TokenSigner, WSGIApplication, hash_password,
+    RateLimitMiddleware, Rules, StartResponse, TokenSigner, WSGIApplication, hash_password,
     needs_rehash, parse_json_object, parse_scopes, password_iterations, verify_password,
 )
 
@@ -122,16 +122,29 @@ def _is_url(database: str) -> bool:
     return database.startswith(("postgresql://", "postgres://"))
 
 
-def _parse_database(text: str) -> str:
-    if ("://" in text and not _is_url(text)) or text == ":memory:":
+# Each takes the text of a variable, or a value of Python as a field of Settings has it.
+
+
+def _parse_path(value: Any) -> str:
+    return os.fsdecode(value)
+
+
+def _parse_database(value: Any) -> str:
+    text = _parse_path(value)
+    if not text or ("://" in text and not _is_url(text)) or text == ":memory:":
         raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
 
 
-def _parse_number(text: str, most: int, least: int = 1) -> int:
+def _parse_number(value: Any, most: int, least: int = 1) -> int:
+    text = str(value)
     if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
+        raise ValueError(f"must be a whole number from {least} to {most}, not {value!r}")
     return int(text)
+
+
+def _parse_float(value: Any, most: int) -> float:
+    return value if isinstance(value, float) else _parse_number(value, most)
 
 
 class Rate(NamedTuple):
@@ -141,54 +154,82 @@ class Rate(NamedTuple):
     seconds: int
 
 
-def _parse_rate(text: str) -> Rate:
-    count, _, seconds = text.partition("/")
+def _parse_rate(value: Any) -> Rate:
     try:
+        count, seconds = value.split("/") if isinstance(value, str) else value
         return Rate(_parse_number(count, MAX_COUNT), _parse_number(seconds, MAX_LIFETIME))
     except ValueError:
-        raise ValueError(f"must be a number and seconds, like 5/900, not {text!r}") from None
+        raise ValueError(f"must be a number and seconds, like 5/900, not {value!r}") from None
 
 
-def _parse_list(text: str, separator: str) -> Tuple[str, ...]:
-    return tuple(item.strip() for item in text.split(separator) if item.strip())
+def _parse_list(value: Any, separator: str) -> Tuple[str, ...]:
+    items = value.split(separator) if isinstance(value, str) else value
+    return tuple(item.strip() for item in items if item.strip())
 
 
-def _parse_text(text: str) -> str:
+def _parse_rules(value: Any) -> Rules:
+    if isinstance(value, Mapping):
+        return value
+    rules = _parse_list(value, ";")
+    for rule in rules if isinstance(value, str) else ():
+        if re.search("[,:=]", rule.rpartition(" ")[2]):  # taken for one path, it opened all others
+            raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
+    return rules
+
+
+def _parse_keys(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _parse_name(value: Any) -> str:
     try:
-        text.encode()
+        str.encode(value)
     except UnicodeEncodeError:
         raise ValueError("must be UTF-8") from None
-    return text
+    return str(value)
 
 
-def _parse_prefix(text: str) -> str:
-    if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*/?", text):
-        raise ValueError(f"must be a path like /auth, not {text!r}")
-    return text.rstrip("/")
+def _parse_prefix(value: Any) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*/?", value):
+        raise ValueError(f"must be a path like /auth, not {value!r}")
+    return str(value).rstrip("/")
 
 
-_PARSERS: Dict[str, Callable[[str], Any]] = {
+_PARSERS: Dict[str, Callable[[Any], Any]] = {
     "database": _parse_database,
-    "secret": str,
-    "secret_file": str,
-    "issuer": _parse_text,
-    "audience": _parse_text,
-    "token_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
-    "session_lifetime": lambda text: _parse_number(text, MAX_LIFETIME),
-    "cors_origins": lambda text: _parse_list(text, ","),
+    "secret": _parse_keys,
+    "secret_file": _parse_path,
+    "issuer": _parse_name,
+    "audience": _parse_name,
+    "token_lifetime": partial(_parse_number, most=MAX_LIFETIME),
+    "session_lifetime": partial(_parse_number, most=MAX_LIFETIME),
+    "cors_origins": partial(_parse_list, separator=","),
     "login_failures": _parse_rate,
     "rate_limit": _parse_rate,
-    "trusted_proxies": lambda text: _parse_number(text, MAX_PROXIES, 0),
-    "protect": lambda text: _parse_list(text, ";"),
-    "exempt": lambda text: _parse_list(text, ";"),
+    "trusted_proxies": partial(_parse_number, most=MAX_PROXIES, least=0),
+    "protect": _parse_rules,
+    "exempt": _parse_rules,
     "prefix": _parse_prefix,
-    "pbkdf2_iterations": lambda text: _parse_number(text, MAX_PBKDF2_ITERATIONS),
-    "connections": lambda text: _parse_number(text, 1_000_000),
-    "threads": lambda text: _parse_number(text, 10_000, 2),  # one that leads while one works
-    "head_timeout": lambda text: _parse_number(text, MAX_LIFETIME),
-    "idle_timeout": lambda text: _parse_number(text, MAX_LIFETIME),
-    "body_rate": lambda text: _parse_number(text, 10**9),
+    "pbkdf2_iterations": partial(_parse_number, most=MAX_PBKDF2_ITERATIONS),
+    "connections": partial(_parse_number, most=1_000_000),
+    "threads": partial(_parse_number, most=10_000, least=2),  # one that leads while one works
+    "head_timeout": partial(_parse_float, most=MAX_LIFETIME),
+    "idle_timeout": partial(_parse_float, most=MAX_LIFETIME),
+    "body_rate": partial(_parse_float, most=10**9),
 }
+
+
+def _parse(name: str, value: Any) -> Any:
+    variable = f"JWTSERVER_{name.upper()}"
+    try:
+        return _PARSERS[name](value)
+    except ValueError as error:
+        raise SettingsError(f"{variable} {error}") from None
+    except (TypeError, AttributeError):
+        kind = type(value).__name__
+        raise SettingsError(f"{variable} must not be of the type {kind}") from None
 
 
 class Settings(NamedTuple):
@@ -212,8 +253,8 @@ class Settings(NamedTuple):
     login_failures: Rate = Rate(5, 900)  # for a user at an address
     rate_limit: Optional[Rate] = None  # of requests, for a client
     trusted_proxies: int = 0  # how many write the end of X-Forwarded-For
-    protect: Tuple[str, ...] = ()  # rules; /protected or, with an application of yours, everything
-    exempt: Tuple[str, ...] = ()
+    protect: Rules = ()  # /protected or, with an application of yours, everything
+    exempt: Sequence[str] = ()  # rules
     prefix: str = ""  # the path that the endpoints are below
     pbkdf2_iterations: int = PBKDF2_ITERATIONS
     connections: int = 4096  # that this module's own server keeps open
@@ -233,14 +274,20 @@ class Settings(NamedTuple):
         unknown = {name for name in environ if name.startswith("JWTSERVER_")} - set(variables)
         if unknown:
             logger.warning("There is no such setting: %s", ", ".join(sorted(unknown)))
-        given = {}
-        for variable, name in variables.items():
-            if environ.get(variable):
-                try:
-                    given[name] = _PARSERS[name](environ[variable])
-                except ValueError as error:
-                    raise SettingsError(f"{variable} {error}") from None
-        return cls(**given)
+        given: Dict[str, Any] = {
+            name: environ[variable] for variable, name in variables.items()
+            if environ.get(variable)}
+        return cls(**given).checked()
+
+    def checked(self) -> "Settings":
+        """The same, with each text read as that of a variable is.
+
+        Raises:
+            SettingsError: a value cannot be used.
+        """
+        given = {name: value for name, value in self._asdict().items()
+                 if value != self._field_defaults[name]}
+        return Settings(**{name: _parse(name, value) for name, value in given.items()})
 
     @property
     def key_file(self) -> Path:
@@ -285,6 +332,8 @@ def load_keys(settings: Settings) -> List[bytes]:
         source = f"JWTSERVER_SECRET_FILE: {settings.key_file}"
         text = _read_key_file(settings.key_file)
     keys = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(len(key.split()) > 1 for key in keys):  # text of another kind is no secret
+        raise SettingsError(f"{source}: a key has no spaces in it, and a line of its own")
     try:
         TokenSigner(keys)
     except InvalidKeyError as error:
@@ -295,7 +344,7 @@ def load_keys(settings: Settings) -> List[bytes]:
 def _read_key_file(path: Path) -> bytes:
     with _using(path):
         text = path.read_bytes()
-        if os.name == "posix" and path.stat().st_mode & 0o077:
+        if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
             logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
     return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # as some editors mark UTF-8
 
@@ -1667,7 +1716,11 @@ def create_app(
     Raises:
         SettingsError: a setting, the database or the file of the keys cannot be used.
     """
-    settings = settings or Settings.from_environ(os.environ)
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError("settings must be Settings; an application is given as app=…")
+    if app is not None and not callable(app):
+        raise TypeError("app must be a WSGI application")
+    settings = settings.checked() if settings else Settings.from_environ(os.environ)
     if store is None:
         store = open_store(settings.database)
         if store.is_empty():
@@ -1678,6 +1731,7 @@ def create_app(
     guarded = {path: route for path, route in routes.items() if route.guarded}
     before = {path: route for path, route in routes.items() if not route.guarded}
     protect = settings.protect or ("/protected" if app is None else "/",)
+    needed = protect if isinstance(protect, Mapping) else dict.fromkeys(protect, ())
 
     def stranger(environ: Environ) -> Optional[str]:
         known = environ.get("PATH_INFO") not in before and service.shows_good_token(environ)
@@ -1689,7 +1743,7 @@ def create_app(
     try:
         guard = BearerAuthMiddleware(
             behind, signer, exempt=settings.exempt, is_revoked=service.is_revoked,
-            protect=[*protect, *(path for path in guarded if path != "/protected")])
+            protect={**{path: () for path in guarded if path != "/protected"}, **needed})
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT or JWTSERVER_EXEMPT: {error}") from None
     whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)

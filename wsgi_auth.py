@@ -967,6 +967,7 @@ class BearerAuthMiddleware:
 
     Raises:
         ValueError: a rule, a scope or the realm is malformed.
+        TypeError: `app` cannot be called, or `signer` cannot verify.
 
     >>> def hello(environ, start_response):
     ...     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -983,6 +984,8 @@ class BearerAuthMiddleware:
         exempt: Sequence[str] = (), realm: str = "api",
         is_revoked: Optional[Callable[[Claims], bool]] = None,
     ) -> None:
+        if not callable(app) or not hasattr(signer, "verify"):
+            raise TypeError("app must be a WSGI application, and signer a TokenSigner")
         if _UNQUOTABLE.search(realm):
             raise ValueError(f"not a realm: {realm!r}")
         self.app = app

@@ -506,6 +506,28 @@ def test_own_application_rules_come_from_the_settings(settings, store):
     client.get("/api/open/x", status=200)
 
 
+def test_scopes_of_the_settings_hold_for_an_application_and_for_endpoints(settings, store):
+    client = TestApp(create_app(
+        settings._replace(protect={"/api": (), "/api/admin": "admin", "/verify": "admin"}),
+        app=whoami))
+    headers = bearer(sign_in(client).json["token"])
+
+    assert client.get("/api/admin", headers=headers, status=403).json == {
+        "success": False, "error": "Insufficient scope"}
+    client.get("/verify", headers=headers, status=403)
+    client.get("/api/x", headers=headers, status=200)
+    client.post("/logout", status=401)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"app": "module:app"}, "app must be"), ({"settings": whoami}, "given as app=")])
+def test_what_is_no_application_or_no_settings_is_refused_at_once(arguments, words):
+    with pytest.raises(TypeError, match=words):
+        create_app(**arguments)
+
+    assert os.listdir() == []
+
+
 def test_application_that_is_false_is_served_behind_the_guard(settings, store):
     class Application(list):
         def __call__(self, environ, start_response):

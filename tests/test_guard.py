@@ -605,6 +605,12 @@ def test_path_whose_punctuation_some_read_alike_is_protected_with_its_scopes(rul
     assert status("/adminxpanel", authorization=bearer(), **rules) == OPEN
 
 
+@pytest.mark.parametrize("app, signer", [("module:app", SIGNER), (None, SIGNER), (print, "k" * 64)])
+def test_what_cannot_be_called_or_cannot_verify_is_refused_at_once(app, signer):
+    with pytest.raises(TypeError, match="app must be a WSGI application, and signer a TokenSigner"):
+        BearerAuthMiddleware(app, signer)
+
+
 def test_rule_of_many_segments_covers_what_is_below():
     deep = "/a" * 64
 

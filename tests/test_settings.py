@@ -53,12 +53,42 @@ def test_variable_sets_its_field(variable, text, field, value):
         "5", "5/", "/900", "0/900", "5/0", "5/900/1", "-5/900", "5 / 900", "5/15m", "off")),
     ("SESSION_LIFETIME", "0"), ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
     *(("PREFIX", text) for text in ("auth", "//", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
+    *((variable, text) for variable in ("PROTECT", "EXEMPT") for text in (
+        "/a,/b", "/a:admin", "/a=admin", "/x;GET,POST /a,/b")),
 ])
 def test_variable_that_cannot_be_used_is_named(variable, text):
     with pytest.raises(SettingsError, match=f"^JWTSERVER_{variable} must be ") as caught:
         Settings.from_environ({f"JWTSERVER_{variable}": text})
 
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field, value, read", [
+    ("database", Path("x.db"), "x.db"), ("secret_file", Path("x.key"), "x.key"),
+    ("token_lifetime", "60", 60), ("login_failures", "3/60", (3, 60)),
+    ("login_failures", [3, 60], (3, 60)), ("rate_limit", "300/60", (300, 60)),
+    ("cors_origins", "https://a,https://b", ("https://a", "https://b")),
+    ("protect", "/a", ("/a",)), ("protect", ["/a:b", "/c,d=e"], ("/a:b", "/c,d=e")),
+    ("protect", {"/a": "admin"}, {"/a": "admin"}), ("prefix", "/auth/", "/auth"),
+    ("head_timeout", 0.5, 0.5), ("head_timeout", "5", 5),
+])
+def test_field_takes_what_its_variable_takes_and_values_of_python(field, value, read):
+    assert getattr(Settings(**{field: value}).checked(), field) == read
+
+
+@pytest.mark.parametrize("field, value", [
+    ("database", None), ("database", ""), ("secret", [KEY]), ("secret", KEY.encode()),
+    ("secret_file", None), ("issuer", 1), ("token_lifetime", 1.5), ("token_lifetime", True),
+    ("token_lifetime", 0), ("login_failures", 5), ("login_failures", None),
+    ("login_failures", (5, 0)), ("rate_limit", (1, 2, 3)), ("cors_origins", 1),
+    ("protect", None), ("protect", [1]), ("prefix", None), ("prefix", "auth"),
+    ("pbkdf2_iterations", None),
+])
+def test_field_that_cannot_be_used_is_named(field, value):
+    with pytest.raises(SettingsError, match=f"^JWTSERVER_{field.upper()} must "):
+        jwtserver.create_app(Settings(**{field: value}))
+
+    assert os.listdir() == []
 
 
 def test_variable_that_is_no_setting_is_warned_of(caplog):
@@ -108,6 +138,22 @@ def test_key_file_that_is_no_file_is_named_and_nothing_else_is_said(path, caplog
     with pytest.raises(SettingsError, match=f"^JWTSERVER_SECRET_FILE: {path}: [A-Z]"):
         prepare_keys(settings)
         load_keys(settings)
+
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("text", [f"{KEY} {OTHER}", f"{KEY}\nThe words of some other document\n"])
+def test_keys_with_spaces_are_refused(text):
+    Path("jwtserver.key").write_text(text)
+
+    for settings in (Settings(secret=text), Settings()):
+        with pytest.raises(SettingsError, match="^JWTSERVER_SECRET.*: a key has no spaces"):
+            load_keys(settings)
+
+
+def test_device_for_a_key_file_is_not_to_be_changed(caplog):
+    with pytest.raises(SettingsError, match="/dev/null: There is no key"):
+        load_keys(Settings(secret_file="/dev/null"))
 
     assert caplog.messages == []
 
