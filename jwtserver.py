@@ -9,7 +9,7 @@ The server answers
     POST /authenticate  {"username": …, "password": …}, as JSON or as a form: {"token": …, …}
     POST /refresh       {"refresh_token": …}: a new token and a new refresh token
     POST /logout        with the header `Authorization: Bearer TOKEN`: ends the session
-    GET  /verify        with the same header: 204, for a proxy that asks who a request is from
+    any  /verify        with the same header: 204, for a proxy that asks who a request is from
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  all of this for programs
@@ -877,8 +877,10 @@ class Store:
         return int(version)
 
     def check(self) -> None:
-        """Do nothing, if the database can answer."""
+        """Do nothing, if the database can answer, and the file is still where it was."""
         self.find("nobody")
+        if not self.path.exists():  # what is open can be read on
+            raise StoreError(f"{self.name}: {os.strerror(errno.ENOENT)}")
 
     def find(self, name: str) -> Optional[User]:
         """The user of that name, in whatever Unicode form it is given."""
@@ -1164,6 +1166,10 @@ class PostgreSQLStore(Store):
             idle.append(connection)
         return super()._connection()
 
+    def check(self) -> None:
+        """Do nothing, if the database can answer."""
+        self.find("nobody")
+
     def _exclude_others(self, connection: Connection) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
 
@@ -1278,6 +1284,9 @@ def _read_fields(environ: Environ) -> Dict[str, Any]:
         except DecodeError as error:
             raise HTTPError(400, f"Malformed body: {error}") from None
     if content_type == "application/x-www-form-urlencoded":
+        if body.lstrip().startswith(b"{"):  # as of `curl -d` without a header
+            raise HTTPError(415, "The body looks like JSON, but is sent as a form; it needs"
+                                 " Content-Type: application/json")
         try:
             pairs = parse_qsl(body.decode(), True, errors="strict", max_num_fields=100)
         except ValueError:
@@ -2784,7 +2793,8 @@ def _serve(args: argparse.Namespace) -> None:
         tls = _tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     except OSError as error:
         files = " with ".join(filter(None, (args.tls_cert, args.tls_key)))
-        raise Error(f"cannot use {files}: {error.strerror or error}") from None
+        hint = "" if args.tls_key or error.errno == errno.ENOENT else "; is its key in --tls-key?"
+        raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
     try:
         listener = _listen(args.host, args.port)
     except OSError as error:
@@ -2861,9 +2871,9 @@ def _add_demo(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
 def _greet(
     url: str, settings: Settings, store: Store, demo: Optional[Tuple[str, str]], path: str,
 ) -> None:
-    needed = f"A token is needed below {', '.join(settings.protect or (path,))}"
+    needed = f"A token is needed for {', '.join(settings.protect or (path,))}"
     if settings.exempt:
-        needed += f", but not below {', '.join(settings.exempt)}"
+        needed += f", but not for {', '.join(settings.exempt)}"
     lines = [f"jwtserver listens on {url} (Ctrl-C stops it)", needed]
     if demo:
         password, token = demo
@@ -2905,16 +2915,30 @@ def _hash(password: str, settings: Settings) -> str:
         raise Error(str(error)) from None
 
 
-def _new_user(name: str, password_hash: str, scope: str = "") -> User:
+def _clean_scope(scope: str) -> str:
     try:
-        name, scope = clean_name(name), " ".join(parse_scopes(scope))
+        names = parse_scopes(scope)
     except ValueError as error:
         raise Error(str(error)) from None
-    return User(name, password_hash, scope, 0, int(time.time()))
+    if "," in scope:
+        raise Error(f"scopes are separated by spaces, not commas: {scope!r}")
+    return " ".join(names)
+
+
+def _new_user(name: str, password_hash: str, scope: str = "") -> User:
+    try:
+        name = clean_name(name)
+    except ValueError as error:
+        raise Error(str(error)) from None
+    return User(name, password_hash, _clean_scope(scope), 0, int(time.time()))
 
 
 def _open_store(args: argparse.Namespace) -> Store:
-    return open_store(_settings(args).database)
+    """The store that is there: in a wrong folder, a new one would hide the mistake."""
+    database = _settings(args).database
+    if not _is_url(database) and not Path(database).exists():
+        raise Error(f"there is no database {Path(database).absolute()}; `user add` makes it")
+    return open_store(database)
 
 
 def _existing(store: Store, name: str) -> User:
@@ -2946,7 +2970,7 @@ def _ask_password(args: argparse.Namespace) -> str:
 
 
 def _user_add(args: argparse.Namespace) -> None:
-    store = _open_store(args)
+    store = open_store(_settings(args).database)
     user = _new_user(args.name, "", args.scope)
     if store.find(user.name):
         raise NameTaken(user.name)
@@ -2968,12 +2992,15 @@ def _user_change(args: argparse.Namespace) -> None:
     """Remove, disable, enable or log out a user."""
     store = _open_store(args)
     user = _existing(store, args.name)
-    change: Callable[[str], Any] = {
-        "remove": store.remove, "disable": store.disable, "enable": store.enable,
-        "logout": store.end_sessions,
+    change, outcome = {
+        "remove": (store.remove, "is no user any more"),
+        "disable": (store.disable, "can sign in no longer, and is signed out"),
+        "enable": (store.enable, "can sign in"),
+        "logout": (store.end_sessions, "is signed out"),
     }[args.command]
     change(user.name)
     _audit(f"user_{args.command}", user=user.name)
+    print(f"{user.name} {outcome}")
 
 
 def _user_password(args: argparse.Namespace) -> None:
@@ -2981,33 +3008,39 @@ def _user_password(args: argparse.Namespace) -> None:
     user = _existing(store, args.name)
     store.set_password(user.name, _hash(_ask_password(args), _settings(args)))
     _audit("user_password", user=user.name)
+    print(f"{user.name} has the new password, and is signed out")
 
 
 def _user_scope(args: argparse.Namespace) -> None:
     store = _open_store(args)
     user = _existing(store, args.name)
-    store.set_scope(user.name, _new_user(user.name, "", args.scope).scope)
+    scope = _clean_scope(args.scope)
+    store.set_scope(user.name, scope)
     _audit("user_scope", user=user.name)
+    print(f"{user.name} has {f'the scopes {scope}' if scope else 'no scopes'}, and is signed out")
 
 
 def _user_import(args: argparse.Namespace) -> None:
     try:
         with open(args.file, encoding="utf-8-sig", newline="") as file:
             users = list(_read_users(csv.reader(file)))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise Error(f"{args.file}: must be in UTF-8") from None
+    except csv.Error as error:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    store = _open_store(args)
+    store = open_store(_settings(args).database)
     try:
         _add_users(store, users)
     except NameTaken as error:
         raise Error(f"{args.file}: {error}") from None
-    print(f"{len(users)} users imported into {store.name}")
+    print(f"{len(users)} {'user' if len(users) == 1 else 'users'} imported into {store.name}")
 
 
 def _read_users(rows: Any) -> Iterator[User]:
     """Users from the rows of a csv.reader: username,password_hash[,scope], below a head or not."""
+    names = set()
     for row in rows:
         if not row or (rows.line_num == 1 and row[:2] == ["username", "password_hash"]):
             continue
@@ -3016,7 +3049,11 @@ def _read_users(rows: Any) -> Iterator[User]:
                 raise Error("username,password_hash[,scope] expected")
             if not password_iterations(row[1]):
                 raise Error("only PBKDF2 hashes of Django, Werkzeug and passlib can be verified")
-            yield _new_user(*row)
+            user = _new_user(*row)
+            if user.name in names:
+                raise Error(f"the user {user.name!r} is in the file twice")
+            names.add(user.name)
+            yield user
         except Error as error:
             raise Error(f"line {rows.line_num}: {error}") from None
 
@@ -3037,39 +3074,53 @@ def _token_inspect(args: argparse.Namespace) -> None:
         claims = signer.verify(token)
     except InvalidTokenError as error:
         raise Error(f"not a good token: {error}") from None
-    if Service(_open_store(args), signer, settings, time.time).is_revoked(claims):
+    if Service(open_store(settings.database), signer, settings, time.time).is_revoked(claims):
         raise Error("not a good token: Token has been revoked")
     print(json.dumps(claims, indent=2))
 
 
 def _key_rotate(args: argparse.Namespace) -> None:
     settings = _settings(args)
-    with _open_store(args).changing_keys():
+    with open_store(settings.database).changing_keys():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
-    print(f"{settings.key_file.absolute()} has a new first key, which signs from now on. Tokens of"
-          f" older keys, {len(keys)}, remain good until `key prune`; run that in"
-          f" {settings.token_lifetime} seconds, when they have expired.")
+    print(f"{settings.key_file.absolute()} has a new key, which signs from now on. Tokens of its"
+          f" {len(keys)} older ones remain good; when they have expired, in"
+          f" {settings.token_lifetime} seconds, run: python jwtserver.py key prune")
 
 
 def _key_prune(args: argparse.Namespace) -> None:
-    settings, store = _settings(args), _open_store(args)
+    settings = _settings(args)
+    store = open_store(settings.database)
     with store.changing_keys():
         keys, rotated = replace_keys(settings, lambda keys: keys[:1])
+    if len(keys) == 1:
+        print(f"{settings.key_file.absolute()} has one key, so there is none to drop")
+        return
     _audit("key_prune")
     signed = rotated + KEY_FILE_INTERVAL
-    live = store.count_tokens(signed, settings.token_lifetime, time.time()) if keys[1:] else 0
-    print(f"{settings.key_file.absolute()} has its first key alone; {len(keys) - 1} dropped. Live"
-          f" tokens that may have been signed with those, and are refused from now on: {live}.")
+    live = store.count_tokens(signed, settings.token_lifetime, time.time())
+    print(f"{settings.key_file.absolute()} has one key now; {len(keys) - 1} older dropped. Live"
+          f" tokens that they may have signed, and that are refused from now on: {live}")
 
 
 # --- The command line ---------------------------------------------------------------------------
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Refuses what it does not know by its own usage; argparse leaves that to the root."""
+
+    def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
+        namespace, unknown = super().parse_known_args(*args)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
 class _Commands:
     """A level of the command line: its commands, each with its help and an example."""
 
-    def __init__(self, parser: argparse.ArgumentParser, parents: List[argparse.ArgumentParser]):
+    def __init__(self, parser: _CommandParser, parents: List[_CommandParser]):
         self._subparsers = parser.add_subparsers(
             dest="command", required=True, prog=parser.prog)
         self._parents = parents
@@ -3077,7 +3128,7 @@ class _Commands:
     def add(
         self, name: str, run: Optional[Callable[[argparse.Namespace], None]], help: str,
         *examples: str,
-    ) -> argparse.ArgumentParser:
+    ) -> _CommandParser:
         parser = self._subparsers.add_parser(
             name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False,
             parents=self._parents if run else [], epilog=_examples(*examples),
@@ -3101,15 +3152,15 @@ def _number(most: int, least: int = 1) -> Callable[[str], int]:
     return number
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> _CommandParser:
+    parser = _CommandParser(
         description="Sign-in with JSON Web Tokens. Without a command, it serves.",
         usage="%(prog)s [--help] [--version] [COMMAND] ...   (the flags of each: COMMAND --help)",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         epilog=_examples("python jwtserver.py", "python jwtserver.py user add alice",
                          "python jwtserver.py serve --help"))
     parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
-    files = argparse.ArgumentParser(add_help=False)
+    files = _CommandParser(add_help=False)
     files.add_argument("--database", metavar="FILE",
                        help="or postgresql://…; default: jwtserver.db")
     files.add_argument("--secret-file", metavar="FILE",
@@ -3220,7 +3271,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             _flush()
     except KeyboardInterrupt:
         return 130  # as the shell has it
-    except (Error, OSError, UnicodeError) as error:
+    except OSError as error:  # without its number
+        reasons = filter(None, (error.filename, error.strerror or str(error)))
+        print(f"jwtserver: {': '.join(reasons)}", file=sys.stderr)
+        return 1
+    except (Error, UnicodeError) as error:
         print(f"jwtserver: {error}", file=sys.stderr)
         return 1
     return 0

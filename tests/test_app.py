@@ -182,6 +182,13 @@ def test_authenticate_malformed_form_is_refused(client, body):
     assert response.json["message"].startswith("Malformed body")
 
 
+def test_authenticate_json_sent_as_a_form_is_told_what_it_lacks(client):
+    response = client.post(
+        "/authenticate", json.dumps({"username": "alice", "password": PASSWORD}), status=415)
+
+    assert response.json["message"].startswith("The body looks like JSON, but is sent as a form")
+
+
 @pytest.mark.parametrize("content_type", [
     "text/plain", "multipart/form-data; boundary=x", "application/xml", "application/jsonp", "",
     ";application/json",
@@ -399,6 +406,14 @@ def test_rotated_keys_first_signs_and_all_verify(settings, store, client):
 
 def test_health_answers_ok(client):
     assert client.get("/health").json == {"status": "ok"}
+
+
+@pytest.mark.sqlite
+def test_health_tells_that_the_file_of_the_database_is_gone(client, store):
+    client.get("/health", status=200)
+    os.unlink(store.path)
+
+    client.get("/health", status=503)
 
 
 @pytest.mark.parametrize("path", ["/health", "/protected"])

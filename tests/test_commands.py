@@ -89,8 +89,11 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     (["user", "remove", "\x1b[31m\n"], "", "there is no user '\\x1b[31m\\n'"),
     ("token issue bob", "", "there is no user 'bob'"),
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
-    ("user import none.csv", "", "none.csv"),
-    ("user list --database no/such.db", "", "no/such.db: No such file or directory"),
+    ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
+    ("user list --database no/such.db", "", "no/such.db; `user add` makes it"),
+    ("user add bob --password-stdin --database no/such.db", "x", "no/such.db: No such file"),
+    (["user", "scope", "alice", "read,write"], "", "separated by spaces, not commas: 'read,write'"),
+    ("user add bob --password-stdin --scope a,b", "x", "separated by spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
@@ -118,7 +121,7 @@ def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatc
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("line, words", [
-    ("user list > /dev/full", "[Errno 28] No space left on device"),
+    ("user list > /dev/full", "jwtserver: No space left on device"),
     ("user add bob --password-stdin <&-", "the input is closed"),
     ("user add bob <&-", "the input is closed"),
     ("token inspect <&-", "the input is closed"),
@@ -183,23 +186,40 @@ def test_flag_that_is_empty_prevails_over_the_environment(monkeypatch):
 
 
 def test_user_list_without_users_says_where_it_has_looked(command, database):
+    open_store(database)
+
     code, output, errors = command("user list")
 
     assert (code, output, errors.endswith(" has no users\n")) == (0, "", True)
 
 
+@pytest.mark.sqlite
+@pytest.mark.parametrize("line", [
+    "user list", "user remove bob", "user enable bob", "user scope bob read", "user password bob",
+    "token issue bob"])
+def test_command_in_a_wrong_folder_makes_nothing(command, line):
+    assert refused(command(line), f"there is no database {os.getcwd()}/jwtserver.db")
+    assert os.listdir() == []
+
+
 def test_user_password_disable_enable_scope_remove_change_the_user(command, store):
-    assert command("user password alice --password-stdin", "other\n") == (0, "", "")
+    def done(line, words, stdin=""):
+        return command(line, stdin) == (0, f"alice {words}\n", "")
+
+    assert done("user password alice --password-stdin", "has the new password, and is signed out",
+                "other\n")
     assert verify_password("other", store.find("alice").password_hash)
-    assert command("user disable alice") == (0, "", "")
+    assert done("user disable alice", "can sign in no longer, and is signed out")
     assert store.find("alice").disabled
-    assert command("user enable alice") == (0, "", "")
+    assert done("user enable alice", "can sign in")
     assert not store.find("alice").disabled
-    assert command(["user", "scope", "alice", "read admin"]) == (0, "", "")
+    assert done(["user", "scope", "alice", "read admin"],
+                "has the scopes read admin, and is signed out")
     assert store.find("alice").scope == "read admin"
-    assert command(["user", "scope", "alice", ""]) == (0, "", "")
+    assert done(["user", "scope", "alice", ""], "has no scopes, and is signed out")
     assert store.find("alice").scope == ""
-    assert command("user remove alice") == (0, "", "")
+    assert done("user logout alice", "is signed out")
+    assert done("user remove alice", "is no user any more")
     assert store.all() == []
 
 
@@ -298,19 +318,27 @@ GOOD = f"bob,{HASHES['django']}\n"
     (GOOD + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
     (GOOD + f",{HASHES['django']}\n", "line 2: a user name has"),
     (GOOD + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
-    (GOOD + GOOD, "there is a user 'bob' already"),
+    (GOOD + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: scopes are separated by spaces"),
+    (GOOD + GOOD, "line 2: the user 'bob' is in the file twice"),
     (GOOD + f"alice,{HASHES['django']}\n", "there is a user 'alice' already"),
-    (GOOD + "\xff", "users.csv: "),
+    (GOOD + "\xff", "users.csv: must be in UTF-8"),
     (GOOD + "e\0ve,x\n", "users.csv"),
     (GOOD + '"' + "x" * 200_000, "users.csv: field larger"),
-], ids=["bcrypt", "no hash", "one column", "four", "no name", "scope", "twice", "taken", "bytes",
-        "NUL", "huge"])
+], ids=[
+    "bcrypt", "no hash", "one column", "four", "no name", "scope", "comma", "twice", "taken",
+    "bytes", "NUL", "huge"])
 def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
     Path("users.csv").write_bytes(text.encode("latin-1"))
     before = store.all()
 
     assert refused(command("user import users.csv"), words)
     assert store.all() == before
+
+
+def test_user_import_of_one_user_says_so(command, database):
+    Path("users.csv").write_text(GOOD)
+
+    assert command("user import users.csv")[1].startswith("1 user imported into ")
 
 
 # --- token
@@ -360,10 +388,13 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
 
     code, output, _ = command("key rotate")
 
-    assert code == 0 and "jwtserver.key has a new first key" in output
+    assert code == 0 and "jwtserver.key has a new key, which signs from now on" in output
+    assert "python jwtserver.py key prune" in output
     assert command(["token", "inspect", old])[0] == 0
     new = command("token issue alice")[1].strip()
-    assert command("key prune")[0] == 0
+    code, output, _ = command("key prune")
+    assert code == 0 and "jwtserver.key has one key now; 1 older dropped" in output
+    assert command("key prune")[1].endswith("jwtserver.key has one key, so there is none to drop\n")
     assert command(["token", "inspect", new])[0] == 0
     assert refused(command(["token", "inspect", old]), "Signature verification failed")
     assert len(Path("jwtserver.key").read_text().split()) == 1
@@ -417,6 +448,18 @@ def test_usage_that_is_wrong_exits_with_2(line, capsys):
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("line", ["user scope bob read write", "user list --databse x", "--prot 1"])
+def test_usage_that_is_wrong_shows_that_of_the_command(line, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(line.split())
+
+    errors = capsys.readouterr().err
+    words = "serve" if line.startswith("-") else " ".join(line.split()[:2])
+    assert exit.value.code == 2
+    assert f" {words} [-h]" in errors.splitlines()[0]
+    assert "unrecognized arguments: " in errors
+
+
 def parsers(parser, words=()):
     yield words, parser
     for action in parser._actions:
@@ -453,7 +496,8 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
         [sys.executable, str(ROOT / "jwtserver.py"), "user", "disable", "alice"],
         capture_output=True, text=True, timeout=20)
 
-    assert (result.returncode, result.stdout) == (0, "")
+    assert (result.returncode, result.stdout) == (
+        0, "alice can sign in no longer, and is signed out\n")
     assert result.stderr.endswith(' jwtserver.audit: user_disable user="alice"\n')
     assert result.stderr.count("\n") == 1
 

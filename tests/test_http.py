@@ -1334,8 +1334,8 @@ def test_serve_over_tls(start, certificate, trusting):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--tls-cert", "none.pem"], "cannot use none.pem: No such file"),
-    (["--tls-cert", "bad.pem"], "cannot use bad.pem: "),
+    (["--tls-cert", "none.pem"], "cannot use none.pem: No such file or directory\n"),
+    (["--tls-cert", "bad.pem"], "key in --tls-key?\n"),
     (["--tls-key", "none.pem"], "--tls-key needs --tls-cert"),
     (["--app", "nothing_there:app"], "cannot import nothing_there:app: ModuleNotFoundError"),
     (["--app", "mine:nothing"], "cannot import mine:nothing: AttributeError"),

@@ -151,7 +151,7 @@ def test_second_run_adds_no_user_and_shows_no_password(start, tmp_path):
     code, second, errors = start().stop()
 
     assert "password" in first
-    assert (code, second, errors) == (0, "A token is needed below /protected\n", "")
+    assert (code, second, errors) == (0, "A token is needed for /protected\n", "")
     assert (tmp_path / "jwtserver.db").read_bytes() == database
 
 
@@ -281,9 +281,9 @@ def test_server_serves_others_while_a_client_is_silent(server):
 @pytest.mark.parametrize("arguments, words", [
     ([], ["demo", "curl -d username=demo", "http://127.0.0.1:"]),
     (["--host", "0.0.0.0", "--prefix", "/auth"], ["http://127.0.0.1:", "/auth/authenticate"]),
-    ([], ["A token is needed below /protected\n"]),
+    ([], ["A token is needed for /protected\n"]),
     (["--protect", "/a", "--protect", "POST /b", "--exempt", "/a/b"],
-     ["A token is needed below /a, POST /b, but not below /a/b\n"]),
+     ["A token is needed for /a, POST /b, but not for /a/b\n"]),
 ])
 def test_serve_greets_and_ends_with_a_signal(
         tmp_path, monkeypatch, capsys, arguments, words):
@@ -310,7 +310,7 @@ def test_greeting_that_cannot_be_written_is_one_line(tmp_path):
             env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
 
     lines = [line for line in result.stderr.splitlines() if " jwtserver.audit: " not in line]
-    assert (result.returncode, lines) == (1, ["jwtserver: [Errno 28] No space left on device"])
+    assert (result.returncode, lines) == (1, ["jwtserver: No space left on device"])
 
 
 def test_serve_on_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
