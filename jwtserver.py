@@ -1754,7 +1754,7 @@ def create_app(
             behind, signer, exempt=settings.exempt, is_revoked=service.is_revoked,
             protect={**{path: () for path in guarded if path != "/protected"}, **needed})
     except ValueError as error:
-        raise SettingsError(f"JWTSERVER_PROTECT or JWTSERVER_EXEMPT: {error}") from None
+        raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
     whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)
     return _shared(whole, settings.cors_origins)
 
@@ -2993,8 +2993,8 @@ def _user_change(args: argparse.Namespace) -> None:
     store = _open_store(args)
     user = _existing(store, args.name)
     change, outcome = {
-        "remove": (store.remove, "is no user any more"),
-        "disable": (store.disable, "can sign in no longer, and is signed out"),
+        "remove": (store.remove, "is removed"),
+        "disable": (store.disable, "can no longer sign in, and is signed out"),
         "enable": (store.enable, "can sign in"),
         "logout": (store.end_sessions, "is signed out"),
     }[args.command]
@@ -3084,8 +3084,8 @@ def _key_rotate(args: argparse.Namespace) -> None:
     with open_store(settings.database).changing_keys():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
-    print(f"{settings.key_file.absolute()} has a new key, which signs from now on. Tokens of its"
-          f" {len(keys)} older ones remain good; when they have expired, in"
+    print(f"{settings.key_file.absolute()} has a new key, which signs from now on; older ones,"
+          f" whose tokens remain good: {len(keys)}. When those have expired, in"
           f" {settings.token_lifetime} seconds, run: python jwtserver.py key prune")
 
 

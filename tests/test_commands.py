@@ -209,7 +209,7 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
     assert done("user password alice --password-stdin", "has the new password, and is signed out",
                 "other\n")
     assert verify_password("other", store.find("alice").password_hash)
-    assert done("user disable alice", "can sign in no longer, and is signed out")
+    assert done("user disable alice", "can no longer sign in, and is signed out")
     assert store.find("alice").disabled
     assert done("user enable alice", "can sign in")
     assert not store.find("alice").disabled
@@ -219,7 +219,7 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
     assert done(["user", "scope", "alice", ""], "has no scopes, and is signed out")
     assert store.find("alice").scope == ""
     assert done("user logout alice", "is signed out")
-    assert done("user remove alice", "is no user any more")
+    assert done("user remove alice", "is removed")
     assert store.all() == []
 
 
@@ -497,7 +497,7 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
         capture_output=True, text=True, timeout=20)
 
     assert (result.returncode, result.stdout) == (
-        0, "alice can sign in no longer, and is signed out\n")
+        0, "alice can no longer sign in, and is signed out\n")
     assert result.stderr.endswith(' jwtserver.audit: user_disable user="alice"\n')
     assert result.stderr.count("\n") == 1
 
