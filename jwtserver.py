@@ -2793,7 +2793,8 @@ def _serve(args: argparse.Namespace) -> None:
         tls = _tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
     except OSError as error:
         files = " with ".join(filter(None, (args.tls_cert, args.tls_key)))
-        hint = "" if args.tls_key or error.errno == errno.ENOENT else "; is its key in --tls-key?"
+        readable = not isinstance(error, (FileNotFoundError, PermissionError))
+        hint = "; is its key in --tls-key?" if readable and not args.tls_key else ""
         raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
     try:
         listener = _listen(args.host, args.port)
@@ -3272,8 +3273,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return 130  # as the shell has it
     except OSError as error:  # without its number
-        reasons = filter(None, (error.filename, error.strerror or str(error)))
-        print(f"jwtserver: {': '.join(reasons)}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"jwtserver: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except (Error, UnicodeError) as error:
         print(f"jwtserver: {error}", file=sys.stderr)
