@@ -1724,6 +1724,7 @@ def create_app(
 
     Raises:
         SettingsError: a setting, the database or the file of the keys cannot be used.
+        TypeError: `settings` or `app` is something else.
     """
     if settings is not None and not isinstance(settings, Settings):
         raise TypeError("settings must be Settings; an application is given as app=…")
@@ -1740,7 +1741,6 @@ def create_app(
     guarded = {path: route for path, route in routes.items() if route.guarded}
     before = {path: route for path, route in routes.items() if not route.guarded}
     protect = settings.protect or ("/protected" if app is None else "/",)
-    needed = protect if isinstance(protect, Mapping) else dict.fromkeys(protect, ())
 
     def stranger(environ: Environ) -> Optional[str]:
         known = environ.get("PATH_INFO") not in before and service.shows_good_token(environ)
@@ -1749,14 +1749,24 @@ def create_app(
     behind = _limited(
         Router(guarded, otherwise=None if app is None else _with_nosniff(app)),
         settings.rate_limit, service.client)
-    try:
-        guard = BearerAuthMiddleware(
-            behind, signer, exempt=settings.exempt, is_revoked=service.is_revoked,
-            protect={**{path: () for path in guarded if path != "/protected"}, **needed})
-    except ValueError as error:
-        raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
+    own = [path for path in guarded if path != "/protected"]
+    guard = _guarded(behind, service, own, protect, settings.exempt)
     whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)
     return _shared(whole, settings.cors_origins)
+
+
+def _guarded(
+    app: WSGIApplication, service: Service, own: Sequence[str], protect: Rules,
+    exempt: Sequence[str],
+) -> WSGIApplication:
+    """Put an application behind the guard; the `own` endpoints need a token without a rule."""
+    rules = protect if isinstance(protect, Mapping) else dict.fromkeys(protect, ())
+    try:
+        return BearerAuthMiddleware(
+            app, service.signer, protect={**dict.fromkeys(own, ()), **rules}, exempt=exempt,
+            is_revoked=service.is_revoked)
+    except ValueError as error:
+        raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
 
 
 def _limited(
@@ -3112,6 +3122,7 @@ class _CommandParser(argparse.ArgumentParser):
     """Refuses what it does not know by its own usage; argparse leaves that to the root."""
 
     def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
+        """Parse, with nothing left over."""
         namespace, unknown = super().parse_known_args(*args)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
