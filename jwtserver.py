@@ -809,6 +809,10 @@ class Store:
         """Lend a connection; each statement is a transaction, if no other is begun."""
         return _Loan(self, self._idle.setdefault(_pid, []), self._connect)
 
+    def close_idle(self) -> None:
+        """Close what is open: over a fork, an open file or socket would be shared."""
+        _close_own(self._idle)
+
     def _begin(self) -> Connection:
         connection = _pop(self._idle.setdefault(_pid, [])) or self._connect()
         connection.execute("BEGIN")
@@ -1735,6 +1739,7 @@ def create_app(
         store = open_store(settings.database)
         if store.is_empty():
             logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
+        store.close_idle()  # a server may fork now, and uWSGI does not tell
     signer = make_signer(settings, clock)
     service = Service(store, signer, settings, clock)
     routes = _routes(service, settings.prefix, demo=app is None)

@@ -680,6 +680,37 @@ def test_application_bad_setting_names_the_variable(environment, monkeypatch, va
         jwtserver.application({"REQUEST_METHOD": "GET", "PATH_INFO": "/health"}, None)
 
 
+def test_application_when_composed_has_no_connection_that_a_fork_would_share(
+    settings, database, monkeypatch,
+):
+    connections = []
+    for kind in (jwtserver.Store, jwtserver.PostgreSQLStore):
+        def connect(store, connect=kind._connect):
+            connections.append(ClosingConnection(connect(store)))
+            return connections[-1]
+
+        monkeypatch.setattr(kind, "_connect", connect)
+
+    create_app(settings)
+
+    assert connections and all(connection.closed for connection in connections)
+
+
+class ClosingConnection:
+    """A connection that knows whether it has been closed."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.closed = False
+
+    def __getattr__(self, name):
+        return getattr(self.connection, name)
+
+    def close(self):
+        self.closed = True
+        self.connection.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_application_after_fork_answers_though_a_thread_held_the_locks(
     environment, monkeypatch,
