@@ -1740,8 +1740,7 @@ def create_app(
         if store.is_empty():
             logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
         store.close_idle()  # a server may fork now, and uWSGI does not tell
-    signer = make_signer(settings, clock)
-    service = Service(store, signer, settings, clock)
+    service = Service(store, make_signer(settings, clock), settings, clock)
     routes = _routes(service, settings.prefix, demo=app is None)
     guarded = {path: route for path, route in routes.items() if route.guarded}
     before = {path: route for path, route in routes.items() if not route.guarded}
