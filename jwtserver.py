@@ -776,9 +776,6 @@ class _Loan:
 class Store:
     """Users, their sessions, and failed logins, in an SQLite file that processes may share.
 
-    With `in_batches`, whether sessions are open is told as of one moment until `end_batch` is
-    called, which must be before another request is received.
-
     Raises:
         StoreError: from each method, if the file cannot be used.
     """
@@ -790,11 +787,9 @@ class Store:
     # SQL that also skips those that others have locked.
     _for_update = _skip_locked = ""
 
-    def __init__(self, path: str, *, in_batches: bool = False) -> None:
+    def __init__(self, path: str) -> None:
         self.path = Path(path).absolute()  # wherever the application goes
         self.name = str(self.path)
-        self._in_batches = in_batches
-        self._batch: List[Connection] = []  # in the midst of reading, for this batch
         # By process: one that was forked must not touch, nor close, what its parent has opened
         # (https://sqlite.org/howtocorrupt.html §2.6).
         self._idle: Dict[int, List[Connection]] = {}
@@ -812,25 +807,6 @@ class Store:
     def close_idle(self) -> None:
         """Close what is open: over a fork, an open file or socket would be shared."""
         _close_own(self._idle)
-
-    def _begin(self) -> Connection:
-        connection = _pop(self._idle.setdefault(_pid, [])) or self._connect()
-        connection.execute("BEGIN")
-        return connection
-
-    def _end(self, batch: List[Connection]) -> None:
-        for connection in iter(lambda: _pop(batch), None):
-            try:
-                connection.execute("COMMIT")
-                self._idle.setdefault(_pid, []).append(connection)
-            except self.errors:
-                connection.close()
-
-    def end_batch(self) -> None:
-        """Let what is looked up from now on be as it is from now on."""
-        batch, self._batch = self._batch, []
-        if batch:
-            self._end(batch)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -1056,17 +1032,9 @@ class Store:
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Tell whether a session has not ended."""
-        if not self._in_batches:
-            with self._connection() as connection:
-                row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
-            return row is not None
-        # A transaction costs three system calls and as many locks: in a batch, all share one.
-        batch = self._batch
-        with _Loan(self, batch, self._begin) as connection:
-            found = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
-        if batch is not self._batch:  # it has ended meanwhile, without this connection
-            self._end(batch)
-        return found is not None
+        with self._connection() as connection:
+            row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
+        return row is not None
 
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
@@ -1198,14 +1166,13 @@ class PostgreSQLStore(Store):
         return int(version)
 
 
-def open_store(database: str, *, in_batches: bool = False) -> Store:
+def open_store(database: str) -> Store:
     """The store in an SQLite file, made if it is not there, or that behind a URL of PostgreSQL.
 
     Raises:
         SettingsError: the URL, psycopg or the database cannot be used.
     """
-    url = _is_url(database)
-    store = PostgreSQLStore(database) if url else Store(database, in_batches=in_batches)
+    store = PostgreSQLStore(database) if _is_url(database) else Store(database)
     try:
         store.prepare()
     except StoreError as error:
@@ -2419,17 +2386,14 @@ class _Server:
 
     Requests that are there together are a batch: first all are read, then all are answered, then
     all answers are sent. System calls leave a processor cold, for half of what an answer costs; so
-    they come by themselves. `end_batch` is called before another request is received or an answer
-    sent.
+    they come by themselves.
     """
 
     def __init__(
         self, app: WSGIApplication, listener: socket.socket, settings: Settings,
         tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
-        end_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.app = app
-        self._end_batch = end_batch
         self._listener = listener
         listener.setblocking(False)
         self.environ = _base_environ(listener, "https" if tls else "http")
@@ -2494,7 +2458,6 @@ class _Server:
         for connections in (self._idle, self._begun, self._ending, self._ready, self._answered):
             for connection in list(connections):
                 self._close(connection)
-        self._end_batch()
         for closable in (self._selector, self._alarm, self._ear):
             closable.close()
 
@@ -2578,7 +2541,6 @@ class _Server:
             self._deliver(connection, me)
 
     def _deliver(self, connection: _Connection, me: "_Worker") -> None:
-        self._end_batch()
         connection.flush()
         self._keep(connection)
 
@@ -2586,7 +2548,6 @@ class _Server:
 
     def _watch(self) -> None:
         """Wait for what comes, and take it in."""
-        self._end_batch()
         events = self._selector.select(0 if self._ready else 0.25)
         for key, _ in events:
             key.data()
@@ -2819,10 +2780,9 @@ def _serve(args: argparse.Namespace) -> None:
                     " --host and --port take others") from None
     _raise_file_limit()
     with listener:
-        store = open_store(settings.database, in_batches=True)
+        store = open_store(settings.database)
         log = sys.stdout if args.access_log else None
-        server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log,
-                         store.end_batch)
+        server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
         try:
             demo = _add_demo(store, settings) if store.is_empty() else None
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -60,8 +60,7 @@ def serving(app, **options):
     tls = options.pop("tls", None)
     log = options.pop("access_log", None)
     listener = options.pop("listener", None) or socket.create_server(("127.0.0.1", 0))
-    end_batch = options.pop("end_batch", lambda: None)
-    server = jwtserver._Server(app, listener, Settings(**options), tls, log, end_batch)
+    server = jwtserver._Server(app, listener, Settings(**options), tls, log)
     server.address = listener.getsockname()
     thread = threading.Thread(target=lambda: (server.serve_forever(0.002), server.finish()))
     thread.start()
@@ -1085,19 +1084,6 @@ def test_event_of_a_connection_that_has_been_closed_is_nothing():
         connection.server._take(connection)
 
 
-def test_fault_of_the_server_does_not_end_it(caplog):
-    faults = iter([RuntimeError("once"), RuntimeError("twice")])
-
-    def end_batch():
-        for fault in faults:
-            raise fault
-
-    with serving(echo, end_batch=end_batch) as server:
-        assert statuses(exchange(server, head())) == [200]
-
-    assert [record.getMessage() for record in caplog.records] == ["A fault in the server"] * 2
-
-
 def test_send_to_a_client_whose_buffer_is_full_waits():
     for connection, client in connected():
         filled = 0
@@ -1289,7 +1275,7 @@ def test_tls_with_clients_that_have_gone_before_goes_on(certificate, trusting):
 
 def test_logout_holds_for_the_very_next_request_of_a_connection():
     settings = Settings(secret="k" * 32)
-    store = jwtserver.Store(settings.database, in_batches=True)
+    store = jwtserver.Store(settings.database)
     store.prepare()
     app = jwtserver.create_app(settings, store=store)
     user = jwtserver.User("alice", "", "", 0, 0)
@@ -1301,7 +1287,7 @@ def test_logout_holds_for_the_very_next_request_of_a_connection():
     requests = [head(b"Authorization: Bearer " + token.encode(), first=line + b" HTTP/1.1")
                 for line in (b"GET /protected", b"POST /logout", b"GET /protected")]
 
-    with serving(app, end_batch=store.end_batch) as server:
+    with serving(app) as server:
         assert statuses(exchange(server, b"".join(requests))) == [200, 204, 401]
     store.close()
 
