@@ -22,7 +22,7 @@ import pytest
 
 import jwtserver
 from jwtserver import Settings
-from test_server import ENVIRONMENT, ROOT, Running
+from support import ENVIRONMENT, ROOT, Running
 
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----

@@ -3,63 +3,16 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
 
 import jwtserver
-
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("JWTSERVER_")},
-    "JWTSERVER_PBKDF2_ITERATIONS": "1000", "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error",
-}
-
-
-class Running:
-    """A server in a process of its own, in its own folder, on a port that was free."""
-
-    def __init__(self, folder, *arguments, **environment):
-        self.process = subprocess.Popen(
-            [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--port", "0", *arguments],
-            cwd=folder, env={**ENVIRONMENT, **environment}, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.first_line = self.process.stdout.readline()
-        self.url = re.search(r"https?://\S+", self.first_line)[0]
-        self.port = int(self.url.rpartition(":")[2])
-
-    def request(self, path, data=None, **headers):
-        """Status, headers and parsed body."""
-        request = urllib.request.Request(self.url + path, data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                return response.status, response.headers, json.loads(response.read() or "null")
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.headers, json.loads(error.read() or "null")
-
-    def raw(self, data):
-        """All that comes back for these bytes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
-            with connection.makefile("rb") as file:
-                return file.read()
-
-    def stop(self, number=signal.SIGTERM):
-        """Exit code, rest of the output, errors."""
-        self.process.send_signal(number)
-        with self.process:
-            output, errors = self.process.stdout.read(), self.process.stderr.read()
-        return self.process.returncode, output, errors
+from support import ENVIRONMENT, ROOT, Running
 
 
 @pytest.fixture
