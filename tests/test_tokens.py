@@ -779,6 +779,8 @@ JUNK_JSON = {
     "hexadecimal": b'{"a":0x10}',
     "underscore": b'{"a":1_000}',
     "arabic_digit": '{"a":\u0661}'.encode(),
+    "array_of_101_levels": b'{"a":' + b"[" * 100 + b"]" * 100 + b"}",
+    "object_of_101_levels": b'{"a":' * 101 + b"1" + b"}" * 101,
     "deep_array": b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
     "deep_object": b'{"a":' * 2000 + b"1" + b"}" * 2000,
     "deep_array_unclosed": b'{"a":' + b"[" * 12_000,
@@ -869,6 +871,10 @@ LEGAL_JSON = {
     "numbers": (b'{"a":1e308,"b":1e-400,"c":-0}', {"a": 1e308, "b": 0.0, "c": 0}),
     "integer_of_401_digits": (b'{"a":1%s}' % (b"0" * 400), {"a": 10**400}),
     "ten_levels": (b'{"a":[[[[[[[[[[{"b":1}]]]]]]]]]]}', {"a": [[[[[[[[[[{"b": 1}]]]]]]]]]]}),
+    "array_of_100_levels": (
+        b'{"a":' + b"[" * 99 + b"]" * 99 + b"}", {"a": json.loads("[" * 99 + "]" * 99)}),
+    "object_of_100_levels": (
+        b'{"a":' * 100 + b"1" + b"}" * 100, json.loads('{"a":' * 100 + "1" + "}" * 100)),
     "wide": (b'{"a":[' + b"{}," * 2000 + b"[]]}", {"a": [{}] * 2000 + [[]]}),
     "brackets_in_string": (b'{"a":"\\"%s"}' % (b"[{" * 3000), {"a": '"' + "[{" * 3000}),
 }
