@@ -9,13 +9,12 @@ from wsgiref.util import setup_testing_defaults
 from webtest import TestApp
 
 import jwtserver
+from wsgi_auth import hash_password
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0123456789abcdef" * 2
 PASSWORD = "correct horse"
-# A constant, so that this module can be imported where Python has no PBKDF2 (Pyodide).
-PASSWORD_HASH = ("pbkdf2_sha256$1000$7068f474b531e1fec0f61800b9c2413e"
-                 "$YnkGl5yMqfKx/M1JH0ow/eMW6Wak0sPA4pjFNoSbRXE=")
+PASSWORD_HASH = hash_password(PASSWORD, iterations=1000)
 
 
 class Clock:
