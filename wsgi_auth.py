@@ -22,7 +22,7 @@ and an application read differently. It needs only the standard library, does no
 environment variables, and keeps no state except rate-limit counters and a cache of recent paths.
 You can copy this one file into any project.
 
-The chapters, each of which builds only on earlier ones:
+The chapters, in an order in which each one uses only earlier ones:
 
 - Errors: every reason to reject a token or a key
 - base64url and JSON: strict parsing of bytes that anyone may have sent
@@ -50,7 +50,7 @@ from collections import OrderedDict
 from functools import lru_cache
 from itertools import filterfalse
 from typing import (
-    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
+    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
 )
 from urllib.parse import unquote_to_bytes
@@ -84,14 +84,15 @@ Keys = Union[Key, Sequence[Key]]
 StrOrList = Union[str, Sequence[str], None]  # None: not checked
 Scopes = Tuple[str, ...]
 Rules = Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]]  # or rules and their scopes
+Headers = List[Tuple[str, str]]  # of a response
 HMACFunction = Callable[[bytes], bytes]  # from a signing input to its signature in base64url
 
 
 # --- Errors -------------------------------------------------------------------------------------
 #
 # Design: every rejected token raises a subclass of InvalidTokenError, so callers catch one class.
-# The names are PyJWT's. Messages are fixed sentences that may be sent to the client. They must
-# never contain any part of a token or key, because clients and logs are allowed to see them.
+# The class names are those of PyJWT. Each message is a fixed sentence that may be sent to the
+# client or logged, so it must never contain any part of a token or key.
 
 
 class InvalidKeyError(ValueError):
@@ -147,10 +148,10 @@ class MissingRequiredClaimError(InvalidTokenError):
 
 # --- base64url and JSON -------------------------------------------------------------------------
 #
-# Design: a token must have one spelling and one meaning, or two readers may disagree about it. So
-# base64url is decoded only from its canonical form, and JSON is parsed without Python's extensions
-# to RFC 8259. The fast C parsers do the work; cheap checks around them reject what they tolerate.
-# For any bytes, these functions return a value or raise DecodeError, in time linear in the size.
+# Design: two programs that read one token must get the same claims from it. So base64url is
+# accepted only in its canonical form, and JSON only if RFC 8259 gives it exactly one meaning.
+# Python's C parsers are fast but lenient; cheap checks before and after them reject the rest. For
+# any bytes, these functions return a value or raise DecodeError, in time linear in the input.
 
 _BASE64_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
 # Characters valid only in base64 become `!`, which the encoder never writes.
@@ -185,21 +186,17 @@ def _refuse_duplicates(members: List[Tuple[str, Any]]) -> Dict[str, Any]:
     return unique
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise DecodeError("Invalid JSON")  # RFC 8259 §6: there is no NaN or Infinity
-
-
-def _parse_float(text: str) -> float:
+def _finite_number(text: str) -> float:
     number = float(text)
-    if math.isinf(number):
-        raise DecodeError("Number out of range in JSON")
+    if not math.isfinite(number):  # RFC 8259 §6 has no NaN and no Infinity; 1e400 overflows
+        raise DecodeError("JSON numbers must be finite")
     return number
 
 
 _parse_json = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_parse_float).raw_decode
+    parse_float=_finite_number, parse_constant=_finite_number).raw_decode
 _parse_unique_json = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_parse_float,
+    parse_float=_finite_number, parse_constant=_finite_number,
     object_pairs_hook=_refuse_duplicates).raw_decode
 _write_json = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -236,14 +233,14 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """
     try:
         text = data.decode().strip(" \t\n\r")
-        colons = text.count(":")  # one per member, and perhaps more in strings
-        if "[" in text or colons >= MAX_JSON_DEPTH:  # otherwise it cannot be nested too deeply
+        colons = text.count(":")  # one for each member, and perhaps others inside strings
+        if "[" in text or colons >= MAX_JSON_DEPTH:  # each nested level needs one or the other
             _check_depth(text)
         value, end = _parse_json(text)
         if end != len(text) or type(value) is not dict:
             raise DecodeError("Expected one JSON object")
         # As many colons as names: no duplicates. Otherwise parse again with the duplicate check,
-        # which calls Python code for each object. A colon before `//` belongs to a URL in a string.
+        # which is slower. A colon before `//` is not counted: it is inside a string, in a URL.
         if colons != len(value) and colons - text.count("://") != len(value):
             _parse_unique_json(text)
         if "\\" in text:
@@ -255,10 +252,10 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
 
 # --- Signatures ---------------------------------------------------------------------------------
 #
-# Design: the outer layer of a token, `header.payload.signature` (RFC 7515 §7.1). There is one
-# algorithm, HS256, and only the caller chooses the key: no header parameter can (RFC 8725 §3.1).
-# Each key becomes a function that signs bytes. To verify is to sign again and compare in constant
-# time. The payload is not parsed before that, so forged tokens never reach the JSON parser.
+# Design: the outer layer of a token, `header.payload.signature` (RFC 7515 §7.1). There is only one
+# algorithm, HS256, and no header parameter ever chooses a key (RFC 8725 §3.1). Each key becomes a
+# function that signs bytes. Verifying means signing again and comparing in constant time. The
+# payload must not be parsed before that, so a forged payload never reaches the JSON parser.
 
 _HEADER = _base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
 _TOKEN_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068
@@ -268,15 +265,15 @@ _KEY_ADVICE = (
     "Use at least 32 random bytes. This command prints a valid key:"
     ' python -c "import secrets; print(secrets.token_hex(32))"'
 )
-_HMAC_BLOCK_BYTES = 64  # RFC 2104 §2, of SHA-256
-_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))  # translation tables: XOR with a constant
-_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
+_HMAC_BLOCK_BYTES = 64  # RFC 2104 §2: B, for SHA-256
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))  # RFC 2104 §2: ipad, as a translation table
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))  # opad
 
 
 def _key_bytes(key: Any) -> bytes:
-    """The bytes of a key; InvalidKeyError if it is weak or made for another purpose.
+    """Return the bytes of a key, or raise InvalidKeyError.
 
-    A public key is no secret. As an HMAC key it lets anyone sign (RFC 8725 §2.1).
+    A public key is not a secret: used as an HMAC key, it would let anyone sign (RFC 8725 §2.1).
     """
     try:
         data = key if isinstance(key, bytes) else str.encode(key)
@@ -298,16 +295,19 @@ def _is_json_document(data: bytes) -> bool:
 
 
 def _hmac_functions(keys: Keys) -> List[HMACFunction]:
-    """One signing function per key, in the same order."""
-    is_list = isinstance(keys, Sequence) and not isinstance(keys, (str, bytes))
-    key_list = keys if is_list else [keys]
+    """Return one signing function for each key, in the same order."""
+    is_single = isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence)
+    key_list = [keys] if is_single else keys
     if not key_list:
         raise InvalidKeyError(f"There is no key. {_KEY_ADVICE}")
     return [_hmac_function(_key_bytes(key)) for key in key_list]
 
 
 def _hmac_function(key: bytes) -> HMACFunction:
-    """HMAC-SHA256 (RFC 2104 §2). Hashing both pads only once halves the cost of hmac.digest()."""
+    """Return HMAC-SHA256 with this key (RFC 2104 §2).
+
+    Hashing the two padded keys only once halves the cost of hmac.digest().
+    """
     short_key = hashlib.sha256(key).digest() if len(key) > _HMAC_BLOCK_BYTES else key
     block = short_key.ljust(_HMAC_BLOCK_BYTES, b"\0")
     inner_start = hashlib.sha256(block.translate(_INNER_PAD))
@@ -341,9 +341,9 @@ def _sign(header: bytes, claims: Claims, hmac_function: HMACFunction) -> str:
 
 
 def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
-    """The claims of a token that one of the keys signed. The claims themselves are unchecked."""
+    """Return the claims of a token that one of the keys signed, without checking the claims."""
     if isinstance(token, str):
-        token = str.encode(token, "ascii", "replace")  # the replacement `?` is never valid
+        token = str.encode(token, "ascii", "replace")  # with `?`, which is never valid in a token
     if not isinstance(token, bytes):
         raise DecodeError("Token must be text or bytes")
     if len(token) > MAX_TOKEN_BYTES:
@@ -352,7 +352,7 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
     header, dot, payload = signing_input.partition(b".")
     if not dot:
         raise DecodeError("Token must have three parts")
-    if header != _HEADER:  # the usual header, PyJWT's and jsonwebtoken's too, needs no parsing
+    if header != _HEADER:  # the usual header, also of PyJWT and jsonwebtoken, needs no parsing
         _check_header(parse_json_object(_base64url_decode(header)))
     for hmac_function in hmac_functions:
         # Comparing the encoded form accepts only the canonical spelling of the signature.
@@ -363,10 +363,10 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
 
 # --- Claims -------------------------------------------------------------------------------------
 #
-# Design: the inner layer of a token, its registered claims (RFC 7519 §4.1), one function per kind
-# of claim. A claim that is present must have the right type, even if the caller did not ask for
-# it. The caller's policy decides which claims must be present and which values are accepted.
-# Everything here is pure: time comes in as `now`, in seconds since 1970.
+# Design: the inner layer of a token, its registered claims (RFC 7519 §4.1), with one function for
+# each kind of claim. A registered claim must have the right type wherever it is present. The caller
+# decides which claims must be present and which issuers and audiences are accepted. These functions
+# never read the clock: they get `now`, in seconds since 1970.
 
 _NUMBER_TYPES = (int, float)  # compared with type(), because bool is a subclass of int
 
@@ -396,7 +396,7 @@ def _validate_expiry(expiry: Any, now: float) -> None:
     """RFC 7519 §4.1.4."""
     if type(expiry) not in _NUMBER_TYPES:
         raise InvalidClaimError("exp must be a number")
-    if not now < expiry:  # "not" also rejects if the leeway is NaN
+    if not now < expiry:  # `now >= expiry` would accept the token if the leeway were NaN
         raise ExpiredSignatureError("Token has expired")
 
 
@@ -433,9 +433,9 @@ def _validate_audience(claims: Claims, audience: StrOrList) -> None:
 
 # --- Tokens -------------------------------------------------------------------------------------
 #
-# Design: the public functions, each made of the two layers above: the signature first, then the
+# Design: the public functions. Each combines the two layers above: the signature first, then the
 # claims. `encode` and `decode` take everything as arguments. A TokenSigner keeps the keys and one
-# policy, which makes it faster and harder to misuse. It never changes, so threads can share it.
+# policy, so it is faster and harder to misuse. It never changes, so threads can share it.
 
 
 def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = None) -> str:
@@ -536,10 +536,10 @@ class TokenSigner:
 
 # --- Passwords ----------------------------------------------------------------------------------
 #
-# Design: PBKDF2-HMAC-SHA256 in Django's text format, `algorithm$iterations$salt$checksum`. Other
-# formats are only verified; `needs_rehash` reports them, so that the next sign-in replaces them.
-# A stored value can be anything: an unknown one matches no password and never raises. Hashing
-# takes tenths of a second and releases the GIL, so callers run it in a thread.
+# Design: new hashes are PBKDF2-HMAC-SHA256 in Django's format. Hashes in other formats are only
+# verified, and `needs_rehash` reports that the next sign-in should replace them. A stored value
+# that is not a hash matches no password and must never raise. Hashing takes tenths of a second, but
+# it releases the GIL, so other threads continue.
 
 
 class _PasswordHash(NamedTuple):
@@ -550,7 +550,7 @@ class _PasswordHash(NamedTuple):
 
 
 def _decode_adapted_base64(text: str) -> bytes:
-    """passlib's variant of base64: no padding, and a dot instead of a plus."""
+    """Decode passlib's variant of base64: no padding, and a dot instead of a plus."""
     return base64.b64decode(text.replace(".", "+") + "=" * (-len(text) % 4))
 
 
@@ -604,7 +604,7 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
 
     Raises:
         ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is not
-            between 1 and 10,000,000.
+            from 1 to 10,000,000.
 
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
@@ -618,11 +618,11 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
 
 
 def verify_password(password: str, encoded: Optional[str], *, min_iterations: int = 0) -> bool:
-    """Whether `encoded` is a hash of `password`; False for anything that is not a hash.
+    """Return whether `encoded` is a hash of `password`. If it is not a hash, return False.
 
-    Supported are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256` and
-    passlib's `$pbkdf2-sha256`. A rejection costs at least `min_iterations`, even without a stored
-    hash, so that its time does not reveal which users exist (OWASP Authentication Cheat Sheet).
+    The supported formats are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256`
+    and passlib's `$pbkdf2-sha256`. A rejection computes at least `min_iterations`, even without a
+    stored hash. So its time does not reveal which users exist (OWASP Authentication Cheat Sheet).
 
     >>> verify_password("correct horse", hash_password("correct horse", iterations=1000))
     True
@@ -646,7 +646,7 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
 
 
 def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
-    """Whether the next sign-in should replace the hash: another format, or fewer iterations.
+    """Return whether the next sign-in should replace this hash: old format or fewer iterations.
 
     >>> needs_rehash(hash_password("correct horse", iterations=1000))
     True
@@ -657,11 +657,11 @@ def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
 
 
 def password_iterations(encoded: Optional[str]) -> int:
-    """The iteration count of a hash that `verify_password` supports, otherwise 0.
+    """Return the iteration count of a hash that `verify_password` supports, otherwise 0.
 
     >>> password_iterations(hash_password("correct horse", iterations=1000))
     1000
-    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhW")  # bcrypt
+    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMye")  # bcrypt
     0
     """
     stored = _parse_hash(encoded)
@@ -1161,9 +1161,9 @@ class RateLimitMiddleware:
 # --- CORS ---------------------------------------------------------------------------------------
 #
 # Design: tells browsers which pages of other origins may read the responses (Cross-Origin Resource
-# Sharing, https://fetch.spec.whatwg.org/#http-cors). It answers preflight requests itself, so it
-# belongs outside the guard: a preflight carries no token. To all other responses it adds headers.
-# It never allows credentials, so a page gets nothing from a user's cookies.
+# Sharing, https://fetch.spec.whatwg.org/#http-cors). It answers preflight requests itself and adds
+# headers to all other responses. It must be outside the guard, because a preflight has no token.
+# It must never allow credentials, so that pages of other origins cannot use a user's cookies.
 
 _ORIGIN = re.compile(
     r"(?!http://.*:80\Z|https://.*:443\Z)"  # browsers omit the default port
@@ -1212,23 +1212,21 @@ class CORSMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if _is_preflight(environ):
-            start_response("204 No Content", [
-                ("X-Content-Type-Options", "nosniff"),
-                *self._cors_headers(environ, self._allowed)])
+            cors_headers = self._cors_headers(environ, self._allowed)
+            start_response(
+                "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
         cors_headers = self._cors_headers(environ, self._exposed)
 
-        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
+        def start(status: str, headers: Headers, *exc_info: Any) -> Any:
             kept = [header for header in headers
                     if not header[0].lower().startswith("access-control-")]
             return start_response(status, kept + cors_headers, *exc_info)
 
         return self.app(environ, start)
 
-    def _cors_headers(
-        self, environ: Environ, extra: List[Tuple[str, str]],
-    ) -> List[Tuple[str, str]]:
-        """The CORS headers for this origin, with `extra` if the origin is allowed."""
+    def _cors_headers(self, environ: Environ, extra: Headers) -> Headers:
+        """Return the CORS headers for this origin, with `extra` if the origin is allowed."""
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
             return [("Vary", "Origin")]
