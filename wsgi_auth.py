@@ -156,7 +156,7 @@ class MissingRequiredClaimError(InvalidTokenError):
 _BASE64_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
 # Characters valid only in base64 become `!`, which the encoder never writes.
 _BASE64URL_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
-_PADDING = (b"", b"===", b"==", b"=")  # by length modulo 4
+_PADDING_BY_LENGTH = (b"", b"===", b"==", b"=")  # of the text, modulo 4
 
 
 def _base64url_encode(data: bytes) -> bytes:
@@ -169,21 +169,21 @@ def _base64url_decode(text: bytes) -> bytes:
     Lenient decoders accept many spellings of one token. Encoding the result again and comparing
     accepts only the canonical one.
     """
-    padded = text.translate(_BASE64URL_TO_BASE64) + _PADDING[len(text) % 4]
+    padded = text.translate(_BASE64URL_TO_BASE64) + _PADDING_BY_LENGTH[len(text) % 4]
     try:
-        data = a2b_base64(padded)
+        decoded = a2b_base64(padded)
     except Base64Error:
         raise DecodeError("Invalid base64url") from None
-    if b2a_base64(data, newline=False) != padded:
+    if b2a_base64(decoded, newline=False) != padded:
         raise DecodeError("Invalid base64url")
-    return data
+    return decoded
 
 
 def _refuse_duplicates(members: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    unique = dict(members)
-    if len(unique) != len(members):  # RFC 7519 §4: another parser may pick the other value
+    unique_members = dict(members)
+    if len(unique_members) != len(members):  # RFC 7519 §4: another parser may pick the other value
         raise DecodeError("Duplicate member name in JSON")
-    return unique
+    return unique_members
 
 
 def _finite_number(text: str) -> float:
@@ -236,18 +236,18 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
         colons = text.count(":")  # one for each member, and perhaps others inside strings
         if "[" in text or colons >= MAX_JSON_DEPTH:  # each nested level needs one or the other
             _check_depth(text)
-        value, end = _parse_json(text)
-        if end != len(text) or type(value) is not dict:
+        members, members_end = _parse_json(text)
+        if members_end != len(text) or type(members) is not dict:
             raise DecodeError("Expected one JSON object")
         # As many colons as names: no duplicates. Otherwise parse again with the duplicate check,
         # which is slower. A colon before `//` is not counted: it is inside a string, in a URL.
-        if colons != len(value) and colons - text.count("://") != len(value):
+        if colons != len(members) and colons - text.count("://") != len(members):
             _parse_unique_json(text)
         if "\\" in text:
-            _write_json(value).encode()  # raises for a lone surrogate, which UTF-8 cannot express
+            _write_json(members).encode()  # raises for a lone surrogate, which UTF-8 cannot express
     except (ValueError, RecursionError):
         raise DecodeError("Invalid JSON") from None
-    return value
+    return members
 
 
 # --- Signatures ---------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
 # function that signs bytes. Verifying means signing again and comparing in constant time. The
 # payload must not be parsed before that, so a forged payload never reaches the JSON parser.
 
-_HEADER = _base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
+_STANDARD_HEADER = _base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
 _TOKEN_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068
 _ASYMMETRIC_KEY = re.compile(
     rb"-----BEGIN|---- BEGIN SSH2|ssh-(?:rsa|dss|ed|xmss)|ecdsa-sha2-")
@@ -276,15 +276,15 @@ def _key_bytes(key: Any) -> bytes:
     A public key is not a secret: used as an HMAC key, it would let anyone sign (RFC 8725 §2.1).
     """
     try:
-        data = key if isinstance(key, bytes) else str.encode(key)
+        key_bytes = key if isinstance(key, bytes) else str.encode(key)
     except (TypeError, UnicodeEncodeError):
         raise InvalidKeyError(f"The key must be bytes or valid text. {_KEY_ADVICE}") from None
-    if len(data) < MIN_KEY_BYTES:
-        raise InvalidKeyError(f"The key is too short ({len(data)} bytes). {_KEY_ADVICE}")
-    without_nul = data.replace(b"\0", b"")  # finds a PEM file in UTF-16 as well
-    if _ASYMMETRIC_KEY.search(without_nul) or _is_json_document(data):
+    if len(key_bytes) < MIN_KEY_BYTES:
+        raise InvalidKeyError(f"The key is too short ({len(key_bytes)} bytes). {_KEY_ADVICE}")
+    without_nul = key_bytes.replace(b"\0", b"")  # finds a PEM file in UTF-16 as well
+    if _ASYMMETRIC_KEY.search(without_nul) or _is_json_document(key_bytes):
         raise InvalidKeyError(f"A PEM, SSH or JWK document is not an HMAC key. {_KEY_ADVICE}")
-    return data
+    return key_bytes
 
 
 def _is_json_document(data: bytes) -> bool:
@@ -349,10 +349,10 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
     if len(token) > MAX_TOKEN_BYTES:
         raise DecodeError("Token is too long")
     signing_input, _, signature = token.rpartition(b".")
-    header, dot, payload = signing_input.partition(b".")
-    if not dot:
+    header, separator, payload = signing_input.partition(b".")
+    if not separator:
         raise DecodeError("Token must have three parts")
-    if header != _HEADER:  # the usual header, also of PyJWT and jsonwebtoken, needs no parsing
+    if header != _STANDARD_HEADER:  # PyJWT and jsonwebtoken write it as well
         _check_header(parse_json_object(_base64url_decode(header)))
     for hmac_function in hmac_functions:
         # Comparing the encoded form accepts only the canonical spelling of the signature.
@@ -414,8 +414,8 @@ def _validate_issuer(claims: Claims, issuer: StrOrList) -> None:
         raise MissingRequiredClaimError("iss")
     if type(claims["iss"]) is not str:
         raise InvalidIssuerError("iss must be a string")
-    accepted = [issuer] if isinstance(issuer, str) else issuer
-    if accepted is not None and claims["iss"] not in accepted:
+    accepted_issuers = [issuer] if isinstance(issuer, str) else issuer
+    if accepted_issuers is not None and claims["iss"] not in accepted_issuers:
         raise InvalidIssuerError("Invalid issuer")
 
 
@@ -423,11 +423,12 @@ def _validate_audience(claims: Claims, audience: StrOrList) -> None:
     """RFC 7519 §4.1.3: a recipient that `aud` does not name must reject the token."""
     if "aud" not in claims:
         raise MissingRequiredClaimError("aud")
-    audiences = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
-    if not isinstance(audiences, list) or not all(type(name) is str for name in audiences):
+    token_audiences = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
+    if (not isinstance(token_audiences, list)
+            or not all(type(name) is str for name in token_audiences)):
         raise InvalidAudienceError("aud must be a string or a list of strings")
-    accepted = [audience] if isinstance(audience, str) else audience or ()
-    if not any(name in accepted for name in audiences):
+    accepted_audiences = [audience] if isinstance(audience, str) else audience or ()
+    if not any(name in accepted_audiences for name in token_audiences):
         raise InvalidAudienceError("Invalid audience")
 
 
@@ -520,7 +521,7 @@ class TokenSigner:
             defaults["iss"] = self.issuer
         if self.audience is not None:
             defaults["aud"] = self.audience
-        return _sign(_HEADER, {**defaults, **claims}, self._hmac_functions[0])
+        return _sign(_STANDARD_HEADER, {**defaults, **claims}, self._hmac_functions[0])
 
     def verify(self, token: Union[str, bytes]) -> Claims:
         """Return the claims of a token that has `exp` and `sub` and satisfies the policy.
@@ -575,13 +576,14 @@ def _parse_hash(encoded: Any) -> Optional[_PasswordHash]:
     for pattern, decode_salt, decode_checksum in _HASH_FORMATS:
         match = pattern.fullmatch(encoded)
         if match:
+            digest, iterations = match[1], int(match[2])
             try:
-                parsed = _PasswordHash(
-                    match[1], int(match[2]), decode_salt(match[3]), decode_checksum(match[4]))
+                salt, checksum = decode_salt(match[3]), decode_checksum(match[4])
             except ValueError:
                 return None
-            complete = len(parsed.checksum) == hashlib.new(parsed.digest).digest_size
-            return parsed if complete and parsed.iterations <= MAX_PBKDF2_ITERATIONS else None
+            is_whole = len(checksum) == hashlib.new(digest).digest_size
+            if is_whole and iterations <= MAX_PBKDF2_ITERATIONS:
+                return _PasswordHash(digest, iterations, salt, checksum)
     return None
 
 
@@ -591,12 +593,12 @@ def _password_bytes(password: str) -> bytes:
     if not password:
         raise ValueError("the password is empty")
     try:
-        data = password.encode()
+        password_bytes = password.encode()
     except UnicodeEncodeError:
         raise ValueError("the password is not valid Unicode") from None
-    if len(data) > MAX_PASSWORD_BYTES:
+    if len(password_bytes) > MAX_PASSWORD_BYTES:
         raise ValueError(f"the password is longer than {MAX_PASSWORD_BYTES} bytes")
-    return data
+    return password_bytes
 
 
 def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
@@ -609,11 +611,11 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
     """
-    data = _password_bytes(password)
+    password_bytes = _password_bytes(password)
     if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
     salt = secrets.token_hex(SALT_BYTES)  # passlib allows only letters and digits
-    checksum = hashlib.pbkdf2_hmac("sha256", data, salt.encode(), iterations)
+    checksum = hashlib.pbkdf2_hmac("sha256", password_bytes, salt.encode(), iterations)
     return f"pbkdf2_sha256${iterations:d}${salt}${base64.b64encode(checksum).decode()}"
 
 
@@ -630,18 +632,19 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     False
     """
     try:
-        data = _password_bytes(password)
+        password_bytes = _password_bytes(password)
     except (TypeError, ValueError):
         return False
     iterations_done = 0
-    stored = _parse_hash(encoded)
-    if stored:
-        checksum = hashlib.pbkdf2_hmac(stored.digest, data, stored.salt, stored.iterations)
-        if hmac.compare_digest(checksum, stored.checksum):
+    stored_hash = _parse_hash(encoded)
+    if stored_hash:
+        checksum = hashlib.pbkdf2_hmac(
+            stored_hash.digest, password_bytes, stored_hash.salt, stored_hash.iterations)
+        if hmac.compare_digest(checksum, stored_hash.checksum):
             return True
-        iterations_done = stored.iterations
+        iterations_done = stored_hash.iterations
     if iterations_done < min_iterations:
-        hashlib.pbkdf2_hmac("sha256", data, b"no user", min_iterations - iterations_done)
+        hashlib.pbkdf2_hmac("sha256", password_bytes, b"no user", min_iterations - iterations_done)
     return False
 
 
@@ -651,9 +654,9 @@ def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
     >>> needs_rehash(hash_password("correct horse", iterations=1000))
     True
     """
-    stored = _parse_hash(encoded)
-    return not (
-        stored and encoded.startswith("pbkdf2_sha256$") and stored.iterations >= iterations)
+    stored_hash = _parse_hash(encoded)
+    return (stored_hash is None or stored_hash.iterations < iterations
+            or not encoded.startswith("pbkdf2_sha256$"))
 
 
 def password_iterations(encoded: Optional[str]) -> int:
@@ -664,8 +667,8 @@ def password_iterations(encoded: Optional[str]) -> int:
     >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMye")  # bcrypt
     0
     """
-    stored = _parse_hash(encoded)
-    return stored.iterations if stored else 0
+    stored_hash = _parse_hash(encoded)
+    return stored_hash.iterations if stored_hash else 0
 
 
 # --- Path rules ---------------------------------------------------------------------------------
@@ -1203,8 +1206,8 @@ class CORSMiddleware:
             raise ValueError("allow_origins must be a list, not one string")
         self.app = app
         self._origins = frozenset(map(_check_origin, allow_origins))
-        self._exposed = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
-        self._allowed = [
+        self._exposed_headers = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
+        self._preflight_headers = [
             ("Access-Control-Allow-Methods", _join_names(allow_methods)),
             ("Access-Control-Allow-Headers", _join_names(allow_headers)),
             ("Access-Control-Max-Age", str(int(max_age))),
@@ -1212,16 +1215,16 @@ class CORSMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if _is_preflight(environ):
-            cors_headers = self._cors_headers(environ, self._allowed)
+            cors_headers = self._cors_headers(environ, self._preflight_headers)
             start_response(
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
-        cors_headers = self._cors_headers(environ, self._exposed)
+        cors_headers = self._cors_headers(environ, self._exposed_headers)
 
         def start(status: str, headers: Headers, *exc_info: Any) -> Any:
-            kept = [header for header in headers
-                    if not header[0].lower().startswith("access-control-")]
-            return start_response(status, kept + cors_headers, *exc_info)
+            other_headers = [header for header in headers
+                             if not header[0].lower().startswith("access-control-")]
+            return start_response(status, other_headers + cors_headers, *exc_info)
 
         return self.app(environ, start)
 
@@ -1230,8 +1233,8 @@ class CORSMiddleware:
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
             return [("Vary", "Origin")]
-        allowed = "*" if "*" in self._origins else origin
-        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed), *extra]
+        allowed_origin = "*" if "*" in self._origins else origin
+        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed_origin), *extra]
 
 
 def _is_preflight(environ: Environ) -> bool:

@@ -58,7 +58,7 @@ def fuzz_decode(data):
         for half in (data[: len(data) // 2], data[len(data) // 2:]))
     encoded = wsgi_auth._base64url_encode
     signed = [encoded(header) + b"." + encoded(payload), header + b"." + payload,
-              wsgi_auth._HEADER + b"." + encoded(payload)]
+              wsgi_auth._STANDARD_HEADER + b"." + encoded(payload)]
     for token in (data, data.decode("latin-1"), *(part + b"." + mac(part) for part in signed)):
         for options in ({}, {"audience": "a", "issuer": ["b"], "require": ["sub"], "leeway": 1.5}):
             try:
