@@ -22,11 +22,11 @@ and an application read differently. It needs only the standard library, does no
 environment variables, and keeps no state except rate-limit counters and a cache of recent paths.
 You can copy this one file into any project.
 
-The chapters, in an order in which each one uses only earlier ones:
+The chapters. Each one uses only the chapters above it:
 
 - Errors: every reason to reject a token or a key
 - base64url and JSON: strict parsing of bytes that anyone may have sent
-- Signatures: usable keys, HMAC-SHA256, and what a token's header may ask for
+- Signatures: which keys are usable, HMAC-SHA256, and the header of a token
 - Claims: expiry, issuer, audience and the other registered claims
 - Tokens: the public functions `encode` and `decode`, and `TokenSigner`
 - Passwords: new hashes, and the hashes of other libraries
@@ -108,7 +108,7 @@ class DecodeError(InvalidTokenError):
 
 
 class InvalidSignatureError(DecodeError):
-    """No key produces the signature of this token."""
+    """The signature does not match any of the keys."""
 
 
 class InvalidAlgorithmError(InvalidTokenError):
@@ -352,7 +352,7 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
     header, separator, payload = signing_input.partition(b".")
     if not separator:
         raise DecodeError("Token must have three parts")
-    if header != _STANDARD_HEADER:  # PyJWT and jsonwebtoken write it as well
+    if header != _STANDARD_HEADER:  # PyJWT and jsonwebtoken write the same one; skip parsing it
         _check_header(parse_json_object(_base64url_decode(header)))
     for hmac_function in hmac_functions:
         # Comparing the encoded form accepts only the canonical spelling of the signature.
@@ -445,7 +445,7 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
     `claims` are written as they are. `headers` are additional header parameters.
 
     Raises:
-        InvalidKeyError: the key is shorter than 32 bytes or made for another purpose.
+        InvalidKeyError: the key has fewer than 32 bytes, or is a PEM, SSH or JWK document.
         InvalidTokenError: `decode` would reject a token with these `headers`.
         TypeError, ValueError: the claims are not a dict that JSON can express.
 
@@ -467,7 +467,8 @@ def decode(
     - `key`: a key or a list of keys, any of which may have signed the token.
     - `audience`, `issuer`: the accepted name or names; the token must contain one of them. A token
       with an audience is rejected if `audience` is not given.
-    - `leeway`: seconds by which clocks may differ. `now`: seconds since 1970, if not the present.
+    - `leeway`: seconds by which clocks may differ.
+    - `now`: seconds since 1970; the current time if it is not given.
     - `require`: names of claims that must be present.
 
     Raises:
@@ -605,8 +606,8 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
     """Hash a password with PBKDF2-HMAC-SHA256 and a random salt (RFC 8018 §5.2, OWASP).
 
     Raises:
-        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is not
-            from 1 to 10,000,000.
+        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is
+            below 1 or above 10,000,000.
 
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
