@@ -2206,40 +2206,11 @@ class _State:
 
 
 SEND_BYTES = 64 * 1024  # in one call, so that the progress of a slow client is seen
-MAX_SENDS = 16  # calls, before the event loop serves another connection
-MAX_SPOOL_MEMORY = 256 * 1024  # bytes, for each spool
-MAX_SPOOLED_BYTES = 2**30  # in all spools together
+MAX_SENDS = 2  # calls, before the event loop serves another connection
 
 
 class _ClientGone(Exception):
     """The client has closed the connection, or sends or reads too slowly."""
-
-
-class _Spool:
-    """Bytes for a slow client, in memory at first, then in a temporary file."""
-
-    def __init__(self) -> None:
-        import tempfile  # takes memory, and few servers need it
-
-        self._file: Any = tempfile.SpooledTemporaryFile(MAX_SPOOL_MEMORY)
-        self._position = 0  # of the next byte to be read
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        """Append to the end."""
-        self._file.seek(0, os.SEEK_END)
-        self.size += self._file.write(data)
-
-    def read(self) -> bytes:
-        """Return the next bytes; none if all have been read."""
-        self._file.seek(self._position)
-        data = self._file.read(SEND_BYTES)
-        self._position += len(data)
-        return bytes(data)
-
-    def close(self) -> None:
-        """Delete the file."""
-        self._file.close()
 
 
 class _Connection:
@@ -2262,7 +2233,6 @@ class _Connection:
         self.seconds_waited = 0.0  # for the client to take the current response
         self.bytes_discarded = 0  # while lingering
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
-        self._spool: Optional[_Spool] = None  # what follows `_unsent`
         # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
         # time, so the last headers are kept with the parsed request.
         self._cached_header = b""
@@ -2341,7 +2311,6 @@ class _Connection:
                 self.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
-        self._close_spool()
 
     # These methods run in the thread that answers the request: the event loop's, or a worker.
 
@@ -2405,14 +2374,7 @@ class _Connection:
 
     def queue(self, *pieces: bytes) -> None:
         """Append to the unsent bytes."""
-        if not self._unsent and self._spool is None:
-            self._unsent.extend(pieces)
-            return
-        if self._spool is None:
-            self._spool = _Spool()
-        for piece in pieces:
-            self._spool.write(piece)
-            self.server.count_spooled(len(piece))
+        self._unsent.extend(pieces)
 
     def send_some(self) -> bool:
         """Send unsent bytes until the socket takes no more; tell whether all have been sent.
@@ -2421,7 +2383,7 @@ class _Connection:
             OSError: the client has closed the connection.
         """
         for _ in range(MAX_SENDS):
-            if not self._unsent and (self._spool is None or not self._unspool(self._spool)):
+            if not self._unsent:
                 return True
             piece = self._unsent[0]
             try:
@@ -2435,21 +2397,7 @@ class _Connection:
                 self._unsent.popleft()
             else:
                 self._unsent[0] = memoryview(piece)[sent:]
-        return False
-
-    def _unspool(self, spool: _Spool) -> bool:
-        data = spool.read()
-        if data:
-            self._unsent.append(data)
-        else:
-            self._close_spool()
-        return bool(data)
-
-    def _close_spool(self) -> None:
-        if self._spool:
-            self.server.count_spooled(-self._spool.size)
-            self._spool.close()
-            self._spool = None
+        return not self._unsent
 
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
@@ -2466,7 +2414,8 @@ POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although r
 IDLE_POLL_INTERVAL = 0.05  # seconds; the same, for a server that has nothing to do
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers
 MAX_POLL_WAIT = 0.25  # seconds; no timer expires later than that
-MAX_WAIT = 0.1  # seconds that a worker waits for its client before it checks what has changed
+MAX_BLOCKED_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
+MAX_WAIT = 0.2  # seconds that a worker waits for its client before it checks what has changed
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
 GC_THRESHOLD = 10_000  # objects; each request creates and destroys some tens of them
 LINGER_SECONDS = 1.0  # for a client to read the response before its connection is closed
@@ -2497,6 +2446,9 @@ class _Server:
         self._clock = clock
         self._listener = listener
         listener.setblocking(False)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT") and listener.family != socket.AF_UNIX:
+            # Else the system copies megabytes for each client that does not read.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * SEND_BYTES)
         self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
         self._wakeup_receiver.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -2518,7 +2470,7 @@ class _Server:
         self._response_began: Optional[float] = None  # of the response in the loop, if there is one
         self._thread_wanted = False  # the loop could not move, as all threads are busy
         self._retry_thread_at = 0.0
-        self._spooled_bytes = 0
+        self._blocked_threads = 0  # of `_threads`, those that wait for a client
 
     # These methods run in the main thread.
 
@@ -2562,11 +2514,6 @@ class _Server:
         if self._loop_thread is threading.current_thread():
             self._move_loop(0)
 
-    def count_spooled(self, change: int) -> None:
-        """Count the bytes in all spools."""
-        with self._lock:
-            self._spooled_bytes += change
-
     def _move_loop(self, min_seconds: float) -> None:
         """Let a new thread have the loop, if the response in it began `min_seconds` ago."""
         with self._lock:
@@ -2580,18 +2527,23 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread that has the loop. One that cannot be started counts as busy."""
-        now = self._clock()
-        if len(self._threads) >= self.settings.threads or now < self._retry_thread_at:
+        if self._is_short_of_threads():
             return False
         thread = threading.Thread(target=self._run_loop, daemon=True)
         previous, self._loop_thread = self._loop_thread, thread
         try:
             thread.start()
         except RuntimeError:  # by a limit of the system or of a container
-            self._loop_thread, self._retry_thread_at = previous, now + RETRY_THREAD_SECONDS
+            self._loop_thread = previous
+            self._retry_thread_at = self._clock() + RETRY_THREAD_SECONDS
             return False
         self._threads.add(thread)
         return True
+
+    def _is_short_of_threads(self) -> bool:
+        busy = len(self._threads) - self._blocked_threads
+        return (busy >= self.settings.threads or self._blocked_threads > MAX_BLOCKED_THREADS
+                or self._clock() < self._retry_thread_at)
 
     def _wake(self) -> None:
         """Make the loop poll at once."""
@@ -2863,7 +2815,7 @@ class _Server:
         return b""
 
     def wait_until_sent(self, connection: _Connection) -> None:
-        """Wait until the client has taken all unsent bytes or, if no thread is free, spool them.
+        """Wait until the client has taken all unsent bytes.
 
         Raises:
             _ClientGone: the client reads too slowly, or keeps a thread that is needed elsewhere.
@@ -2871,7 +2823,7 @@ class _Server:
         """
         progress_at, grace = self._clock(), self.settings.idle_timeout
         with self._blocking(connection):
-            while not self._may_spool():
+            while True:
                 bytes_before, began = connection.bytes_sent, self._clock()
                 finished, now = connection.send_some(), self._clock()
                 connection.seconds_waited += now - began
@@ -2884,24 +2836,19 @@ class _Server:
                 if self._thread_wanted or now - progress_at > grace:
                     raise _ClientGone
 
-    def _may_spool(self) -> bool:
-        """Tell whether a response is read ahead instead of waiting for its client.
-
-        It is if no thread is free, and the spools have room. The application then finishes, and the
-        event loop sends what is left.
-        """
-        busy = len(self._threads) >= self.settings.threads or self._thread_wanted
-        return busy and self._spooled_bytes < MAX_SPOOLED_BYTES
-
     @contextmanager
     def _blocking(self, connection: _Connection) -> Iterator[None]:
         """Let the socket block for MAX_WAIT; the loop continues in another thread."""
+        with self._lock:
+            self._blocked_threads += 1
         self.release_loop()
         connection.sock.settimeout(MAX_WAIT)
         try:
             yield
         finally:
             connection.sock.settimeout(0)
+            with self._lock:
+                self._blocked_threads -= 1
 
     def log_access(self, request: _Request, handler: _Handler) -> None:
         """Write a line in the combined log format, if there is an access log."""
