@@ -1939,7 +1939,7 @@ class _BodyStream(io.RawIOBase):
         self._connection = connection
         self.remaining = request.length
         self.bytes_received = 0
-        self.seconds_waited = 0.0  # for the client
+        self.pace = connection.server.new_pace(_State.READING_BODY)
         self.continue_pending = request.expects_continue
 
     def readable(self) -> bool:
@@ -1987,6 +1987,7 @@ _STATUS = re.compile(r"[2-5][0-9]{2} [\t -~\x80-\xff]*")
 _HOP_BY_HOP = frozenset([  # RFC 9110 §7.6.1: only the server may send these
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
     "upgrade"])
+_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 MAX_JOINED_BYTES = 64 * 1024  # a longer body is not copied to be sent together with its headers
 
 
@@ -2185,6 +2186,20 @@ def _date_field(seconds: int) -> str:
     return f"Date: {format_date_time(seconds)}\r\n"
 
 
+def _access_log_line(request: _Request, handler: _Handler) -> str:
+    """A line in the combined log format, with all unsafe characters escaped."""
+    environ = request.environ
+    address, user, line, referer, agent = [
+        _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text or "-"))
+        for text in (environ.get("REMOTE_ADDR"), environ.get("REMOTE_USER"), request.line.rstrip(),
+                     environ.get("HTTP_REFERER"), environ.get("HTTP_USER_AGENT"))]
+    user = user.replace(" ", "\\x20")
+    now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
+    status = (handler.status or "-")[:3]
+    return (f'{address} - {user} [{now}] "{line}" {status} {handler.body_bytes_sent}'
+            f' "{referer}" "{agent}"')
+
+
 # --- HTTP: connections --------------------------------------------------------------------------
 #
 # Design: a connection has one state and one owner. In every state but RESPONDING the owner is the
@@ -2213,6 +2228,36 @@ class _ClientGone(Exception):
     """The client has closed the connection, or sends or reads too slowly."""
 
 
+class _Pace:
+    """Judges a client for which others wait.
+
+    It may pause for `grace` seconds, and must move `rate` bytes a second on average over the time
+    that was spent waiting. `clock` returns seconds.
+    """
+
+    def __init__(self, grace: float, rate: float, clock: Callable[[], float]) -> None:
+        self._grace = grace
+        self._rate = rate
+        self._clock = clock
+        self._bytes_moved = 0
+        self._seconds_waited = 0.0
+        self._checked_at = self._moved_at = 0.0
+
+    def begin_wait(self) -> None:
+        """Start to measure, or continue after a time in which nobody waited."""
+        self._checked_at = self._moved_at = self._clock()
+
+    def is_too_slow(self, bytes_moved: int) -> bool:
+        """Tell whether the client, which has moved so many bytes so far, has broken the rule."""
+        now = self._clock()
+        self._seconds_waited += now - self._checked_at
+        self._checked_at = now
+        if bytes_moved > self._bytes_moved:
+            self._bytes_moved, self._moved_at = bytes_moved, now
+        return (now - self._moved_at > self._grace
+                or self._seconds_waited > self._grace + bytes_moved / self._rate)
+
+
 class _Connection:
     """A client's connection: received bytes, the request, and unsent bytes of the response."""
 
@@ -2230,8 +2275,8 @@ class _Connection:
         self.keep_alive = True
         self.aborted = False  # the response cannot be completed
         self.bytes_sent = 0  # of the current response
-        self.seconds_waited = 0.0  # for the client to take the current response
         self.bytes_discarded = 0  # while lingering
+        self.pace: Optional[_Pace] = None  # if the server has waited for a short body or a reader
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
         # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
         # time, so the last headers are kept with the parsed request.
@@ -2316,7 +2361,7 @@ class _Connection:
 
     def respond(self) -> None:
         """Answer the request. Its last bytes may only be queued."""
-        self.bytes_sent, self.seconds_waited = 0, 0.0
+        self.bytes_sent, self.pace = 0, None
         request, self.request, body = self.request, _NO_REQUEST, None
         if not request.length:
             request.environ["wsgi.input"] = io.BytesIO()
@@ -2409,7 +2454,6 @@ class _Connection:
 # now a worker, finishes that response, hands its connection back through `_finished`, and ends.
 # The loop itself waits for no client.
 
-LISTEN_FD = 3  # SD_LISTEN_FDS_START
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
 IDLE_POLL_INTERVAL = 0.05  # seconds; the same, for a server that has nothing to do
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers
@@ -2664,8 +2708,7 @@ class _Server:
         elif connection.reading_state() != state:
             self._enter(connection, connection.reading_state())
         elif state == _State.READING_BODY:
-            self._check_rate(
-                connection, len(connection.received), self.settings.head_timeout)
+            self._check_pace(connection, len(connection.received))
 
     def _continue_handshake(self, connection: _Connection) -> None:
         with suppress(*self.would_block):
@@ -2689,7 +2732,7 @@ class _Server:
             self._close(connection)
         elif not connection.send_some():
             if connection.state == _State.SENDING:
-                self._check_rate(connection, connection.bytes_sent, self.settings.idle_timeout)
+                self._check_pace(connection, connection.bytes_sent)
                 return
             self._enter(connection, _State.SENDING)
             self._watch(connection, selectors.EVENT_WRITE)
@@ -2723,6 +2766,8 @@ class _Server:
         now = self._clock()
         connection.state, connection.state_since = state, now
         self._timers[state][connection] = now + self._timeouts[state]
+        if state in (_State.READING_BODY, _State.SENDING):
+            self.pace_of(connection).begin_wait()
 
     def _close_expired(self) -> None:
         now = self._clock()
@@ -2744,21 +2789,14 @@ class _Server:
             connection.aborted = connection.state == _State.SENDING
             self._close(connection)
 
-    def _check_rate(self, connection: _Connection, transferred: int, grace: float) -> None:
-        """Restart the timer of a client that has made progress, unless it is too slow on average.
-        """
-        now = self._clock()
-        waited = connection.seconds_waited + now - connection.state_since
-        if self.is_too_slow(waited, transferred, grace):
+    def _check_pace(self, connection: _Connection, bytes_moved: int) -> None:
+        """Restart the timer of a client that has moved some bytes, unless it is too slow."""
+        if self.pace_of(connection).is_too_slow(bytes_moved):
             self._on_timeout(connection)
         else:
             timers = self._timers[connection.state]
             del timers[connection]
-            timers[connection] = now + self._timeouts[connection.state]
-
-    def is_too_slow(self, seconds_waited: float, transferred: int, grace: float) -> bool:
-        """Tell whether a client is below the minimum rate on average (any thread)."""
-        return seconds_waited > grace + transferred / self.settings.body_rate
+            timers[connection] = self._clock() + self._timeouts[connection.state]
 
     def _evict_oldest(self) -> None:
         """Make room for a connection: close the one that has been in its state the longest.
@@ -2797,22 +2835,15 @@ class _Server:
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or keeps a thread
         that is needed elsewhere."""
-        began, waited_before = self._clock(), stream.seconds_waited
-        grace = self.settings.head_timeout
+        stream.pace.begin_wait()
         with self._blocking(connection), suppress(OSError, ValueError):
-            while True:
-                data = None
+            data = None
+            while data is None and not self._thread_wanted:
                 with suppress(*self.would_block):
                     data = bytes(connection.sock.recv(RECEIVE_BYTES))
-                stalled = self._clock() - began
-                stream.seconds_waited = waited_before + stalled
-                if self.is_too_slow(stream.seconds_waited, stream.bytes_received, grace):
-                    break
-                if data is not None:
-                    return data
-                if self._thread_wanted or stalled > grace:
-                    break
-        return b""
+                if stream.pace.is_too_slow(stream.bytes_received + len(data or b"")):
+                    return b""
+        return data or b""
 
     def wait_until_sent(self, connection: _Connection) -> None:
         """Wait until the client has taken all unsent bytes.
@@ -2821,20 +2852,26 @@ class _Server:
             _ClientGone: the client reads too slowly, or keeps a thread that is needed elsewhere.
             OSError: the client has gone.
         """
-        progress_at, grace = self._clock(), self.settings.idle_timeout
+        pace, finished = self.pace_of(connection), False
+        pace.begin_wait()
         with self._blocking(connection):
-            while True:
-                bytes_before, began = connection.bytes_sent, self._clock()
-                finished, now = connection.send_some(), self._clock()
-                connection.seconds_waited += now - began
-                if self.is_too_slow(connection.seconds_waited, connection.bytes_sent, grace):
+            while not finished:
+                finished = connection.send_some()
+                if pace.is_too_slow(connection.bytes_sent):
                     raise _ClientGone
-                if finished:
-                    return
-                if connection.bytes_sent > bytes_before:
-                    progress_at = now
-                if self._thread_wanted or now - progress_at > grace:
+                if self._thread_wanted and not finished:
                     raise _ClientGone
+
+    def pace_of(self, connection: _Connection) -> _Pace:
+        """The pace of a client that sends a short body, or reads its response."""
+        if connection.pace is None:
+            connection.pace = self.new_pace(connection.state)
+        return connection.pace
+
+    def new_pace(self, state: str) -> _Pace:
+        """A pace whose grace is the timeout of a state; SENDING's for RESPONDING."""
+        grace = self._timeouts[_State.SENDING if state == _State.RESPONDING else state]
+        return _Pace(grace, self.settings.body_rate, self._clock)
 
     @contextmanager
     def _blocking(self, connection: _Connection) -> Iterator[None]:
@@ -2851,27 +2888,22 @@ class _Server:
                 self._blocked_threads -= 1
 
     def log_access(self, request: _Request, handler: _Handler) -> None:
-        """Write a line in the combined log format, if there is an access log."""
+        """Write a line about a request, if there is an access log."""
         if self.access_log is None:
             return
-        environ = request.environ
-        address, user, line, referer, agent = [
-            _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text or "-"))
-            for text in (environ.get("REMOTE_ADDR"), environ.get("REMOTE_USER"),
-                         request.line.rstrip(), environ.get("HTTP_REFERER"),
-                         environ.get("HTTP_USER_AGENT"))]
-        user = user.replace(" ", "\\x20")
-        now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
-        status = (handler.status or "-")[:3]
         try:
-            print(f'{address} - {user} [{now}] "{line}" {status} {handler.body_bytes_sent}'
-                  f' "{referer}" "{agent}"', file=self.access_log, flush=True)
+            print(_access_log_line(request, handler), file=self.access_log, flush=True)
         except OSError as error:  # its reader has gone; the clients are still there
             logger.error("The access log cannot be written, and ends here: %s", error)
             self.access_log = None
 
 
-_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
+# --- HTTP: sockets ------------------------------------------------------------------------------
+#
+# Design: what the server needs before it can accept connections: the listening socket, TLS, and the
+# part of the environ that is the same for all requests. It runs in the main thread at the start.
+
+LISTEN_FD = 3  # SD_LISTEN_FDS_START
 
 
 def _would_block_errors(tls: Any) -> Tuple[Type[Exception], ...]:

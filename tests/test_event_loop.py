@@ -117,8 +117,8 @@ def test_body_at_the_promised_rate_is_received(clock):
 def test_body_that_drips_is_too_slow_on_average(clock):
     with serving(clock=clock, body_rate=1) as server, connect(server) as connection:
         restarted = threading.Semaphore(0)
-        check = server._check_rate
-        server._check_rate = lambda *arguments: (check(*arguments), restarted.release())
+        check = server._check_pace
+        server._check_pace = lambda *arguments: (check(*arguments), restarted.release())
         connection.sendall(put(300))
         server.await_state(_State.READING_BODY)
         for number in range(3):
