@@ -79,9 +79,9 @@ PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-S
 MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
-MAX_REMEMBERED = 1024  # requests, by method and path, of which the guard knows what they need
-MAX_REMEMBERED_LENGTH = 256  # characters of those
-MAX_BUCKETS = 65_536  # clients that a rate limit remembers; some 10 MB
+PATH_CACHE_SIZE = 1024  # entries in the guard's path cache
+MAX_CACHED_PATH_LENGTH = 256  # characters; longer paths are not cached
+MAX_BUCKETS = 65_536  # clients in a rate limit's memory; some 10 MB
 
 Claims = Dict[str, Any]
 Environ = Dict[str, Any]
@@ -816,7 +816,7 @@ def _fold(segments: Iterable[str]) -> Segments:
     return tuple(map(_fold_name, segments))
 
 
-@lru_cache(MAX_REMEMBERED)  # each name of a path is folded for many readings
+@lru_cache(PATH_CACHE_SIZE)  # each name of a path is folded for many readings
 def _fold_name(name: str) -> str:
     if name.isascii():
         return name.lower()
@@ -882,28 +882,74 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     return _Rule(rank, methods, names, alone.segments, _flatten(path)[0], scopes)
 
 
-def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
+def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
     """The rule that decides in every reading, and those that would decide in some."""
-    deciding = None
+    certain_rank = None
     for rule in rules:
-        if deciding is not None and rule.rank != deciding:
+        if certain_rank is not None and rule.rank != certain_rank:
             return
         if rule.methods and method not in rule.methods:
             continue
         if rule.path == path.sure[: len(rule.path)]:
-            deciding = rule.rank
+            certain_rank = rule.rank
             yield rule
         elif path.may_enter(rule):
             yield rule
 
 
-# --- Middleware ---------------------------------------------------------------------------------
+# --- The guard ----------------------------------------------------------------------------------
+#
+# Design: The guard looks up which scopes a path needs, checks the token if it needs one, and calls
+# the application or answers itself. Which scopes a path needs is cached. A refusal is a value, not
+# an exception, so it keeps no stack frames in memory. A rate limiter in front can check the token
+# first; its result travels in the environ and is used once, by the same guard, for the same header.
+# All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
-_IDENTITY = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
 
 
-def _answer_error(
+class _Refusal(NamedTuple):
+    """Why a request is refused, and the parameters of its challenge (RFC 6750 §3)."""
+
+    status: str
+    message: str
+    challenge: Mapping[str, str] = {}
+
+
+class _TokenCheck(NamedTuple):
+    """The result of checking a token, the guard that checked it, and the header it came in."""
+
+    guard: "BearerAuthMiddleware"
+    authorization: str
+    result: Union[Claims, _Refusal]
+
+
+_MISSING_TOKEN = _Refusal("401 Unauthorized", "An authorization header is required")
+
+
+def _invalid_token(reason: str) -> _Refusal:
+    return _Refusal("401 Unauthorized", "Invalid authorization token",
+                    {"error": "invalid_token", "error_description": reason})
+
+
+def _insufficient_scope(scopes: Scopes) -> _Refusal:
+    return _Refusal("403 Forbidden", "Insufficient scope",
+                    {"error": "insufficient_scope", "scope": " ".join(dict.fromkeys(scopes))})
+
+
+def _authorization(environ: Environ) -> str:
+    """Return the header that a request's token comes in, the only source of tokens."""
+    return str(environ.get("HTTP_AUTHORIZATION", "")).strip(" \t")
+
+
+def _token_scopes(claims: Claims) -> List[str]:
+    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+    return scope.split(" ") if isinstance(scope, str) else []
+
+
+def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     header: Tuple[str, str],
 ) -> Iterable[bytes]:
@@ -917,53 +963,46 @@ def _answer_error(
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
-class _Refusal(Exception):
-    """A request that does not get through, and what the client is told (RFC 6750 §3)."""
-
-    def __init__(self, status: str, message: str, **challenge: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.challenge = challenge
-
-
-def _invalid_token(reason: str) -> _Refusal:
-    return _Refusal(
-        "401 Unauthorized", "Invalid authorization token",
-        error="invalid_token", error_description=reason)
-
-
-def _granted(claims: Claims) -> List[str]:
-    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
-    return scope.split(" ") if isinstance(scope, str) else []
-
-
 class Verifier(Protocol):
-    """What the guard asks of a signer; a TokenSigner is one."""
+    """The part of a signer that the guard uses; a TokenSigner has it."""
 
     def verify(self, token: str) -> Claims:
-        """Return the claims of a good token, `sub` among them, or raise InvalidTokenError."""
+        """Return the claims of a valid token, including `sub`, or raise InvalidTokenError."""
 
 
 class BearerAuthMiddleware:
-    """Lets requests to protected paths through only with a valid bearer token (RFC 6750).
+    """Requires a valid bearer token (RFC 6750) for the protected paths of an application.
 
-    A rule is a path, which covers all below it, optionally behind methods: `"/api"`,
-    `"POST,DELETE /articles"`; `"GET"` covers `HEAD`. The longest matching rule counts and, for one
-    path, the one that names the method.
+    A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
+    `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The longest
+    matching rule decides; of two rules with the same path, the one that names the method.
 
-    - `protect`: the rules under which a token is needed, all paths if not given. As a mapping, from
-      rule to the scopes that the token must have: `{"/api": (), "/api/admin": "admin"}`.
-    - `exempt`: rules under which no token is needed, inside of protected paths.
-    - `realm`: the name that a refused client is told.
-    - `is_revoked`: is asked with the claims of a valid token; true refuses it. What it raises ends
-      the request.
+    - `protect`: the rules under which a token is required; all paths by default. A mapping from
+      rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
+    - `exempt`: rules under which no token is required, inside protected paths.
+    - `realm`: the name of the protected area, shown to refused clients.
+    - `is_revoked`: called with the claims of each valid token; returns true to reject it. Its
+      exceptions propagate.
 
-    An application may read a path otherwise than it is written: decode it twice, merge slashes,
-    resolve dots, ignore case. A token is needed if any reading is protected, with the scopes of all
-    of those; an exemption holds only if it covers every reading. Mounted, both `PATH_INFO` and
-    `SCRIPT_NAME + PATH_INFO` are readings. No header is looked at but `Authorization`: an
-    application that takes its path or method from another one must not be behind a rule for some.
+    The path that a rule is compared with is `PATH_INFO` and, in a mounted application, also
+    `SCRIPT_NAME + PATH_INFO`. If both are protected, the token needs the scopes of both.
+
+    A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
+    segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
+    of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
+    segment. These differences count as equal, because some applications ignore them:
+
+    - letter case, accents and invisible characters;
+    - punctuation: `/a-b` and `/a_b`;
+    - a suffix or plus sign in the last segment: `/a.json` and `/+a` for `/a`.
+
+    Any other path falls under each rule whose segments it contains in the same order:
+    `/x/../api`, `/%61pi` and `//host/api` all fall under `"/api"`. So does every path that is too
+    unusual to read, such as one with a line end. An exemption is stricter. It must equal the
+    canonical beginning of the path exactly, and it does not apply to a path with dot segments.
+
+    The guard reads only the `Authorization` header. If the application takes its path or method
+    from another header, protect everything.
 
     Raises:
         ValueError: a rule, a scope or the realm is malformed.
@@ -993,59 +1032,82 @@ class BearerAuthMiddleware:
         self.realm = realm
         self.is_revoked = is_revoked
         self._rules = _parse_rules(protect, exempt)
-        self._remembered_scopes = lru_cache(MAX_REMEMBERED)(self._needed_scopes)
+        self._cached_scopes = lru_cache(PATH_CACHE_SIZE)(self._scopes_of_path)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        for key in _IDENTITY:
+        token_check = environ.pop(_TOKEN_CHECK, None)
+        for key in _IDENTITY_KEYS:
             environ.pop(key, None)
-        try:
-            scopes = self._scopes(environ)
-            if scopes is not None:
-                self._authenticate(environ, scopes)
-        except _Refusal as refusal:
-            return self._refuse(refusal, environ, start_response)
+        scopes = self._required_scopes(environ)
+        if scopes is not None:
+            refusal = self._admit(environ, scopes, token_check)
+            if refusal is not None:
+                return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
-    def _scopes(self, environ: Environ) -> Optional[Scopes]:
-        """The scopes that the request needs; None where not even a token is needed."""
+    def authenticate(self, environ: Environ) -> Optional[Claims]:
+        """Return the claims of the request's token, or None if it has no valid, unrevoked token.
+
+        Middleware in front of the guard can call this. The guard then uses the result and does not
+        verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
+        """
+        authorization = _authorization(environ)
+        try:
+            result = self._check_token(authorization)
+        except Exception:  # a stored exception would keep the frames of the request in memory
+            return None
+        environ[_TOKEN_CHECK] = _TokenCheck(self, authorization, result)
+        return None if isinstance(result, _Refusal) else result
+
+    def _check_token(self, authorization: str) -> Union[Claims, _Refusal]:
+        if not authorization:
+            return _MISSING_TOKEN
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return _invalid_token("The scheme must be Bearer")
+        try:
+            claims = self.signer.verify(token.lstrip(" "))
+        except InvalidTokenError as error:
+            return _invalid_token(str(error))
+        if self.is_revoked is not None and self.is_revoked(claims):
+            return _invalid_token("Token has been revoked")
+        return claims
+
+    def _admit(self, environ: Environ, scopes: Scopes, token_check: Any) -> Optional[_Refusal]:
+        """Add the identity to the environ, or return why the request is refused."""
+        authorization = _authorization(environ)
+        if isinstance(token_check, _TokenCheck) and token_check[:2] == (self, authorization):
+            result = token_check.result
+        else:
+            result = self._check_token(authorization)
+        if isinstance(result, _Refusal):
+            return result
+        if scopes and not set(scopes).issubset(_token_scopes(result)):
+            return _insufficient_scope(scopes)
+        environ["wsgi_auth.claims"] = result
+        environ["REMOTE_USER"] = result["sub"]
+        environ["AUTH_TYPE"] = "Bearer"
+        return None
+
+    def _required_scopes(self, environ: Environ) -> Optional[Scopes]:
+        """Return the scopes that the request needs, or None if it needs no token."""
         method = environ.get("REQUEST_METHOD", "GET")
         mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
-        # Reading a path costs as much as verifying a token, and most requests are for a few paths.
-        short = len(method) + len(mount) + len(path) <= MAX_REMEMBERED_LENGTH
-        return (self._remembered_scopes if short else self._needed_scopes)(method, mount, path)
+        # Reading an unusual path costs as much as verifying a token; most requests repeat a path.
+        short = len(method) + len(mount) + len(path) <= MAX_CACHED_PATH_LENGTH
+        return (self._cached_scopes if short else self._scopes_of_path)(method, mount, path)
 
-    def _needed_scopes(self, method: str, mount: str, path: str) -> Optional[Scopes]:
+    def _scopes_of_path(self, method: str, mount: str, path: str) -> Optional[Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
         needed: Optional[Scopes] = None
         paths = [_read_path(path)]
         if mount:
             paths.append(_read_mounted_path(mount, path))
-        for spelling in paths:
-            for rule in _covering(self._rules, method, spelling):
+        for reading in paths:
+            for rule in _applicable_rules(self._rules, method, reading):
                 if rule.scopes is not None:
                     needed = (needed or ()) + rule.scopes
         return needed
-
-    def _authenticate(self, environ: Environ, scopes: Scopes) -> None:
-        header = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
-        if not header:
-            raise _Refusal("401 Unauthorized", "An authorization header is required")
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer":
-            raise _invalid_token("The scheme must be Bearer")
-        try:
-            claims = self.signer.verify(token.lstrip(" "))
-        except InvalidTokenError as error:
-            raise _invalid_token(str(error)) from None
-        if self.is_revoked is not None and self.is_revoked(claims):
-            raise _invalid_token("Token has been revoked")
-        if scopes and not set(scopes).issubset(_granted(claims)):
-            raise _Refusal(
-                "403 Forbidden", "Insufficient scope",
-                error="insufficient_scope", scope=" ".join(dict.fromkeys(scopes)))
-        environ["wsgi_auth.claims"] = claims
-        environ["REMOTE_USER"] = claims["sub"]
-        environ["AUTH_TYPE"] = "Bearer"
 
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
@@ -1053,9 +1115,16 @@ class BearerAuthMiddleware:
         parameters = {"realm": self.realm, **refusal.challenge}
         challenge = ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
-        return _answer_error(
+        return _send_error(
             environ, start_response, refusal.status, refusal.message,
             ("WWW-Authenticate", f"Bearer {challenge}"))
+
+
+# --- The rate limit -----------------------------------------------------------------------------
+#
+# Design: Each client has a token bucket. It is stored as one number, the time at which the bucket
+# will be full again, in an ordered dictionary whose oldest entries are dropped. The thread of the
+# request updates it under a lock. Nothing here may block or grow without a bound.
 
 
 def _subject_or_address(environ: Environ) -> str:
@@ -1064,17 +1133,17 @@ def _subject_or_address(environ: Environ) -> str:
 
 
 class RateLimitMiddleware:
-    """Lets a client make `limit` requests at once, and as many again in each `period`.
+    """Lets a client send `limit` requests at once, and as many again in each `period`.
 
-    Each client has a token bucket that holds `limit` requests and fills evenly. Beyond it the
-    answer is 429 with Retry-After (RFC 6585 §4).
+    Each client has a token bucket that holds `limit` requests and refills evenly. A request that
+    finds it empty gets 429 with Retry-After (RFC 6585 §4) and is not counted.
 
     - `limit`: requests; `period`: seconds.
-    - `key`: tells clients apart, by the environ: the subject behind the guard, else the address.
-      A request for which it returns None is not limited.
+    - `key`: called with the environ, returns a string for each client. By default, the user behind
+      the guard, otherwise the address. Requests for which it returns None are not limited.
     - `clock`: returns seconds.
 
-    The state is this process's own. At most 65,536 buckets are kept, those last used.
+    The state belongs to one process. It keeps the 65,536 buckets that were used last.
 
     Raises:
         ValueError: `limit` is below 1, or `period` not above 0.
@@ -1099,10 +1168,9 @@ class RateLimitMiddleware:
         self.key = key
         self.clock = clock
         self._period = period
-        self._cost = period / limit  # the seconds in which what a request takes flows in again
-        # When each client's bucket will be full again, the last used at the end. Of a client it is
-        # the hash that is kept, a number, as its name may have any length.
-        self._full: "OrderedDict[int, float]" = OrderedDict()
+        self._seconds_per_request = period / limit
+        # By the hash of the client's key: the key itself may have any length.
+        self._full_at: "OrderedDict[int, float]" = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -1110,27 +1178,26 @@ class RateLimitMiddleware:
         wait = 0.0 if client is None else self._take(client)
         if not wait:
             return self.app(environ, start_response)
-        return _answer_error(
+        return _send_error(
             environ, start_response, "429 Too Many Requests", "Too many requests",
             ("Retry-After", str(math.ceil(wait))))
 
     def _take(self, client: str) -> float:
-        """Take a request out of the client's bucket or, if it is empty, return the seconds to wait.
-
-        A refused request takes nothing.
-        """
+        """Take a request from the client's bucket, or return the seconds until it has one."""
         now, bucket = self.clock(), hash(client)
         with self._lock:
-            full = max(self._full.pop(bucket, now), now)
-            full = min(full, now + self._period)  # or the clock was ahead
-            wait = full + self._cost - now - self._period
-            if wait < self._cost / 1000:  # rounding, in sums of floats
-                wait, full = 0.0, full + self._cost
-            self._full[bucket] = full
-            if len(self._full) > MAX_BUCKETS:
-                self._full.popitem(last=False)
+            full_at = max(self._full_at.pop(bucket, now), now)
+            full_at = min(full_at, now + self._period)  # the clock may have been set back
+            wait = full_at + self._seconds_per_request - now - self._period
+            if wait < self._seconds_per_request / 1000:  # rounding in sums of floats
+                wait, full_at = 0.0, full_at + self._seconds_per_request
+            self._full_at[bucket] = full_at
+            if len(self._full_at) > MAX_BUCKETS:
+                self._full_at.popitem(last=False)
         return wait
 
+
+# --- CORS ---------------------------------------------------------------------------------------
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2

@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from wsgi_auth import MAX_REMEMBERED, BearerAuthMiddleware, InvalidTokenError, TokenSigner
+from wsgi_auth import PATH_CACHE_SIZE, BearerAuthMiddleware, InvalidTokenError, TokenSigner
 
 
 @pytest.fixture(autouse=True)
@@ -989,7 +989,7 @@ def test_exception_of_the_application_passes_through():
 
 def test_guard_remembers_a_bounded_number_of_short_paths_and_refuses_all_alike():
     guarded = bare_guard(protect=["/api", "POST /articles"])
-    paths = [f"/api/{number}" for number in range(2 * MAX_REMEMBERED)]
+    paths = [f"/api/{number}" for number in range(2 * PATH_CACHE_SIZE)]
 
     for path in [*paths, "/api/" + "x" * 5000, "/api/" + "x" * 5000]:
         assert call(guarded, path).status == REFUSED
@@ -999,6 +999,6 @@ def test_guard_remembers_a_bounded_number_of_short_paths_and_refuses_all_alike()
         assert call(guarded, "/x", SCRIPT_NAME="/api").status == REFUSED
         assert call(guarded, "/x").status == OPEN
 
-    known = guarded._remembered_scopes.cache_info()
-    assert (known.currsize, known.maxsize) == (MAX_REMEMBERED, MAX_REMEMBERED)
+    known = guarded._cached_scopes.cache_info()
+    assert (known.currsize, known.maxsize) == (PATH_CACHE_SIZE, PATH_CACHE_SIZE)
     assert known.hits == 4
