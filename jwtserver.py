@@ -172,7 +172,7 @@ def _parse_rules(value: Any) -> Rules:
         return value
     rules = _parse_list(value, ";")
     for rule in rules if isinstance(value, str) else ():
-        if re.search("[,:=]", rule.rpartition(" ")[2]):  # taken for one path, it opened all others
+        if re.search("[,:=]", rule.partition("/")[2]):  # taken for one path, it opened all others
             raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
     return rules
 

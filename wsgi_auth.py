@@ -36,8 +36,8 @@ import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
-from functools import lru_cache
-from itertools import filterfalse
+from functools import lru_cache, partial
+from itertools import chain, filterfalse, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -644,199 +644,216 @@ def password_iterations(encoded: Optional[str]) -> int:
 
 # --- Path rules ---------------------------------------------------------------------------------
 #
-# A server decodes a path once and hands it over. The application may decode it again, merge
-# slashes, ignore case, and so on, in any order, and then serve another path than the guard saw. So
-# a rule is held against two extremes: the leading segments that every application reads alike, and
-# the furthest that any could make of the whole. A path is only as open as both of them are.
+# Design: An application may decode a path again, merge slashes or ignore case, and serve another
+# path than the guard saw. A canonical path leaves nothing to interpret: it is compared with a rule
+# segment by segment. Any other path falls under each rule whose words it contains in order. A rule
+# that certainly applies ends the search. A rule that only may apply adds its protection; it never
+# exempts. All of this is computation on bounded text, in the thread of the request.
 
-Segments = Tuple[str, ...]
-
+_METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
 _RULE = re.compile(
     r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?"
-    r"(?P<path>/|(?:/[^\x00-\x20\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+    r"(?P<path>/|(?:/[^\x00-\x1f\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+_TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
-# A path that all read alike, but for letter case, punctuation and a suffix: no empty segment, none
-# that begins with two dots or ends in one, no character that means anything.
-_PLAIN_PATH = re.compile(r"(?:/(?!@@|\.\.)[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
-_PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
-_QUERY = re.compile(r"[?#].*", re.DOTALL)
-_VIEW = re.compile(r"^(?:@@\s*)+")  # Pyramid's, by its name
-_ENDS = re.compile(r"[\0\r\n]")
-_CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
-_USUAL_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # of a target, RFC 9112 §3.2
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
-_TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
-_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
-_MAX_ODD_PATH = 2048  # characters; some milliseconds to read
-_MAX_DEPTH = 64  # segments of a rule
+_TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
+_ODD_CHARACTER = re.compile("[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\u1680\u2028\u2029\ufffd]")
+_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
+_SEPARATOR = re.compile(r"[/\\;?#]")
+_VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
+_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
+_INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
+    "[\x01-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001"
+    "\U000e0020-\U000e007f]")
+_PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
+    dict.fromkeys(string.punctuation.replace("/", ""), "_"))
+_TRAILING_DOTS = ". \u1680\u2028\u2029"  # and the white space that NFKC keeps
+_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
+_MAX_ODD_PATH = 2048  # characters of a path that is not canonical
+_MAX_DEPTH = 64  # segments of a rule, and of a path that is not canonical
+_nfkc = partial(unicodedata.normalize, "NFKC")
 
 
 class _Rule(NamedTuple):
     rank: Tuple[int, bool, bool]  # the lowest decides
     methods: FrozenSet[str]  # empty: all
-    path: Segments
-    folded: Segments
-    flat: Segments
+    path: str  # with a slash at the end
+    punctuation_key: str  # the path, folded
+    words: Tuple[str, ...]  # its segments, folded
     scopes: Optional[Scopes]  # None: exempt
 
 
-class _Reading(NamedTuple):
-    """The furthest that an application could make of a path.
-
-    It keeps the first `firm` segments. Of the others it may drop any, by dot segments, as the name
-    of a host, or as a parameter that holds a slash; those that are left stay in order.
-    """
-
-    segments: Segments  # folded
-    firm: int
-    climbs: bool = False  # by dot segments
-
-    def may_enter(self, path: Segments) -> bool:
-        """Tell whether this can lead to `path` or below it."""
-        firm = self.firm
-        if path[:firm] != self.segments[: min(firm, len(path))]:
-            return False
-        remaining = iter(self.segments[firm:])
-        return all(segment in remaining for segment in path[firm:])
-
-
 class _Path(NamedTuple):
-    sure: Segments  # what every application reads alike
-    readings: Optional[List[_Reading]]  # the furthest ones; None: it might be any path
-    flat: List[Segments]  # what is left where all punctuation is alike, in what comes undecoded
+    """The ways in which applications could read a path."""
 
-    def may_enter(self, rule: _Rule) -> bool:
-        """Tell whether some application could read a path that the rule covers."""
-        return (self.readings is None
-                or any(reading.may_enter(rule.folded) for reading in self.readings)
-                or any(flat[:len(rule.flat)] == rule.flat for flat in self.flat))
+    certain: str = "/"  # the canonical beginning, which all of them read alike, and a slash
+    punctuation_keys: Sequence[str] = ()  # canonical readings, folded, each with a slash
+    word_lists: Sequence[Sequence[str]] = ()  # the words of other readings, folded
+    words: FrozenSet[str] = frozenset()  # all words of these lists
+    readable: bool = True  # otherwise it could be any path
+
+    def may_match(self, rule: _Rule) -> bool:
+        """Tell whether some application could serve a path that the rule covers."""
+        for key in self.punctuation_keys:
+            if key.startswith(rule.punctuation_key):
+                return True
+        if self.word_lists and self.words.issuperset(rule.words):
+            return any(_contains_in_order(words, rule.words) for words in self.word_lists)
+        return not self.readable
+
+
+_UNREADABLE = _Path(readable=False)
+
+
+def _contains_in_order(words: Iterable[str], wanted: Iterable[str]) -> bool:
+    remaining = iter(words)
+    return all(word in remaining for word in wanted)
 
 
 def _read_path(path: str) -> _Path:
-    if _PLAIN_PATH.fullmatch(path):
-        path = "/".join(path.split("/", _MAX_DEPTH + 1)[: _MAX_DEPTH + 1])
-        folded = tuple(path.lower().split("/")[1:])
-        readings = _with_suffixes_cut([_Reading(folded, len(folded))])
-        return _Path(tuple(path.split("/")[1:]), readings, _flatten(path))
-    # Without a slash before it, some add one, and some take the first character for one.
-    if len(path) > _MAX_ODD_PATH or not _USUAL_FORM.match(path):
-        return _Path((), None, [])
+    if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
+        return _Path(path.rstrip("/") + "/", _punctuation_keys(path))
+    # Some applications add a missing slash; others take the first character for it.
+    if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
+        return _UNREADABLE
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    texts: List[str] = []
-    for encoding in ("utf-8", "latin-1", "ascii"):
-        text = _decode_wholly(data, encoding)
-        if text is None:
-            return _Path((), None, [])
-        texts.append(text.replace("\\", "/").strip())
-    texts += [_QUERY.sub("", text) for text in texts]
-    readings = [_read_text(text) for text in dict.fromkeys(texts)]
     raw = data.decode("utf-8", "replace")
-    climbs = any(reading.climbs for reading in readings)  # to some, who drop other bytes
-    sure = () if climbs else _sure_segments(raw, readings[0])
-    return _Path(sure, _with_suffixes_cut(readings), _flatten(raw) + _flatten(path))
+    encoded = "%" in path
+    readings = dict.fromkeys((raw, path) if encoded else ())
+    for encoding in ("utf-8", "latin-1", "ascii") if encoded or not path.isascii() else ("ascii",):
+        text = _decode_fully(data, encoding)
+        if text is None:
+            return _UNREADABLE
+        readings[text] = None
+    return _combine_readings(raw, list(readings))
 
 
-def _with_suffixes_cut(readings: List[_Reading]) -> List[_Reading]:
-    """Add that `/a.json` may be `/a`, as for Django REST framework, Pecan and TurboGears, and that
-    `/+a` is, for Morepath."""
-    cut = []
-    for reading in readings:
-        for part in (str.partition, str.rpartition):
-            stems = tuple(part(name, ".")[0].rstrip(_TRAILING).strip().lstrip("+") or name
-                          for name in reading.segments if name)
-            if reading.firm < len(reading.segments):  # any segment may come to be the last
-                cut.append(reading._replace(segments=stems))
-            last = reading.segments[:len(stems) - 1] + stems[-1:]
-            cut.append(reading._replace(segments=last))
-    return list(dict.fromkeys(readings + cut))  # most are equal, and each would be held against all
+def _combine_readings(raw: str, readings: Sequence[str]) -> _Path:
+    """Compare a reading as it is if the path is canonical and the reading has all its segments.
 
-
-def _flatten(path: str) -> List[Segments]:
-    """CherryPy takes `/a-b` for `/a_b`, and TurboGears takes `/a-b.json` for it as well."""
-    head, slash, last = path.rstrip("/").rpartition("/")
-    whole = dict.fromkeys((path, head + slash + (last.rpartition(".")[0] or last)))
-    return [_fold(filter(None, text.translate(_PUNCTUATION).split("/"))) for text in whole]
-
-
-def _read_mounted_path(mount: str, path: str) -> _Path:
-    """Read both as one path, and as two of which the second has been read first."""
-    whole = _read_path(mount + path)
-    apart = [
-        _Reading(outer.segments + inner.segments, 0)
-        for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
-        for outer in _read_path(mount).readings or ()
-    ]
-    if not apart or not whole.readings:
-        return whole
-    return whole._replace(sure=(), readings=list(dict.fromkeys(apart + whole.readings)))
-
-
-def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
-    """Undo all percent-encoding and drop control characters; None where anything may come of it.
-
-    NUL ends a path for whoever hands it to C, a line end does for some patterns. No client sends
-    them, nor so many encodings.
+    An application that drops all bytes beyond ASCII may lose segments or find dot segments.
     """
-    before = None
+    certain, depth = "/", -1
+    if not any(map(_has_dot_segment, readings)):
+        names = takewhile(lambda name: _is_canonical(f"/{name}/-"), raw.split("/")[1:])
+        certain = "/".join(["", *names, ""])
+        depth = len(_names(raw)) if raw[:1] == "/" and _is_canonical(raw) else -1
+    keys, word_lists = [], []
+    for text in readings:
+        if len(_names(text)) == depth:
+            keys += _punctuation_keys("/" + "/".join(_names(text)))
+        else:
+            word_lists.append(_odd_words(text))
+    return _Path(certain, keys, word_lists, frozenset(chain.from_iterable(word_lists)))
+
+
+def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
+    """Read both as one path and, if `path` is not canonical, as two that are decoded apart."""
+    whole, outer = _read_path(mount + path), _read_path(mount)
+    if not whole.readable or not inner.word_lists:
+        return whole
+    mounts = [*(key.split("/") for key in outer.punctuation_keys), *outer.word_lists]
+    apart = [[*first, *second] for first in mounts for second in inner.word_lists]
+    word_lists = [*whole.word_lists, *apart]
+    return _Path("/", whole.punctuation_keys, word_lists, whole.words.union(*apart))
+
+
+def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
+    """Undo all percent-encoding, normalize, and drop invisible characters.
+
+    Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
+    for some patterns. Honest clients send neither, nor several layers of encoding.
+    """
+    previous = data.decode(encoding, "ignore")
     for _ in range(_MAX_ENCODINGS + 1):
         text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
-        if _ENDS.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC makes 18 letters of one
+        if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
             return None
-        text = _CONTROLS.sub("", text)
-        if text == before:
-            return text
-        before, data = text, text.encode(encoding, "ignore")
+        text = _INVISIBLE.sub("", text)
+        if text == previous:
+            return text if len(_SEPARATOR.findall(text)) <= _MAX_DEPTH else None
+        previous, data = text, text.encode(encoding, "ignore")
     return None
 
 
-def _read_text(text: str) -> _Reading:
-    """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
-    parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
-    names = [part.rstrip(_TRAILING) for part in parts]
-    names = [_VIEW.sub("", name) for name in names]
-    dotted = any(part and (not name or name[:2] == "..") for part, name in zip(parts, names))
-    hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
-    segments = _fold(filter(None, names))
-    if dotted or hosted:
-        return _Reading(segments, 0, dotted)
-    whole = text.partition(";")[0].count("/") + 1
-    return _Reading(segments, len(list(filter(None, names[:whole]))))
+def _is_canonical(path: str) -> bool:
+    """Tell whether a decoded path contains nothing that an application could interpret."""
+    if _ODD_CHARACTER.search(path):
+        return False
+    if not path.isascii():
+        path = _INVISIBLE.sub("", path)
+        if _nfkc(path) != path:
+            return False
+    for sequence in _ODD_SEQUENCES:  # a regular expression takes four times as long
+        if sequence in path:
+            return False
+    return not path.endswith((".", " "))
 
 
-def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+def _has_dot_segment(path: str) -> bool:
+    if "." not in path and "@@" not in path:
+        return False
+    names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
+    return any(not name or name[:2] == ".." for name in names)
 
 
-def _fold(segments: Iterable[str]) -> Segments:
-    """Letter case is nothing to some, nor are accents to MySQL, where a name is looked up."""
-    return tuple(map(_fold_name, segments))
+def _names(path: str) -> List[str]:
+    return list(filter(None, map(_strip_name, path.split("/"))))
 
 
-@lru_cache(PATH_CACHE_SIZE)  # each name of a path is folded for many readings
-def _fold_name(name: str) -> str:
-    if name.isascii():
-        return name.lower()
-    bare = unicodedata.normalize("NFKD", _nfkc(name).upper().casefold())
-    return _nfkc("".join(filterfalse(unicodedata.combining, bare)))
+def _strip_name(segment: str) -> str:
+    """Remove the white space and dots around a segment, and the prefix of a view."""
+    name = segment.strip().rstrip(_TRAILING_DOTS)
+    return _VIEW_PREFIX.sub("", name) if name[:2] == "@@" else name
 
 
-def _sure_segments(text: str, reading: _Reading) -> Segments:
-    """The leading segments of `text` of which the furthest reading has made nothing else."""
-    names = text.split("/")[1:]
-    alike = 0
-    for name, read in zip(_fold(names), reading.segments[: reading.firm]):
-        if name != read:
-            break
-        alike += 1
-    return tuple(names[:alike])
+def _stems(name: str) -> Iterable[str]:
+    """Return the name, and the names that it stands for in some frameworks.
+
+    `a.json` is `a` for Django REST framework, Pecan and TurboGears, and `+a` is `a` for Morepath.
+    """
+    if "." not in name and name[:1] != "+" and name == name.strip():
+        return (name,)
+    parts = (name, name.partition(".")[0], name.rpartition(".")[0])
+    stems = [name, *(part.rstrip(_TRAILING_DOTS).strip() for part in parts)]
+    return dict.fromkeys(stems + [stem.lstrip("+") for stem in stems])
+
+
+def _punctuation_keys(path: str) -> List[str]:
+    """Fold a canonical path, with and without the suffix of its last segment."""
+    above, _, last = _fold(path).rstrip("/").rpartition("/")
+    return [f"{above}/{stem}/".translate(_PUNCTUATION) for stem in _stems(last)]
+
+
+def _odd_words(path: str) -> List[str]:
+    """Return all names that an application could make of a path, in order and folded."""
+    names: List[str] = []
+    for segment in _fold(path).split("/"):
+        if segment.isalnum():  # nearly all are
+            names.append(segment)
+        else:
+            pieces = map(_strip_name, (segment, *_SEPARATOR.split(segment)))
+            whole = [segment, segment.rpartition(".")[0]]
+            names += dict.fromkeys(chain(whole, *map(_stems, pieces)))
+    return "/".join(names).translate(_PUNCTUATION).split("/")
+
+
+def _fold(text: str) -> str:
+    """Remove letter case, accents and format characters, which databases may ignore."""
+    if text.isascii():
+        return text.lower()
+    folded = unicodedata.normalize("NFKD", _INVISIBLE.sub("", _nfkc(text).upper().casefold()))
+    return _nfkc("".join(filterfalse(unicodedata.combining, folded)))
 
 
 def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
-    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or names already apart.
+    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or separate names.
 
     Raises:
         ValueError: a name has a character that a scope must not have.
@@ -855,45 +872,46 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
 
 
 def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
-    """Parse all rules, and put first what decides: longer paths before shorter ones and, for one
-    path, the rules that name the method before the others, and exemptions before protection."""
+    """Parse all rules, and sort them: longer paths, rules with methods and exemptions first."""
     if isinstance(protect, str) or isinstance(exempt, str):
         raise ValueError("rules come in a list, not as one string")
-    needed = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
-    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed]
+    required = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
+    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in required]
     rules += [_parse_rule(rule, None) for rule in exempt]
-    if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
-        raise ValueError("rules that differ in letter case or accents alone cannot be told apart")
+    paths = {rule.path for rule in rules}
+    if len(paths) != len(set(map(_fold, paths))):
+        raise ValueError("rules whose paths differ only in letter case or accents are ambiguous")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
 def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
-    path = match["path"] if match else ""
-    names = tuple(filter(None, path.split("/")))
-    alone = _Reading(_fold(names), len(names))
-    if not match or _nfkc(path) != path or _read_text(path) != alone or len(names) > _MAX_DEPTH:
-        raise ValueError(
-            f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
-    methods = frozenset(filter(None, (match["methods"] or "").split(",")))
-    rank = (-len(names), not methods, scopes is not None)
+    path = match["path"].rstrip("/") + "/" if match else "//"
+    key = _fold(path).translate(_PUNCTUATION)
+    words = tuple(filter(None, key.split("/")))
+    if (not _is_canonical(path) or "//" in key or len(words) > _MAX_DEPTH
+            or _TRAILING_METHODS.search(path)):
+        raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
+                         " methods first, decoded, without wildcards")
+    methods = frozenset(filter(None, (match["methods"] or "").split(","))) if match else frozenset()
+    rank = (-len(words), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, names, alone.segments, _flatten(path)[0], scopes)
+    return _Rule(rank, methods, path, key, words, scopes)
 
 
 def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
-    """The rule that decides in every reading, and those that would decide in some."""
+    """Return the rules of the longest certain match, and all longer ones that may match."""
     certain_rank = None
     for rule in rules:
         if certain_rank is not None and rule.rank != certain_rank:
             return
         if rule.methods and method not in rule.methods:
             continue
-        if rule.path == path.sure[: len(rule.path)]:
+        if path.certain.startswith(rule.path):
             certain_rank = rule.rank
             yield rule
-        elif path.may_enter(rule):
+        elif path.may_match(rule):
             yield rule
 
 
@@ -1001,6 +1019,9 @@ class BearerAuthMiddleware:
     unusual to read, such as one with a line end. An exemption is stricter. It must equal the
     canonical beginning of the path exactly, and it does not apply to a path with dot segments.
 
+    No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
+    application looks names up under such a collation, protect the path above the names.
+
     The guard reads only the `Authorization` header. If the application takes its path or method
     from another header, protect everything.
 
@@ -1102,7 +1123,7 @@ class BearerAuthMiddleware:
         needed: Optional[Scopes] = None
         paths = [_read_path(path)]
         if mount:
-            paths.append(_read_mounted_path(mount, path))
+            paths.append(_read_mounted_path(mount, path, paths[0]))
         for reading in paths:
             for rule in _applicable_rules(self._rules, method, reading):
                 if rule.scopes is not None:
