@@ -770,7 +770,7 @@ def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
     Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
     for some patterns. Honest clients send neither, nor several layers of encoding.
     """
-    previous = data.decode(encoding, "ignore")
+    previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
         text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
         if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
@@ -838,9 +838,10 @@ def _odd_words(path: str) -> List[str]:
         if segment.isalnum():  # nearly all are
             names.append(segment)
         else:
-            pieces = map(_strip_name, (segment, *_SEPARATOR.split(segment)))
-            whole = [segment, segment.rpartition(".")[0]]
-            names += dict.fromkeys(chain(whole, *map(_stems, pieces)))
+            pieces = _SEPARATOR.split(segment)
+            for piece in pieces if len(pieces) == 1 else [segment, *pieces]:
+                stems = _stems(_strip_name(piece))
+                names += dict.fromkeys((piece, piece.rpartition(".")[0], *stems))
     return "/".join(names).translate(_PUNCTUATION).split("/")
 
 
