@@ -735,9 +735,10 @@ def _read_path(path: str) -> _Path:
 
 
 def _combine_readings(raw: str, readings: Sequence[str]) -> _Path:
-    """Compare a reading as it is if the path is canonical and the reading has all its segments.
+    """Divide the readings into those that are canonical and others.
 
-    An application that drops all bytes beyond ASCII may lose segments or find dot segments.
+    All readings of a path that is canonical in UTF-8 are canonical, with one exception: where an
+    application drops the bytes beyond ASCII, segments may vanish or become dot segments.
     """
     certain, depth = "/", -1
     if not any(map(_has_dot_segment, readings)):
@@ -832,7 +833,7 @@ def _punctuation_keys(path: str) -> List[str]:
 
 
 def _odd_words(path: str) -> List[str]:
-    """Return all names that an application could make of a path, in order and folded."""
+    """Return the names that an application could find in a path, in order and folded."""
     names: List[str] = []
     for segment in _fold(path).split("/"):
         if segment.isalnum():  # nearly all are
@@ -846,7 +847,7 @@ def _odd_words(path: str) -> List[str]:
 
 
 def _fold(text: str) -> str:
-    """Remove letter case, accents and format characters, which databases may ignore."""
+    """Remove what applications and databases may ignore: case, accents, invisible characters."""
     if text.isascii():
         return text.lower()
     folded = unicodedata.normalize("NFKD", _INVISIBLE.sub("", _nfkc(text).upper().casefold()))
@@ -1115,7 +1116,7 @@ class BearerAuthMiddleware:
         """Return the scopes that the request needs, or None if it needs no token."""
         method = environ.get("REQUEST_METHOD", "GET")
         mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
-        # Reading an unusual path costs as much as verifying a token; most requests repeat a path.
+        # Matching a path may cost as much as verifying a token; most requests repeat a path.
         short = len(method) + len(mount) + len(path) <= MAX_CACHED_PATH_LENGTH
         return (self._cached_scopes if short else self._scopes_of_path)(method, mount, path)
 

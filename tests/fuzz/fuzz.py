@@ -203,8 +203,9 @@ def fuzz_path(data):
 
 
 def read_somehow(source, path):
-    if source.random() < 0.8:
-        path = path.encode("latin-1").decode("utf-8", "replace")
+    with suppress(ValueError):  # some paths are no bytes
+        if source.random() < 0.8:
+            path = path.encode("latin-1").decode("utf-8", "replace")
     for name in source.choices(list(paths.READERS), k=source.randint(0, 6)):
         with suppress(ValueError):
             path = paths.READERS[name](path)
