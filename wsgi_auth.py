@@ -961,7 +961,8 @@ def _insufficient_scope(scopes: Scopes) -> _Refusal:
 
 def _authorization(environ: Environ) -> str:
     """Return the header that a request's token comes in, the only source of tokens."""
-    return str(environ.get("HTTP_AUTHORIZATION", "")).strip(" \t")
+    header: str = environ.get("HTTP_AUTHORIZATION", "")
+    return header.strip(" \t")
 
 
 def _token_scopes(claims: Claims) -> List[str]:
