@@ -1,26 +1,37 @@
 """Sign-in for any WSGI application: JSON Web Tokens, password hashes, and a guard for paths.
 
-Whoever knows a password gets a token; whoever has a token gets past the guard::
+A user signs in with a password and gets a token. A request with a valid token passes the guard::
 
     import wsgi_auth
 
-    signer = wsgi_auth.TokenSigner(key)  # 32 random bytes or more: secrets.token_hex(32)
+    signer = wsgi_auth.TokenSigner(key)  # make a key with secrets.token_hex(32)
     application = wsgi_auth.BearerAuthMiddleware(application, signer, exempt=["/public"])
 
     if wsgi_auth.verify_password(password, stored_hash):
         token = signer.sign({"sub": "alice"})
 
-Behind the guard, an application finds in its environ, and may trust:
+Behind the guard, an application can trust these keys of its environ:
 
 - ``wsgi_auth.claims``: the verified claims, a dict
 - ``REMOTE_USER``: the claim ``sub``
 - ``AUTH_TYPE``: ``"Bearer"``
 
-The module defends against forged, stolen-and-expired and malformed tokens (RFC 8725), against the
-guessing of passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths
-that are written so that a guard and an application read them differently. It needs the standard
-library alone, does no I/O, reads no environment, and keeps no state but the counts of a rate
-limit, and what the last paths needed: copy it into any project.
+The module defends against forged, expired and malformed tokens (RFC 8725), against guessing
+passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
+and an application read differently. It needs only the standard library, does no I/O, reads no
+environment variables, and keeps no state except rate-limit counters and a cache of recent paths.
+You can copy this one file into any project.
+
+The chapters. Each one uses only the chapters above it:
+
+- Errors: every reason to reject a token or a key
+- base64url and JSON: strict parsing of bytes that anyone may have sent
+- Signatures: which keys are usable, HMAC-SHA256, and the header of a token
+- Claims: expiry, issuer, audience and the other registered claims
+- Tokens: the public functions `encode` and `decode`, and `TokenSigner`
+- Passwords: new hashes, and the hashes of other libraries
+- Path rules: which rules apply to a path
+- The guard, The rate limit, CORS: the three WSGI middleware classes
 """
 
 import base64
@@ -39,44 +50,25 @@ from collections import OrderedDict
 from functools import lru_cache, partial
 from itertools import chain, filterfalse, takewhile
 from typing import (
-    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
+    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
 )
 from urllib.parse import unquote_to_bytes
 
 __all__ = [
-    "BearerAuthMiddleware",
-    "CORSMiddleware",
-    "DecodeError",
-    "ExpiredSignatureError",
-    "ImmatureSignatureError",
-    "InvalidAlgorithmError",
-    "InvalidAudienceError",
-    "InvalidClaimError",
-    "InvalidIssuerError",
-    "InvalidKeyError",
-    "InvalidSignatureError",
-    "InvalidTokenError",
-    "MAX_TOKEN_BYTES",
-    "MissingRequiredClaimError",
-    "PBKDF2_ITERATIONS",
-    "RateLimitMiddleware",
-    "TokenSigner",
-    "decode",
-    "encode",
-    "hash_password",
-    "needs_rehash",
-    "parse_json_object",
-    "parse_scopes",
-    "password_iterations",
-    "verify_password",
+    "BearerAuthMiddleware", "CORSMiddleware", "DecodeError", "ExpiredSignatureError",
+    "ImmatureSignatureError", "InvalidAlgorithmError", "InvalidAudienceError",
+    "InvalidClaimError", "InvalidIssuerError", "InvalidKeyError", "InvalidSignatureError",
+    "InvalidTokenError", "MAX_TOKEN_BYTES", "MissingRequiredClaimError", "PBKDF2_ITERATIONS",
+    "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "needs_rehash",
+    "parse_json_object", "parse_scopes", "password_iterations", "verify_password",
 ]
 
-MAX_TOKEN_BYTES = 16 * 1024  # what is read of a token, before anything else is known of it
-MAX_JSON_DEPTH = 100  # the parser recurses, and in CPython 3.13 as far as a thread's stack goes
-MIN_KEY_BYTES = 32  # RFC 7518 §3.2: as many bits as the hash has
+MAX_TOKEN_BYTES = 16 * 1024  # a longer token is rejected before any of it is parsed
+MAX_JSON_DEPTH = 100  # the parser recurses; CPython 3.13 could overflow a thread's stack
+MIN_KEY_BYTES = 32  # RFC 7518 §3.2: at least the size of the hash
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
-MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
+MAX_PBKDF2_ITERATIONS = 10_000_000  # takes seconds; a stored hash with more is rejected
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
 PATH_CACHE_SIZE = 1024  # entries in the guard's path cache
@@ -89,21 +81,26 @@ StartResponse = Callable[..., Any]
 WSGIApplication = Callable[[Environ, StartResponse], Iterable[bytes]]
 Key = Union[str, bytes]
 Keys = Union[Key, Sequence[Key]]
-OneOrMore = Union[str, Sequence[str], None]  # None: not asked for
+StrOrList = Union[str, Sequence[str], None]  # None: not checked
 Scopes = Tuple[str, ...]
 Rules = Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]]  # or rules and their scopes
-Mac = Callable[[bytes], bytes]
+Headers = List[Tuple[str, str]]  # of a response
+HMACFunction = Callable[[bytes], bytes]  # from a signing input to its signature in base64url
 
 
 # --- Errors -------------------------------------------------------------------------------------
+#
+# Design: every rejected token raises a subclass of InvalidTokenError, so callers catch one class.
+# The class names are those of PyJWT. Each message is a fixed sentence that may be sent to the
+# client or logged, so it must never contain any part of a token or key.
 
 
 class InvalidKeyError(ValueError):
-    """A signing key that cannot be used. The message says how to make a good one."""
+    """The signing key is unusable. The message explains how to make a valid key."""
 
 
 class InvalidTokenError(Exception):
-    """The root of every refusal of a token. The message may be shown to the client."""
+    """The token is rejected: the base class of all errors about tokens."""
 
 
 class DecodeError(InvalidTokenError):
@@ -111,35 +108,35 @@ class DecodeError(InvalidTokenError):
 
 
 class InvalidSignatureError(DecodeError):
-    """The signature is not that of this token under any of the keys."""
+    """The signature does not match any of the keys."""
 
 
 class InvalidAlgorithmError(InvalidTokenError):
-    """The header names another algorithm than HS256."""
+    """The header names an algorithm other than HS256."""
 
 
 class ExpiredSignatureError(InvalidTokenError):
-    """The time in `exp` has come."""
+    """The time in `exp` has passed."""
 
 
 class ImmatureSignatureError(InvalidTokenError):
-    """The time in `nbf` or `iat` has not come yet."""
+    """The time in `nbf` or `iat` is in the future."""
 
 
 class InvalidClaimError(InvalidTokenError):
-    """A claim has a value that it must not have."""
+    """A claim has a value that is not allowed."""
 
 
 class InvalidAudienceError(InvalidClaimError):
-    """The token is meant for somebody else, or `aud` is malformed."""
+    """The token is meant for another audience, or `aud` is malformed."""
 
 
 class InvalidIssuerError(InvalidClaimError):
-    """The token is from somebody else, or `iss` is malformed."""
+    """The token was issued by another issuer, or `iss` is malformed."""
 
 
 class MissingRequiredClaimError(InvalidTokenError):
-    """A required claim is not there; `claim` is its name."""
+    """A required claim is missing; `claim` is its name."""
 
     def __init__(self, claim: str) -> None:
         super().__init__(claim)
@@ -150,70 +147,70 @@ class MissingRequiredClaimError(InvalidTokenError):
 
 
 # --- base64url and JSON -------------------------------------------------------------------------
+#
+# Design: two programs that read one token must get the same claims from it. So base64url is
+# accepted only in its canonical form, and JSON only if RFC 8259 gives it exactly one meaning.
+# Python's C parsers are fast but lenient; cheap checks before and after them reject the rest. For
+# any bytes, these functions return a value or raise DecodeError, in time linear in the input.
 
-_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
-# From base64url's alphabet to base64's; what is base64's alone becomes `!`, which is refused.
-_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
-_PADDING = (b"", b"===", b"==", b"=")
+_BASE64_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
+# Characters valid only in base64 become `!`, which the encoder never writes.
+_BASE64URL_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
+_PADDING_BY_LENGTH = (b"", b"===", b"==", b"=")  # of the text, modulo 4
 
 
-def _b64encode(data: bytes) -> bytes:
-    return b2a_base64(data, newline=False).translate(_TO_BASE64URL, b"=")
+def _base64url_encode(data: bytes) -> bytes:
+    return b2a_base64(data, newline=False).translate(_BASE64_TO_BASE64URL, b"=")
 
 
-def _b64decode(text: bytes) -> bytes:
-    """Decode base64url in its one canonical spelling (RFC 7515 §2, RFC 4648 §3.5).
+def _base64url_decode(text: bytes) -> bytes:
+    """Decode base64url in its canonical form (RFC 7515 §2, RFC 4648 §3.5).
 
-    Decoders skip what they do not know and drop stray bits, so that many texts mean one token;
-    encoding the result again accepts the one that an encoder writes.
+    Lenient decoders accept many spellings of one token. Encoding the result again and comparing
+    accepts only the canonical one.
     """
-    padded = text.translate(_TO_BASE64) + _PADDING[len(text) % 4]
+    padded = text.translate(_BASE64URL_TO_BASE64) + _PADDING_BY_LENGTH[len(text) % 4]
     try:
-        data = a2b_base64(padded)
+        decoded = a2b_base64(padded)
     except Base64Error:
         raise DecodeError("Invalid base64url") from None
-    if b2a_base64(data, newline=False) != padded:
+    if b2a_base64(decoded, newline=False) != padded:
         raise DecodeError("Invalid base64url")
-    return data
+    return decoded
 
 
-def _unique_members(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):  # RFC 7515 §4, RFC 7519 §4: two readers may pick different ones
+def _refuse_duplicates(members: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    unique_members = dict(members)
+    if len(unique_members) != len(members):  # RFC 7519 §4: another parser may pick the other value
         raise DecodeError("Duplicate member name in JSON")
-    return members
+    return unique_members
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise DecodeError("Invalid JSON")  # NaN and Infinity, which RFC 8259 §6 does not have
-
-
-def _finite_float(text: str) -> float:
+def _finite_number(text: str) -> float:
     number = float(text)
-    if math.isinf(number):
-        raise DecodeError("Number out of range in JSON")
+    if not math.isfinite(number):  # RFC 8259 §6 has no NaN and no Infinity; 1e400 overflows
+        raise DecodeError("JSON numbers must be finite")
     return number
 
 
-_read_json = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_finite_float).raw_decode
-_read_json_strictly = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_members,
-).raw_decode
-_JSON_MARKS = re.compile(r'\\.|["\[{\]}]')
+_parse_json = json.JSONDecoder(
+    parse_float=_finite_number, parse_constant=_finite_number).raw_decode
+_parse_unique_json = json.JSONDecoder(
+    parse_float=_finite_number, parse_constant=_finite_number,
+    object_pairs_hook=_refuse_duplicates).raw_decode
 _write_json = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"),
-).encode
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_ESCAPES_QUOTES_BRACKETS = re.compile(r'\\.|["\[{\]}]')
 
 
 def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
         return
-    depth, quoted = 0, False
-    for mark in _JSON_MARKS.findall(text):
+    depth, in_string = 0, False
+    for mark in _ESCAPES_QUOTES_BRACKETS.findall(text):
         if mark == '"':
-            quoted = not quoted
-        elif not quoted:
+            in_string = not in_string
+        elif not in_string:
             depth += 1 if mark in "[{" else -1
         if depth > MAX_JSON_DEPTH:
             raise DecodeError("JSON is nested too deeply")
@@ -223,10 +220,10 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """Parse one JSON object in UTF-8, strictly (RFC 8259).
 
     Duplicate member names, NaN, Infinity, numbers that overflow, lone surrogates, and more than
-    100 levels of arrays and objects are refused.
+    100 levels of arrays and objects are rejected.
 
     Raises:
-        DecodeError: it is anything else.
+        DecodeError: `data` is anything else.
 
     >>> parse_json_object(b'{"a": 1}')
     {'a': 1}
@@ -236,49 +233,58 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """
     try:
         text = data.decode().strip(" \t\n\r")
-        colons = text.count(":")  # each member of an object has one
-        if "[" in text or colons >= MAX_JSON_DEPTH:  # else it cannot be nested that deeply
+        colons = text.count(":")  # one for each member, and perhaps others inside strings
+        if "[" in text or colons >= MAX_JSON_DEPTH:  # each nested level needs one or the other
             _check_depth(text)
-        value, end = _read_json(text)
-        if end != len(text) or type(value) is not dict:
-            raise DecodeError("Not one JSON object")
-        # If there are no more colons than names, no name came twice; else it takes the hook, a
-        # call of Python for each object, to know.
-        if colons != len(value):
-            _read_json_strictly(text)
+        members, members_end = _parse_json(text)
+        if members_end != len(text) or type(members) is not dict:
+            raise DecodeError("Expected one JSON object")
+        # As many colons as names: no duplicates. Otherwise parse again with the duplicate check,
+        # which is slower. A colon before `//` is not counted: it is inside a string, in a URL.
+        if colons != len(members) and colons - text.count("://") != len(members):
+            _parse_unique_json(text)
         if "\\" in text:
-            _write_json(value).encode()  # fails on a lone surrogate, which nobody could pass on
+            _write_json(members).encode()  # raises for a lone surrogate, which UTF-8 cannot express
     except (ValueError, RecursionError):
         raise DecodeError("Invalid JSON") from None
-    return value
+    return members
 
 
-# --- Tokens, the outer layer: bytes and signatures ----------------------------------------------
+# --- Signatures ---------------------------------------------------------------------------------
+#
+# Design: the outer layer of a token, `header.payload.signature` (RFC 7515 §7.1). There is only one
+# algorithm, HS256, and no header parameter ever chooses a key (RFC 8725 §3.1). Each key becomes a
+# function that signs bytes. Verifying means signing again and comparing in constant time. The
+# payload must not be parsed before that, so a forged payload never reaches the JSON parser.
 
-_HEADER = _b64encode(b'{"alg":"HS256","typ":"JWT"}')
-_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068 §4
+_STANDARD_HEADER = _base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
+_TOKEN_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068
 _ASYMMETRIC_KEY = re.compile(
     rb"-----BEGIN|---- BEGIN SSH2|ssh-(?:rsa|dss|ed|xmss)|ecdsa-sha2-")
 _KEY_ADVICE = (
-    "a key is at least 32 random bytes of text or bytes; make one with"
+    "Use at least 32 random bytes. This command prints a valid key:"
     ' python -c "import secrets; print(secrets.token_hex(32))"'
 )
+_HMAC_BLOCK_BYTES = 64  # RFC 2104 §2: B, for SHA-256
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))  # RFC 2104 §2: ipad, as a translation table
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))  # opad
 
 
 def _key_bytes(key: Any) -> bytes:
-    """The bytes of a key, unless it is weak or was made for something else.
+    """Return the bytes of a key, or raise InvalidKeyError.
 
-    A public key as an HMAC secret is the algorithm confusion of RFC 8725 §2.1: everybody knows it.
+    A public key is not a secret: used as an HMAC key, it would let anyone sign (RFC 8725 §2.1).
     """
     try:
-        data = key if isinstance(key, bytes) else str.encode(key)
+        key_bytes = key if isinstance(key, bytes) else str.encode(key)
     except (TypeError, UnicodeEncodeError):
-        raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}") from None
-    if len(data) < MIN_KEY_BYTES:
-        raise InvalidKeyError(f"The key is too short, {len(data)} bytes: {_KEY_ADVICE}")
-    if _ASYMMETRIC_KEY.search(data.replace(b"\0", b"")) or _is_json_document(data):  # or in UTF-16
-        raise InvalidKeyError(f"A PEM, SSH or JWK document is no HMAC key: {_KEY_ADVICE}")
-    return data
+        raise InvalidKeyError(f"The key must be bytes or valid text. {_KEY_ADVICE}") from None
+    if len(key_bytes) < MIN_KEY_BYTES:
+        raise InvalidKeyError(f"The key is too short ({len(key_bytes)} bytes). {_KEY_ADVICE}")
+    without_nul = key_bytes.replace(b"\0", b"")  # finds a PEM file in UTF-16 as well
+    if _ASYMMETRIC_KEY.search(without_nul) or _is_json_document(key_bytes):
+        raise InvalidKeyError(f"A PEM, SSH or JWK document is not an HMAC key. {_KEY_ADVICE}")
+    return key_bytes
 
 
 def _is_json_document(data: bytes) -> bool:
@@ -288,85 +294,96 @@ def _is_json_document(data: bytes) -> bool:
         return False
 
 
-def _macs(keys: Keys) -> List[Mac]:
-    """One function for each key, in their order, from a signing input to its signature."""
-    several = isinstance(keys, Sequence) and not isinstance(keys, (str, bytes))
-    listed = keys if several else [keys]
-    if not listed:
-        raise InvalidKeyError(f"There is no key: {_KEY_ADVICE}")
-    return [_mac(_key_bytes(key)) for key in listed]
+def _hmac_functions(keys: Keys) -> List[HMACFunction]:
+    """Return one signing function for each key, in the same order."""
+    is_single = isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence)
+    key_list = [keys] if is_single else keys
+    if not key_list:
+        raise InvalidKeyError(f"There is no key. {_KEY_ADVICE}")
+    return [_hmac_function(_key_bytes(key)) for key in key_list]
 
 
-def _mac(key: bytes) -> Mac:
-    """HMAC-SHA256 (RFC 2104 §2), the key's two hashes done once: half the cost of hmac.digest()."""
-    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
-    inner = hashlib.sha256(block.translate(hmac.trans_36))
-    outer = hashlib.sha256(block.translate(hmac.trans_5C))
+def _hmac_function(key: bytes) -> HMACFunction:
+    """Return HMAC-SHA256 with this key (RFC 2104 §2).
 
-    def mac(message: bytes) -> bytes:
-        inside, outside = inner.copy(), outer.copy()
-        inside.update(message)
-        outside.update(inside.digest())
-        return _b64encode(outside.digest())
+    Hashing the two padded keys only once halves the cost of hmac.digest().
+    """
+    short_key = hashlib.sha256(key).digest() if len(key) > _HMAC_BLOCK_BYTES else key
+    block = short_key.ljust(_HMAC_BLOCK_BYTES, b"\0")
+    inner_start = hashlib.sha256(block.translate(_INNER_PAD))
+    outer_start = hashlib.sha256(block.translate(_OUTER_PAD))
 
-    return mac
+    def sign(message: bytes) -> bytes:
+        inner, outer = inner_start.copy(), outer_start.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return _base64url_encode(outer.digest())
+
+    return sign
 
 
 def _check_header(header: Dict[str, Any]) -> None:
-    """Refuse every header that asks for more than HS256 (RFC 8725 §3.1, RFC 7515 §4.1.11)."""
+    """Reject a header that asks for more than HS256 (RFC 8725 §3.1, RFC 7515 §4.1.11)."""
     if header.get("alg") != "HS256":
         raise InvalidAlgorithmError("The algorithm must be HS256")
     if "crit" in header or "b64" in header:
-        raise DecodeError("The token uses an extension that is not supported")
-    typ = header.get("typ", "JWT")
-    if not isinstance(typ, str) or typ.lower() not in _TYPES:
-        raise DecodeError("The type must be JWT")
+        raise DecodeError("Token uses an extension that is not supported")
+    token_type = header.get("typ", "JWT")
+    if not isinstance(token_type, str) or token_type.lower() not in _TOKEN_TYPES:
+        raise DecodeError("The token type must be JWT or at+jwt")
 
 
-def _signed(header: bytes, claims: Claims, mac: Mac) -> str:
+def _sign(header: bytes, claims: Claims, hmac_function: HMACFunction) -> str:
     if not isinstance(claims, dict):
         raise TypeError("claims must be a dict")
-    signing_input = header + b"." + _b64encode(_write_json(claims).encode())
-    return (signing_input + b"." + mac(signing_input)).decode()
+    signing_input = header + b"." + _base64url_encode(_write_json(claims).encode())
+    return (signing_input + b"." + hmac_function(signing_input)).decode()
 
 
-def _verified(token: Any, macs: List[Mac]) -> Claims:
-    """The claims of a token that one of the keys signed, not looked at any further."""
+def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
+    """Return the claims of a token that one of the keys signed, without checking the claims."""
     if isinstance(token, str):
-        try:
-            token = str.encode(token, "ascii")
-        except UnicodeEncodeError:
-            raise DecodeError("Invalid base64url") from None
-    elif not isinstance(token, bytes):
-        raise DecodeError("A token is text or bytes")
+        token = str.encode(token, "ascii", "replace")  # with `?`, which is never valid in a token
+    if not isinstance(token, bytes):
+        raise DecodeError("Token must be text or bytes")
     if len(token) > MAX_TOKEN_BYTES:
-        raise DecodeError("The token is too long")
+        raise DecodeError("Token is too long")
     signing_input, _, signature = token.rpartition(b".")
-    header, dot, payload = signing_input.partition(b".")
-    if not dot:
-        raise DecodeError("A token has three parts")
-    if header != _HEADER:  # ours, and PyJWT's and jsonwebtoken's: no need to parse what we know
-        _check_header(parse_json_object(_b64decode(header)))
-    for mac in macs:
-        # Compared as text, so that no other spelling of the same signature will do.
-        if hmac.compare_digest(mac(signing_input), signature):
-            return parse_json_object(_b64decode(payload))
+    header, separator, payload = signing_input.partition(b".")
+    if not separator:
+        raise DecodeError("Token must have three parts")
+    if header != _STANDARD_HEADER:  # PyJWT and jsonwebtoken write the same one; skip parsing it
+        _check_header(parse_json_object(_base64url_decode(header)))
+    for hmac_function in hmac_functions:
+        # Comparing the encoded form accepts only the canonical spelling of the signature.
+        if hmac.compare_digest(hmac_function(signing_input), signature):
+            return parse_json_object(_base64url_decode(payload))
     raise InvalidSignatureError("Signature verification failed")
 
 
-# --- Tokens, the inner layer: claims ------------------------------------------------------------
+# --- Claims -------------------------------------------------------------------------------------
+#
+# Design: the inner layer of a token, its registered claims (RFC 7519 §4.1), with one function for
+# each kind of claim. A registered claim must have the right type wherever it is present. The caller
+# decides which claims must be present and which issuers and audiences are accepted. These functions
+# never read the clock: they get `now`, in seconds since 1970.
 
-_NUMBER = (int, float)  # and not bool, which is an int in Python
+_NUMBER_TYPES = (int, float)  # compared with type(), because bool is a subclass of int
 
 
 def _validate_claims(
-    claims: Claims, require: Iterable[str], now: float, leeway: float, audience: OneOrMore,
-    issuer: OneOrMore,
+    claims: Claims, require: Iterable[str], now: float, leeway: float, audience: StrOrList,
+    issuer: StrOrList,
 ) -> None:
     for name in require:
         if name not in claims:
             raise MissingRequiredClaimError(name)
-    _validate_times(claims, now, leeway)
+    if "exp" in claims:
+        _validate_expiry(claims["exp"], now - leeway)
+    if "nbf" in claims:
+        _validate_start("nbf", claims["nbf"], now + leeway)
+    if "iat" in claims:
+        _validate_start("iat", claims["iat"], now + leeway)
     if type(claims.get("sub", "")) is not str or type(claims.get("jti", "")) is not str:
         raise InvalidClaimError("sub and jti must be strings")
     if issuer is not None or "iss" in claims:
@@ -375,57 +392,61 @@ def _validate_claims(
         _validate_audience(claims, audience)
 
 
-def _validate_times(claims: Claims, now: float, leeway: float) -> None:
-    """RFC 7519 §4.1.4 to §4.1.6. A token from the future tells of a wrong clock or a forger."""
-    try:
-        if "exp" in claims:
-            if type(claims["exp"]) not in _NUMBER:
-                raise InvalidClaimError("exp must be a number")
-            if not now < claims["exp"] + leeway:  # nor if one of them is NaN
-                raise ExpiredSignatureError("Token has expired")
-        for name in ("nbf", "iat"):
-            if name in claims:
-                if type(claims[name]) not in _NUMBER:
-                    raise InvalidClaimError(f"{name} must be a number")
-                if not now >= claims[name] - leeway:
-                    raise ImmatureSignatureError(f"Token is not valid yet, says {name}")
-    except OverflowError:  # an integer beyond every float
-        raise InvalidClaimError("A time is out of range") from None
+def _validate_expiry(expiry: Any, now: float) -> None:
+    """RFC 7519 §4.1.4."""
+    if type(expiry) not in _NUMBER_TYPES:
+        raise InvalidClaimError("exp must be a number")
+    if not now < expiry:  # `now >= expiry` would accept the token if the leeway were NaN
+        raise ExpiredSignatureError("Token has expired")
 
 
-def _validate_issuer(claims: Claims, issuer: OneOrMore) -> None:
+def _validate_start(name: str, start: Any, now: float) -> None:
+    """RFC 7519 §4.1.5, §4.1.6. A token from the future means a wrong clock or a forgery."""
+    if type(start) not in _NUMBER_TYPES:
+        raise InvalidClaimError(f"{name} must be a number")
+    if not now >= start:
+        raise ImmatureSignatureError(f"Token is not valid yet ({name})")
+
+
+def _validate_issuer(claims: Claims, issuer: StrOrList) -> None:
+    """RFC 7519 §4.1.1."""
     if "iss" not in claims:
         raise MissingRequiredClaimError("iss")
     if type(claims["iss"]) is not str:
         raise InvalidIssuerError("iss must be a string")
-    allowed = [issuer] if isinstance(issuer, str) else issuer
-    if allowed is not None and claims["iss"] not in allowed:
+    accepted_issuers = [issuer] if isinstance(issuer, str) else issuer
+    if accepted_issuers is not None and claims["iss"] not in accepted_issuers:
         raise InvalidIssuerError("Invalid issuer")
 
 
-def _validate_audience(claims: Claims, audience: OneOrMore) -> None:
-    """RFC 7519 §4.1.3: whoever does not find himself in `aud` must refuse the token."""
+def _validate_audience(claims: Claims, audience: StrOrList) -> None:
+    """RFC 7519 §4.1.3: a recipient that `aud` does not name must reject the token."""
     if "aud" not in claims:
         raise MissingRequiredClaimError("aud")
-    bearers = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
-    if not isinstance(bearers, list) or not all(type(name) is str for name in bearers):
+    token_audiences = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
+    if (not isinstance(token_audiences, list)
+            or not all(type(name) is str for name in token_audiences)):
         raise InvalidAudienceError("aud must be a string or a list of strings")
-    allowed = [audience] if isinstance(audience, str) else audience or ()
-    if not any(name in allowed for name in bearers):
+    accepted_audiences = [audience] if isinstance(audience, str) else audience or ()
+    if not any(name in accepted_audiences for name in token_audiences):
         raise InvalidAudienceError("Invalid audience")
 
 
-# --- Tokens, in public --------------------------------------------------------------------------
+# --- Tokens -------------------------------------------------------------------------------------
+#
+# Design: the public functions. Each combines the two layers above: the signature first, then the
+# claims. `encode` and `decode` take everything as arguments. A TokenSigner keeps the keys and one
+# policy, so it is faster and harder to misuse. It never changes, so threads can share it.
 
 
 def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = None) -> str:
     """Sign `claims` with HMAC-SHA256 as a JSON Web Token (RFC 7519, RFC 7515 §3.1).
 
-    `claims` are written as they are, none is added; `headers` are further header parameters.
+    `claims` are written as they are. `headers` are additional header parameters.
 
     Raises:
-        InvalidKeyError: the key is shorter than 32 bytes or was made for something else.
-        InvalidTokenError: `headers` ask for what `decode` would refuse.
+        InvalidKeyError: the key has fewer than 32 bytes, or is a PEM, SSH or JWK document.
+        InvalidTokenError: `decode` would reject a token with these `headers`.
         TypeError, ValueError: the claims are not a dict that JSON can express.
 
     >>> encode({"sub": "alice"}, "k" * 32)[:42]
@@ -433,40 +454,44 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
     """
     header = {"alg": "HS256", "typ": "JWT", **(headers or {})}
     _check_header(header)
-    return _signed(_b64encode(_write_json(header).encode()), claims, _macs(key)[0])
+    encoded_header = _base64url_encode(_write_json(header).encode())
+    return _sign(encoded_header, claims, _hmac_functions(key)[0])
 
 
 def decode(
-    token: Union[str, bytes], key: Keys, *, audience: OneOrMore = None, issuer: OneOrMore = None,
+    token: Union[str, bytes], key: Keys, *, audience: StrOrList = None, issuer: StrOrList = None,
     leeway: float = 0, require: Iterable[str] = (), now: Optional[float] = None,
 ) -> Claims:
     """Verify a token and return its claims (RFC 7519 §7.2, RFC 8725).
 
-    `key` may be a list of keys, any of which may have signed. `audience` and `issuer` are a name or
-    several, of which one must be in the token; `leeway`, in seconds, forgives clocks that differ;
-    `require` names the claims that must be there; `now` is the time in seconds since 1970.
+    - `key`: a key or a list of keys, any of which may have signed the token.
+    - `audience`, `issuer`: the accepted name or names; the token must contain one of them. A token
+      with an audience is rejected if `audience` is not given.
+    - `leeway`: seconds by which clocks may differ.
+    - `now`: seconds since 1970; the current time if it is not given.
+    - `require`: names of claims that must be present.
 
     Raises:
-        InvalidTokenError: the token is refused; a subclass says why.
-        InvalidKeyError: the key cannot be used.
+        InvalidTokenError: the token is rejected; the subclass and message give the reason.
+        InvalidKeyError: the key is unusable.
 
     >>> decode(encode({"sub": "alice"}, "k" * 32), "k" * 32)
     {'sub': 'alice'}
     """
-    claims = _verified(token, _macs(key))
+    claims = _verify_signature(token, _hmac_functions(key))
     _validate_claims(
         claims, require, time.time() if now is None else now, leeway, audience, issuer)
     return claims
 
 
 class TokenSigner:
-    """Signs and verifies tokens of one kind, by one policy.
+    """Signs and verifies tokens under one policy.
 
-    `keys` is a key or a list of keys: the first signs, each verifies. `lifetime` and `leeway` are
-    in seconds; `clock` returns seconds since 1970.
+    `keys` is a key or a list of keys: the first signs, all verify. `lifetime` and `leeway` are in
+    seconds. `clock` returns seconds since 1970. `decode` explains the other parameters.
 
     Raises:
-        InvalidKeyError: a key cannot be used.
+        InvalidKeyError: a key is unusable.
 
     >>> signer = TokenSigner("k" * 32, lifetime=600)
     >>> claims = signer.verify(signer.sign({"sub": "alice"}))
@@ -475,10 +500,10 @@ class TokenSigner:
     """
 
     def __init__(
-        self, keys: Keys, *, issuer: Optional[str] = None, audience: OneOrMore = None,
+        self, keys: Keys, *, issuer: Optional[str] = None, audience: StrOrList = None,
         lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
     ) -> None:
-        self._macs = _macs(keys)
+        self._hmac_functions = _hmac_functions(keys)
         self.issuer = issuer
         self.audience = audience
         self.lifetime = lifetime
@@ -486,117 +511,121 @@ class TokenSigner:
         self.clock = clock
 
     def sign(self, claims: Claims) -> str:
-        """Sign `claims`, with `iat`, `exp`, `jti`, `iss` and `aud` added where they are not given.
+        """Sign `claims`, and add `iat`, `exp`, `jti`, `iss` and `aud` where they are missing.
 
         Raises:
             TypeError, ValueError: the claims are not a dict that JSON can express.
         """
         now = int(self.clock())
-        added: Claims = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
+        defaults = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
         if self.issuer is not None:
-            added["iss"] = self.issuer
+            defaults["iss"] = self.issuer
         if self.audience is not None:
-            added["aud"] = self.audience
-        return _signed(_HEADER, {**added, **claims}, self._macs[0])
+            defaults["aud"] = self.audience
+        return _sign(_STANDARD_HEADER, {**defaults, **claims}, self._hmac_functions[0])
 
     def verify(self, token: Union[str, bytes]) -> Claims:
-        """Return the claims of a token that has `exp` and `sub` and keeps to the policy.
+        """Return the claims of a token that has `exp` and `sub` and satisfies the policy.
 
         Raises:
-            InvalidTokenError: the token is refused; a subclass says why.
+            InvalidTokenError: the token is rejected; the subclass and message give the reason.
         """
-        claims = _verified(token, self._macs)
+        claims = _verify_signature(token, self._hmac_functions)
         _validate_claims(
             claims, ("exp", "sub"), self.clock(), self.leeway, self.audience, self.issuer)
         return claims
 
 
 # --- Passwords ----------------------------------------------------------------------------------
+#
+# Design: new hashes are PBKDF2-HMAC-SHA256 in Django's format. Hashes in other formats are only
+# verified, and `needs_rehash` reports that the next sign-in should replace them. A stored value
+# that is not a hash matches no password and must never raise. Hashing takes tenths of a second, but
+# it releases the GIL, so other threads continue.
 
 
 class _PasswordHash(NamedTuple):
-    digest: str  # of hashlib
+    digest: str  # a name that hashlib knows
     iterations: int
     salt: bytes
     checksum: bytes
 
 
-def _ab64decode(text: str) -> bytes:
-    """passlib's "adapted base64": no padding, and a dot for the plus."""
+def _decode_adapted_base64(text: str) -> bytes:
+    """Decode passlib's variant of base64: no padding, and a dot instead of a plus."""
     return base64.b64decode(text.replace(".", "+") + "=" * (-len(text) % 4))
 
 
-# Each form that is verified, and how it writes its salt and its checksum.
+# Each supported format, and the decoders of its salt and its checksum.
 _Decoder = Callable[[str], bytes]
-_HASH_FORMS: Tuple[Tuple["re.Pattern[str]", _Decoder, _Decoder], ...] = (
-    # Django, and ours: pbkdf2_sha256$600000$salt$base64
+_HASH_FORMATS: Tuple[Tuple["re.Pattern[str]", _Decoder, _Decoder], ...] = (
+    # This module and Django: pbkdf2_sha256$600000$salt$base64
     (re.compile(r"pbkdf2_(sha256|sha1)\$([1-9][0-9]{0,7})\$([^$]+)\$([A-Za-z0-9+/]+=*)"),
      str.encode, base64.b64decode),
     # Werkzeug: pbkdf2:sha256:600000$salt$hex
     (re.compile(r"pbkdf2:(sha256):([1-9][0-9]{0,7})\$([^$]+)\$([0-9a-f]+)"),
      str.encode, bytes.fromhex),
-    # passlib: $pbkdf2-sha256$29000$ab64$ab64
+    # passlib: $pbkdf2-sha256$29000$salt$checksum
     (re.compile(r"\$pbkdf2-(sha256)\$([1-9][0-9]{0,7})\$([A-Za-z0-9./]*)\$([A-Za-z0-9./]+)"),
-     _ab64decode, _ab64decode),
+     _decode_adapted_base64, _decode_adapted_base64),
 )
 
 
 def _parse_hash(encoded: Any) -> Optional[_PasswordHash]:
     if not isinstance(encoded, str):
         return None
-    for pattern, decode_salt, decode_checksum in _HASH_FORMS:
+    for pattern, decode_salt, decode_checksum in _HASH_FORMATS:
         match = pattern.fullmatch(encoded)
         if match:
+            digest, iterations = match[1], int(match[2])
             try:
-                parsed = _PasswordHash(
-                    match[1], int(match[2]), decode_salt(match[3]), decode_checksum(match[4]))
+                salt, checksum = decode_salt(match[3]), decode_checksum(match[4])
             except ValueError:
                 return None
-            whole = len(parsed.checksum) == hashlib.new(parsed.digest).digest_size
-            return parsed if whole and parsed.iterations <= MAX_PBKDF2_ITERATIONS else None
+            is_whole = len(checksum) == hashlib.new(digest).digest_size
+            if is_whole and iterations <= MAX_PBKDF2_ITERATIONS:
+                return _PasswordHash(digest, iterations, salt, checksum)
     return None
 
 
 def _password_bytes(password: str) -> bytes:
     if not isinstance(password, str):
-        raise TypeError("a password is a str")
+        raise TypeError("the password must be a str")
     if not password:
         raise ValueError("the password is empty")
     try:
-        data = password.encode()
+        password_bytes = password.encode()
     except UnicodeEncodeError:
         raise ValueError("the password is not valid Unicode") from None
-    if len(data) > MAX_PASSWORD_BYTES:
+    if len(password_bytes) > MAX_PASSWORD_BYTES:
         raise ValueError(f"the password is longer than {MAX_PASSWORD_BYTES} bytes")
-    return data
+    return password_bytes
 
 
 def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
-    """Hash a password for storage, by PBKDF2-HMAC-SHA256 with a random salt (RFC 8018 §5.2, OWASP).
-
-    The form is Django's. It takes some tenths of a second, by design; other threads go on.
+    """Hash a password with PBKDF2-HMAC-SHA256 and a random salt (RFC 8018 §5.2, OWASP).
 
     Raises:
-        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is not from
-            1 to 10,000,000.
+        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is
+            below 1 or above 10,000,000.
 
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
     """
-    data = _password_bytes(password)
+    password_bytes = _password_bytes(password)
     if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
-    salt = secrets.token_hex(SALT_BYTES)  # passlib allows letters and digits alone
-    checksum = hashlib.pbkdf2_hmac("sha256", data, salt.encode(), iterations)
+    salt = secrets.token_hex(SALT_BYTES)  # passlib allows only letters and digits
+    checksum = hashlib.pbkdf2_hmac("sha256", password_bytes, salt.encode(), iterations)
     return f"pbkdf2_sha256${iterations:d}${salt}${base64.b64encode(checksum).decode()}"
 
 
 def verify_password(password: str, encoded: Optional[str], *, min_iterations: int = 0) -> bool:
-    """Tell whether `encoded` is a hash of `password`; junk of any kind is just False.
+    """Return whether `encoded` is a hash of `password`. If it is not a hash, return False.
 
-    Understood are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256` and
-    passlib's `$pbkdf2-sha256`. A refusal costs at least `min_iterations`, even where there is no
-    hash, so that its time does not tell which users exist (OWASP Authentication Cheat Sheet).
+    The supported formats are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256`
+    and passlib's `$pbkdf2-sha256`. A rejection computes at least `min_iterations`, even without a
+    stored hash. So its time does not reveal which users exist (OWASP Authentication Cheat Sheet).
 
     >>> verify_password("correct horse", hash_password("correct horse", iterations=1000))
     True
@@ -604,42 +633,43 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     False
     """
     try:
-        data = _password_bytes(password)
+        password_bytes = _password_bytes(password)
     except (TypeError, ValueError):
         return False
-    spent = 0
-    stored = _parse_hash(encoded)
-    if stored:
-        derived = hashlib.pbkdf2_hmac(stored.digest, data, stored.salt, stored.iterations)
-        if hmac.compare_digest(derived, stored.checksum):
+    iterations_done = 0
+    stored_hash = _parse_hash(encoded)
+    if stored_hash:
+        checksum = hashlib.pbkdf2_hmac(
+            stored_hash.digest, password_bytes, stored_hash.salt, stored_hash.iterations)
+        if hmac.compare_digest(checksum, stored_hash.checksum):
             return True
-        spent = stored.iterations
-    if spent < min_iterations:
-        hashlib.pbkdf2_hmac("sha256", data, b"nobody", min_iterations - spent)
+        iterations_done = stored_hash.iterations
+    if iterations_done < min_iterations:
+        hashlib.pbkdf2_hmac("sha256", password_bytes, b"no user", min_iterations - iterations_done)
     return False
 
 
 def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
-    """Tell whether to hash the password anew at the next login: another form, or fewer iterations.
+    """Return whether the next sign-in should replace this hash: old format or fewer iterations.
 
     >>> needs_rehash(hash_password("correct horse", iterations=1000))
     True
     """
-    stored = _parse_hash(encoded)
-    return not (
-        stored and encoded.startswith("pbkdf2_sha256$") and stored.iterations >= iterations)
+    stored_hash = _parse_hash(encoded)
+    return (stored_hash is None or stored_hash.iterations < iterations
+            or not encoded.startswith("pbkdf2_sha256$"))
 
 
 def password_iterations(encoded: Optional[str]) -> int:
-    """The iterations of a hash that `verify_password` understands; 0 for whatever it does not.
+    """Return the iteration count of a hash that `verify_password` supports, otherwise 0.
 
     >>> password_iterations(hash_password("correct horse", iterations=1000))
     1000
-    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhW")  # bcrypt
+    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMye")  # bcrypt
     0
     """
-    stored = _parse_hash(encoded)
-    return stored.iterations if stored else 0
+    stored_hash = _parse_hash(encoded)
+    return stored_hash.iterations if stored_hash else 0
 
 
 # --- Path rules ---------------------------------------------------------------------------------
@@ -1222,22 +1252,28 @@ class RateLimitMiddleware:
 
 
 # --- CORS ---------------------------------------------------------------------------------------
+#
+# Design: tells browsers which pages of other origins may read the responses (Cross-Origin Resource
+# Sharing, https://fetch.spec.whatwg.org/#http-cors). It answers preflight requests itself and adds
+# headers to all other responses. It must be outside the guard, because a preflight has no token.
+# It must never allow credentials, so that pages of other origins cannot use a user's cookies.
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_ORIGIN = re.compile(
+    r"(?!http://.*:80\Z|https://.*:443\Z)"  # browsers omit the default port
+    r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 
 class CORSMiddleware:
-    """Lets pages of other origins read the answers (https://fetch.spec.whatwg.org/#http-cors).
+    """Lets pages of the listed origins read the responses of an application.
 
-    It answers preflights itself, so that they need no token, and has the last word on all headers
-    `Access-Control-*`. Cookies are never let in: a page has its token from a sign-in, and shows it.
+    It replaces the application's `Access-Control-*` headers.
 
-    - `allow_origins`: a list of origins as browsers send them, `"https://app.example.org"`, without
-      a path; `"*"` for any.
-    - `allow_methods`, `allow_headers`: what a page may send.
-    - `expose_headers`: what it may read of an answer, beyond what every page may.
-    - `max_age`: seconds for which a browser need not ask again.
+    - `allow_origins`: a list of origins as browsers send them, such as `"https://app.example.org"`,
+      without a path; `"*"` for any origin.
+    - `allow_methods`, `allow_headers`: the methods and headers that a page may send.
+    - `expose_headers`: the response headers that a page may read, besides those always allowed.
+    - `max_age`: seconds for which a browser may cache the answer to a preflight request.
 
     Raises:
         ValueError: an origin, a method or the name of a header is malformed.
@@ -1257,59 +1293,58 @@ class CORSMiddleware:
         expose_headers: Sequence[str] = ("WWW-Authenticate", "Retry-After"), max_age: int = 600,
     ) -> None:
         if isinstance(allow_origins, str) and allow_origins != "*":
-            raise ValueError("origins come in a list, not as one string")
-        origins = list(allow_origins)
-        for origin in origins:
-            if origin != "*" and not _is_origin(origin):
-                raise ValueError(f"not an origin as browsers send it: {origin!r}; one is"
-                                 " scheme://host or scheme://host:port, in lower case")
+            raise ValueError("allow_origins must be a list, not one string")
         self.app = app
-        self._origins = frozenset(origins)
-        self._exposed = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
-        self._allowed = [
+        self._origins = frozenset(map(_check_origin, allow_origins))
+        self._exposed_headers = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
+        self._preflight_headers = [
             ("Access-Control-Allow-Methods", _join_names(allow_methods)),
             ("Access-Control-Allow-Headers", _join_names(allow_headers)),
             ("Access-Control-Max-Age", str(int(max_age))),
         ]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self._is_preflight(environ):
-            start_response("204 No Content", [
-                ("X-Content-Type-Options", "nosniff"), *self._added(environ, self._allowed)])
+        if _is_preflight(environ):
+            cors_headers = self._cors_headers(environ, self._preflight_headers)
+            start_response(
+                "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
-        added = self._added(environ, self._exposed)
+        cors_headers = self._cors_headers(environ, self._exposed_headers)
 
-        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
-            own = [field for field in headers
-                   if not field[0].lower().startswith("access-control-")]
-            return start_response(status, own + added, *exc_info)
+        def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+            other_headers = [header for header in headers
+                             if not header[0].lower().startswith("access-control-")]
+            return start_response(status, other_headers + cors_headers, *exc_info)
 
         return self.app(environ, start)
 
-    def _added(self, environ: Environ, more: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
-        """What lets a page of this origin read the answer, and `more`, if it may."""
+    def _cors_headers(self, environ: Environ, extra: Headers) -> Headers:
+        """Return the CORS headers for this origin, with `extra` if the origin is allowed."""
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
             return [("Vary", "Origin")]
-        allowed = "*" if "*" in self._origins else origin
-        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed), *more]
-
-    def _is_preflight(self, environ: Environ) -> bool:
-        return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
-                and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+        allowed_origin = "*" if "*" in self._origins else origin
+        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed_origin), *extra]
 
 
-def _is_origin(text: Any) -> bool:
-    """Tell whether a browser could send this, which leaves out the port that is the usual one."""
-    match = _ORIGIN.fullmatch(text) if isinstance(text, str) else None
-    return match is not None and not re.fullmatch("http://.*:80|https://.*:443", text)
+def _is_preflight(environ: Environ) -> bool:
+    return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
+            and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+
+
+def _check_origin(origin: Any) -> str:
+    """Return `origin` if a browser could send it, or if it is "*"; otherwise raise ValueError."""
+    if not isinstance(origin, str) or not (origin == "*" or _ORIGIN.fullmatch(origin)):
+        raise ValueError(f"not an origin as browsers send it: {origin!r}; write scheme://host or"
+                         " scheme://host:port in lower case, without a default port")
+    return origin
 
 
 def _join_names(names: Sequence[str]) -> str:
     if isinstance(names, str):
-        raise ValueError(f"names come in a list, not as one string: {names!r}")
-    listed = list(names)
-    for name in listed:
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        raise ValueError(f"methods and headers must be a list, not one string: {names!r}")
+    name_list = list(names)
+    for name in name_list:
+        if not isinstance(name, str) or not _HTTP_TOKEN.fullmatch(name):
             raise ValueError(f"not the name of a method or header: {name!r}")
-    return ", ".join(listed)
+    return ", ".join(name_list)

@@ -1,7 +1,15 @@
-"""What several test files need: a clock, users, a WSGI client, and how to sign in."""
+"""What several test files need: a clock, users, a WSGI client, sign-in, a server process."""
 
 import io
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
 from wsgiref.util import setup_testing_defaults
@@ -9,12 +17,17 @@ from wsgiref.util import setup_testing_defaults
 from webtest import TestApp
 
 import jwtserver
-from wsgi_auth import hash_password
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = "0123456789abcdef" * 2
 PASSWORD = "correct horse"
-PASSWORD_HASH = hash_password(PASSWORD, iterations=1000)
+# The hash of PASSWORD with 1,000 iterations. It is fixed, because not every Python has PBKDF2.
+PASSWORD_HASH = ("pbkdf2_sha256$1000$41ce83e6d63f718362c75ee5a0a589e6"
+                 "$7+cdmEfyd01/JYLHuOft7CUdZgFKJDe1BjWBZqnxbh4=")
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("JWTSERVER_")},
+    "JWTSERVER_PBKDF2_ITERATIONS": "1000", "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error",
+}
 
 
 class Clock:
@@ -79,3 +92,41 @@ def sign_in(client: TestApp, name="alice", password=PASSWORD, **options):
     """The response to a sign-in; `options` are WebTest's, such as `status=401`."""
     return client.post_json(
         "/authenticate", {"username": name, "password": password}, **options)
+
+
+class Running:
+    """A server in a process of its own, in its own folder, on a port that was free."""
+
+    def __init__(self, folder, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--port", "0", *arguments],
+            cwd=folder, env={**ENVIRONMENT, **environment}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.first_line = self.process.stdout.readline()
+        self.url = re.search(r"https?://\S+", self.first_line)[0]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def request(self, path, data=None, **headers):
+        """Status, headers and parsed body."""
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status, response.headers, json.loads(response.read() or "null")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, json.loads(error.read() or "null")
+
+    def raw(self, data):
+        """All that comes back for these bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            with connection.makefile("rb") as file:
+                return file.read()
+
+    def stop(self, number=signal.SIGTERM):
+        """Exit code, rest of the output, errors."""
+        self.process.send_signal(number)
+        with self.process:
+            output, errors = self.process.stdout.read(), self.process.stderr.read()
+        return self.process.returncode, output, errors

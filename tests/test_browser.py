@@ -118,7 +118,7 @@ def test_page_of_a_listed_origin_signs_in_and_one_of_another_can_do_nothing(
     assert told["refused"] == {
         "status": 401, "body": {"success": False, "error": "Invalid authorization token"},
         "challenge": 'Bearer realm="api", error="invalid_token",'
-                     ' error_description="A token has three parts"'}
+                     ' error_description="Token must have three parts"'}
     assert told["plain"]["body"] == {"status": "ok"}
     assert told["with_cookies"] == "TypeError"  # credentials of the browser's are never asked for
 

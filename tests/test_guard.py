@@ -92,7 +92,7 @@ def test_refusal_of_invalid_token_has_the_message_and_the_reason():
         "Content-Type": "application/json",
         "Content-Length": str(len(answer.body)),
         "WWW-Authenticate": 'Bearer realm="api", error="invalid_token",'
-                            ' error_description="A token has three parts"',
+                            ' error_description="Token must have three parts"',
         "X-Content-Type-Options": "nosniff",
     }
 

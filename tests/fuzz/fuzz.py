@@ -52,13 +52,13 @@ TOKEN_PIECES = [
 
 def fuzz_decode(data):
     """What is sent as it is, and what is signed as header, payload, or both."""
-    mac, source = wsgi_auth._mac(KEY.encode()), random.Random(data)
+    mac, source = wsgi_auth._hmac_function(KEY.encode()), random.Random(data)
     header, payload = (
         compose(source, TOKEN_PIECES).encode("latin-1") if source.random() < 0.8 else half
         for half in (data[: len(data) // 2], data[len(data) // 2:]))
-    encoded = wsgi_auth._b64encode
+    encoded = wsgi_auth._base64url_encode
     signed = [encoded(header) + b"." + encoded(payload), header + b"." + payload,
-              wsgi_auth._HEADER + b"." + encoded(payload)]
+              wsgi_auth._STANDARD_HEADER + b"." + encoded(payload)]
     for token in (data, data.decode("latin-1"), *(part + b"." + mac(part) for part in signed)):
         for options in ({}, {"audience": "a", "issuer": ["b"], "require": ["sub"], "leeway": 1.5}):
             try:
