@@ -173,7 +173,7 @@ def _parse_rules(value: Any) -> Rules:
         return value
     rules = _parse_list(value, ";")
     for rule in rules if isinstance(value, str) else ():
-        if re.search("[,:=]", rule.rpartition(" ")[2]):  # taken for one path, it opened all others
+        if re.search("[,:=]", rule.partition("/")[2]):  # taken for one path, it opened all others
             raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
     return rules
 
@@ -1548,19 +1548,6 @@ class Service:
         """The address of the client."""
         return client_address(environ, self.settings.trusted_proxies)
 
-    def shows_good_token(self, environ: Environ) -> bool:
-        """Tell whether the request has a token that is good, if it has not been revoked."""
-        try:
-            self.signer.verify(environ.get("HTTP_AUTHORIZATION", "").partition(" ")[2].strip())
-        except InvalidTokenError:
-            return False
-        return True
-
-    def client(self, environ: Environ) -> str:
-        """For whom requests are counted: the user, behind the guard, else the address."""
-        user = environ.get("REMOTE_USER")
-        return f"user {user}" if user else f"address {_network(self.address(environ))}"
-
 
 def _claims(environ: Environ) -> Claims:
     claims: Optional[Claims] = environ.get("wsgi_auth.claims")
@@ -1683,73 +1670,85 @@ def _describe_answer(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[s
 
 
 # --- The application ----------------------------------------------------------------------------
+#
+# Design: `create_app` composes the service from layers. From the outside in: CORS, the rate limit,
+# the public endpoints, the guard, then the other endpoints and the application. Only /health stands
+# in front of the rate limit. Each Router turns the errors of all layers inside it into responses.
 
 
 def create_app(
     settings: Optional[Settings] = None, *, app: Optional[WSGIApplication] = None,
     clock: Callable[[], float] = time.time, store: Optional[Store] = None,
 ) -> WSGIApplication:
-    """Compose the service: the endpoints, and behind the guard `app` or else the demo.
+    """Compose the service: the endpoints and, behind the guard, `app` or the demo.
 
-    Without `settings`, they come from the environment. The database, without users, and the key are
-    made if they are not there. `clock` returns seconds since 1970.
+    `settings` come from the environment by default. The database, without users, and the key are
+    created if they are missing. `clock` returns seconds since 1970.
 
     Raises:
-        SettingsError: a setting, the database or the file of the keys cannot be used.
-        TypeError: `settings` or `app` is something else.
+        SettingsError: a setting, the database or the key file cannot be used.
+        TypeError: `settings` or `app` has the wrong type.
     """
     if settings is not None and not isinstance(settings, Settings):
         raise TypeError("settings must be Settings; an application is given as app=…")
     if app is not None and not callable(app):
         raise TypeError("app must be a WSGI application")
     settings = settings.checked() if settings else Settings.from_environ(os.environ)
-    if store is None:
-        store = open_store(settings.database)
-        if store.is_empty():
-            logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
-        store.close_idle()  # a server may fork now, and uWSGI does not tell
+    store = store or _open_store_for_app(settings)
     service = Service(store, make_signer(settings, clock), settings, clock)
     routes = _routes(service, settings.prefix, demo=app is None)
-    guarded = {path: route for path, route in routes.items() if route.guarded}
-    before = {path: route for path, route in routes.items() if not route.guarded}
+    public = {path: route for path, route in routes.items() if not route.guarded}
+    behind_guard = {path: route for path, route in routes.items() if route.guarded}
+    own_paths = [path for path in behind_guard if path != "/protected"]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    def stranger(environ: Environ) -> Optional[str]:
-        known = environ.get("PATH_INFO") not in before and service.shows_good_token(environ)
-        return None if known else service.client(environ)  # or is counted behind the guard
-
-    behind = _limited(
-        Router(guarded, otherwise=None if app is None else _with_nosniff(app)),
-        settings.rate_limit, service.client)
-    own = [path for path in guarded if path != "/protected"]
-    guard = _guarded(behind, service, own, protect, settings.exempt)
-    whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)
-    return _shared(whole, settings.cors_origins)
+    application = Router(behind_guard, None if app is None else _with_nosniff(app))
+    guard = _with_guard(application, service, own_paths, protect)
+    limited = _with_rate_limit(Router(public, guard), service, guard)
+    return _with_cors(limited, settings.cors_origins)
 
 
-def _guarded(
-    app: WSGIApplication, service: Service, own: Sequence[str], protect: Rules,
-    exempt: Sequence[str],
-) -> WSGIApplication:
-    """Put an application behind the guard; the `own` endpoints need a token without a rule."""
+def _open_store_for_app(settings: Settings) -> Store:
+    store = open_store(settings.database)
+    if store.is_empty():
+        logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
+    store.close_idle()  # the server may fork now; uWSGI gives no notice of it
+    return store
+
+
+def _with_guard(
+    app: WSGIApplication, service: Service, own_paths: Sequence[str], protect: Rules,
+) -> BearerAuthMiddleware:
+    """Put the guard in front of an application; `own_paths` need a token without a rule."""
     rules = protect if isinstance(protect, Mapping) else dict.fromkeys(protect, ())
     try:
         return BearerAuthMiddleware(
-            app, service.signer, protect={**dict.fromkeys(own, ()), **rules}, exempt=exempt,
-            is_revoked=service.is_revoked)
+            app, service.signer, protect={**dict.fromkeys(own_paths, ()), **rules},
+            exempt=service.settings.exempt, is_revoked=service.is_revoked)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
 
 
-def _limited(
-    app: WSGIApplication, rate: Optional[Rate], client: Callable[[Environ], Optional[str]],
+def _with_rate_limit(
+    router: Router, service: Service, guard: BearerAuthMiddleware,
 ) -> WSGIApplication:
+    """Limit the requests of each user or, without a valid token, of each network."""
+    rate = service.settings.rate_limit
     if rate is None:
-        return app
-    return RateLimitMiddleware(app, limit=rate.limit, period=rate.seconds, key=client)
+        return router
+
+    def client_key(environ: Environ) -> str:
+        claims = guard.authenticate(environ)
+        if claims is not None:
+            return f"user {claims['sub']}"
+        return f"address {_network(service.address(environ))}"
+
+    limited = RateLimitMiddleware(router, limit=rate.limit, period=rate.seconds, key=client_key)
+    health = f"{service.settings.prefix}/health"
+    return Router({health: router.routes[health]}, limited)
 
 
-def _shared(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
+def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
     if not origins:
         return app
     try:
@@ -1762,7 +1761,7 @@ _built: Optional[WSGIApplication] = None
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """The WSGI application as the environment configures it, made at the first request."""
+    """The WSGI application that the environment configures, built at the first request."""
     global _built
     if _built is None:
         with _build_locks.setdefault(_pid, threading.Lock()):

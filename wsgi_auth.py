@@ -47,8 +47,8 @@ import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
-from functools import lru_cache
-from itertools import filterfalse
+from functools import lru_cache, partial
+from itertools import chain, filterfalse, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -71,9 +71,9 @@ PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-S
 MAX_PBKDF2_ITERATIONS = 10_000_000  # takes seconds; a stored hash with more is rejected
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
-MAX_REMEMBERED = 1024  # requests, by method and path, of which the guard knows what they need
-MAX_REMEMBERED_LENGTH = 256  # characters of those
-MAX_BUCKETS = 65_536  # clients that a rate limit remembers; some 10 MB
+PATH_CACHE_SIZE = 1024  # entries in the guard's path cache
+MAX_CACHED_PATH_LENGTH = 256  # characters; longer paths are not cached
+MAX_BUCKETS = 65_536  # clients in a rate limit's memory; some 10 MB
 
 Claims = Dict[str, Any]
 Environ = Dict[str, Any]
@@ -674,199 +674,218 @@ def password_iterations(encoded: Optional[str]) -> int:
 
 # --- Path rules ---------------------------------------------------------------------------------
 #
-# A server decodes a path once and hands it over. The application may decode it again, merge
-# slashes, ignore case, and so on, in any order, and then serve another path than the guard saw. So
-# a rule is held against two extremes: the leading segments that every application reads alike, and
-# the furthest that any could make of the whole. A path is only as open as both of them are.
+# Design: An application may decode a path again, merge slashes or ignore case, and serve another
+# path than the guard saw. A canonical path leaves nothing to interpret: it is compared with a rule
+# segment by segment. Any other path falls under each rule whose words it contains in order. A rule
+# that certainly applies ends the search. A rule that only may apply adds its protection; it never
+# exempts. All of this is computation on bounded text, in the thread of the request.
 
-Segments = Tuple[str, ...]
-
+_METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
 _RULE = re.compile(
     r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?"
-    r"(?P<path>/|(?:/[^\x00-\x20\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+    r"(?P<path>/|(?:/[^\x00-\x1f\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+_TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
-# A path that all read alike, but for letter case, punctuation and a suffix: no empty segment, none
-# that begins with two dots or ends in one, no character that means anything.
-_PLAIN_PATH = re.compile(r"(?:/(?!@@|\.\.)[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
-_PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
-_QUERY = re.compile(r"[?#].*", re.DOTALL)
-_VIEW = re.compile(r"^(?:@@\s*)+")  # Pyramid's, by its name
-_ENDS = re.compile(r"[\0\r\n]")
-_CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
-_USUAL_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # of a target, RFC 9112 §3.2
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
-_TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
-_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
-_MAX_ODD_PATH = 2048  # characters; some milliseconds to read
-_MAX_DEPTH = 64  # segments of a rule
+_TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
+_ODD_CHARACTER = re.compile("[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\u1680\u2028\u2029\ufffd]")
+_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
+_SEPARATOR = re.compile(r"[/\\;?#]")
+_VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
+_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
+_INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
+    "[\x01-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001"
+    "\U000e0020-\U000e007f]")
+_PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
+    dict.fromkeys(string.punctuation.replace("/", ""), "_"))
+_TRAILING_DOTS = ". \u1680\u2028\u2029"  # and the white space that NFKC keeps
+_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
+_MAX_ODD_PATH = 2048  # characters of a path that is not canonical
+_MAX_DEPTH = 64  # segments of a rule, and of a path that is not canonical
+_nfkc = partial(unicodedata.normalize, "NFKC")
 
 
 class _Rule(NamedTuple):
     rank: Tuple[int, bool, bool]  # the lowest decides
     methods: FrozenSet[str]  # empty: all
-    path: Segments
-    folded: Segments
-    flat: Segments
+    path: str  # with a slash at the end
+    punctuation_key: str  # the path, folded
+    words: Tuple[str, ...]  # its segments, folded
     scopes: Optional[Scopes]  # None: exempt
 
 
-class _Reading(NamedTuple):
-    """The furthest that an application could make of a path.
-
-    It keeps the first `firm` segments. Of the others it may drop any, by dot segments, as the name
-    of a host, or as a parameter that holds a slash; those that are left stay in order.
-    """
-
-    segments: Segments  # folded
-    firm: int
-    climbs: bool = False  # by dot segments
-
-    def may_enter(self, path: Segments) -> bool:
-        """Tell whether this can lead to `path` or below it."""
-        firm = self.firm
-        if path[:firm] != self.segments[: min(firm, len(path))]:
-            return False
-        remaining = iter(self.segments[firm:])
-        return all(segment in remaining for segment in path[firm:])
-
-
 class _Path(NamedTuple):
-    sure: Segments  # what every application reads alike
-    readings: Optional[List[_Reading]]  # the furthest ones; None: it might be any path
-    flat: List[Segments]  # what is left where all punctuation is alike, in what comes undecoded
+    """The ways in which applications could read a path."""
 
-    def may_enter(self, rule: _Rule) -> bool:
-        """Tell whether some application could read a path that the rule covers."""
-        return (self.readings is None
-                or any(reading.may_enter(rule.folded) for reading in self.readings)
-                or any(flat[:len(rule.flat)] == rule.flat for flat in self.flat))
+    certain: str = "/"  # the canonical beginning, which all of them read alike, and a slash
+    punctuation_keys: Sequence[str] = ()  # canonical readings, folded, each with a slash
+    word_lists: Sequence[Sequence[str]] = ()  # the words of other readings, folded
+    words: FrozenSet[str] = frozenset()  # all words of these lists
+    readable: bool = True  # otherwise it could be any path
+
+    def may_match(self, rule: _Rule) -> bool:
+        """Tell whether some application could serve a path that the rule covers."""
+        for key in self.punctuation_keys:
+            if key.startswith(rule.punctuation_key):
+                return True
+        if self.word_lists and self.words.issuperset(rule.words):
+            return any(_contains_in_order(words, rule.words) for words in self.word_lists)
+        return not self.readable
+
+
+_UNREADABLE = _Path(readable=False)
+
+
+def _contains_in_order(words: Iterable[str], wanted: Iterable[str]) -> bool:
+    remaining = iter(words)
+    return all(word in remaining for word in wanted)
 
 
 def _read_path(path: str) -> _Path:
-    if _PLAIN_PATH.fullmatch(path):
-        path = "/".join(path.split("/", _MAX_DEPTH + 1)[: _MAX_DEPTH + 1])
-        folded = tuple(path.lower().split("/")[1:])
-        readings = _with_suffixes_cut([_Reading(folded, len(folded))])
-        return _Path(tuple(path.split("/")[1:]), readings, _flatten(path))
-    # Without a slash before it, some add one, and some take the first character for one.
-    if len(path) > _MAX_ODD_PATH or not _USUAL_FORM.match(path):
-        return _Path((), None, [])
+    if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
+        return _Path(path.rstrip("/") + "/", _punctuation_keys(path))
+    # Some applications add a missing slash; others take the first character for it.
+    if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
+        return _UNREADABLE
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    texts: List[str] = []
-    for encoding in ("utf-8", "latin-1", "ascii"):
-        text = _decode_wholly(data, encoding)
-        if text is None:
-            return _Path((), None, [])
-        texts.append(text.replace("\\", "/").strip())
-    texts += [_QUERY.sub("", text) for text in texts]
-    readings = [_read_text(text) for text in dict.fromkeys(texts)]
     raw = data.decode("utf-8", "replace")
-    climbs = any(reading.climbs for reading in readings)  # to some, who drop other bytes
-    sure = () if climbs else _sure_segments(raw, readings[0])
-    return _Path(sure, _with_suffixes_cut(readings), _flatten(raw) + _flatten(path))
+    encoded = "%" in path
+    readings = dict.fromkeys((raw, path) if encoded else ())
+    for encoding in ("utf-8", "latin-1", "ascii") if encoded or not path.isascii() else ("ascii",):
+        text = _decode_fully(data, encoding)
+        if text is None:
+            return _UNREADABLE
+        readings[text] = None
+    return _combine_readings(raw, list(readings))
 
 
-def _with_suffixes_cut(readings: List[_Reading]) -> List[_Reading]:
-    """Add that `/a.json` may be `/a`, as for Django REST framework, Pecan and TurboGears, and that
-    `/+a` is, for Morepath."""
-    cut = []
-    for reading in readings:
-        for part in (str.partition, str.rpartition):
-            stems = tuple(part(name, ".")[0].rstrip(_TRAILING).strip().lstrip("+") or name
-                          for name in reading.segments if name)
-            if reading.firm < len(reading.segments):  # any segment may come to be the last
-                cut.append(reading._replace(segments=stems))
-            last = reading.segments[:len(stems) - 1] + stems[-1:]
-            cut.append(reading._replace(segments=last))
-    return list(dict.fromkeys(readings + cut))  # most are equal, and each would be held against all
+def _combine_readings(raw: str, readings: Sequence[str]) -> _Path:
+    """Divide the readings into those that are canonical and others.
 
-
-def _flatten(path: str) -> List[Segments]:
-    """CherryPy takes `/a-b` for `/a_b`, and TurboGears takes `/a-b.json` for it as well."""
-    head, slash, last = path.rstrip("/").rpartition("/")
-    whole = dict.fromkeys((path, head + slash + (last.rpartition(".")[0] or last)))
-    return [_fold(filter(None, text.translate(_PUNCTUATION).split("/"))) for text in whole]
-
-
-def _read_mounted_path(mount: str, path: str) -> _Path:
-    """Read both as one path, and as two of which the second has been read first."""
-    whole = _read_path(mount + path)
-    apart = [
-        _Reading(outer.segments + inner.segments, 0)
-        for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
-        for outer in _read_path(mount).readings or ()
-    ]
-    if not apart or not whole.readings:
-        return whole
-    return whole._replace(sure=(), readings=list(dict.fromkeys(apart + whole.readings)))
-
-
-def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
-    """Undo all percent-encoding and drop control characters; None where anything may come of it.
-
-    NUL ends a path for whoever hands it to C, a line end does for some patterns. No client sends
-    them, nor so many encodings.
+    All readings of a path that is canonical in UTF-8 are canonical, with one exception: where an
+    application drops the bytes beyond ASCII, segments may vanish or become dot segments.
     """
-    before = None
+    certain, depth = "/", -1
+    if not any(map(_has_dot_segment, readings)):
+        names = takewhile(lambda name: _is_canonical(f"/{name}/-"), raw.split("/")[1:])
+        certain = "/".join(["", *names, ""])
+        depth = len(_names(raw)) if raw[:1] == "/" and _is_canonical(raw) else -1
+    keys, word_lists = [], []
+    for text in readings:
+        if len(_names(text)) == depth:
+            keys += _punctuation_keys("/" + "/".join(_names(text)))
+        else:
+            word_lists.append(_odd_words(text))
+    return _Path(certain, keys, word_lists, frozenset(chain.from_iterable(word_lists)))
+
+
+def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
+    """Read both as one path and, if `path` is not canonical, as two that are decoded apart."""
+    whole, outer = _read_path(mount + path), _read_path(mount)
+    if not whole.readable or not inner.word_lists:
+        return whole
+    mounts = [*(key.split("/") for key in outer.punctuation_keys), *outer.word_lists]
+    apart = [[*first, *second] for first in mounts for second in inner.word_lists]
+    word_lists = [*whole.word_lists, *apart]
+    return _Path("/", whole.punctuation_keys, word_lists, whole.words.union(*apart))
+
+
+def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
+    """Undo all percent-encoding, normalize, and drop invisible characters.
+
+    Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
+    for some patterns. Honest clients send neither, nor several layers of encoding.
+    """
+    previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
         text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
-        if _ENDS.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC makes 18 letters of one
+        if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
             return None
-        text = _CONTROLS.sub("", text)
-        if text == before:
-            return text
-        before, data = text, text.encode(encoding, "ignore")
+        text = _INVISIBLE.sub("", text)
+        if text == previous:
+            return text if len(_SEPARATOR.findall(text)) <= _MAX_DEPTH else None
+        previous, data = text, text.encode(encoding, "ignore")
     return None
 
 
-def _read_text(text: str) -> _Reading:
-    """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
-    parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
-    names = [part.rstrip(_TRAILING) for part in parts]
-    names = [_VIEW.sub("", name) for name in names]
-    dotted = any(part and (not name or name[:2] == "..") for part, name in zip(parts, names))
-    hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
-    segments = _fold(filter(None, names))
-    if dotted or hosted:
-        return _Reading(segments, 0, dotted)
-    whole = text.partition(";")[0].count("/") + 1
-    return _Reading(segments, len(list(filter(None, names[:whole]))))
+def _is_canonical(path: str) -> bool:
+    """Tell whether a decoded path contains nothing that an application could interpret."""
+    if _ODD_CHARACTER.search(path):
+        return False
+    if not path.isascii():
+        path = _INVISIBLE.sub("", path)
+        if _nfkc(path) != path:
+            return False
+    for sequence in _ODD_SEQUENCES:  # a regular expression takes four times as long
+        if sequence in path:
+            return False
+    return not path.endswith((".", " "))
 
 
-def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+def _has_dot_segment(path: str) -> bool:
+    if "." not in path and "@@" not in path:
+        return False
+    names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
+    return any(not name or name[:2] == ".." for name in names)
 
 
-def _fold(segments: Iterable[str]) -> Segments:
-    """Letter case is nothing to some, nor are accents to MySQL, where a name is looked up."""
-    return tuple(map(_fold_name, segments))
+def _names(path: str) -> List[str]:
+    return list(filter(None, map(_strip_name, path.split("/"))))
 
 
-@lru_cache(MAX_REMEMBERED)  # each name of a path is folded for many readings
-def _fold_name(name: str) -> str:
-    if name.isascii():
-        return name.lower()
-    bare = unicodedata.normalize("NFKD", _nfkc(name).upper().casefold())
-    return _nfkc("".join(filterfalse(unicodedata.combining, bare)))
+def _strip_name(segment: str) -> str:
+    """Remove the white space and dots around a segment, and the prefix of a view."""
+    name = segment.strip().rstrip(_TRAILING_DOTS)
+    return _VIEW_PREFIX.sub("", name) if name[:2] == "@@" else name
 
 
-def _sure_segments(text: str, reading: _Reading) -> Segments:
-    """The leading segments of `text` of which the furthest reading has made nothing else."""
-    names = text.split("/")[1:]
-    alike = 0
-    for name, read in zip(_fold(names), reading.segments[: reading.firm]):
-        if name != read:
-            break
-        alike += 1
-    return tuple(names[:alike])
+def _stems(name: str) -> Iterable[str]:
+    """Return the name, and the names that it stands for in some frameworks.
+
+    `a.json` is `a` for Django REST framework, Pecan and TurboGears, and `+a` is `a` for Morepath.
+    """
+    if "." not in name and name[:1] != "+" and name == name.strip():
+        return (name,)
+    parts = (name, name.partition(".")[0], name.rpartition(".")[0])
+    stems = [name, *(part.rstrip(_TRAILING_DOTS).strip() for part in parts)]
+    return dict.fromkeys(stems + [stem.lstrip("+") for stem in stems])
+
+
+def _punctuation_keys(path: str) -> List[str]:
+    """Fold a canonical path, with and without the suffix of its last segment."""
+    above, _, last = _fold(path).rstrip("/").rpartition("/")
+    return [f"{above}/{stem}/".translate(_PUNCTUATION) for stem in _stems(last)]
+
+
+def _odd_words(path: str) -> List[str]:
+    """Return the names that an application could find in a path, in order and folded."""
+    names: List[str] = []
+    for segment in _fold(path).split("/"):
+        if segment.isalnum():  # nearly all are
+            names.append(segment)
+        else:
+            pieces = _SEPARATOR.split(segment)
+            for piece in pieces if len(pieces) == 1 else [segment, *pieces]:
+                stems = _stems(_strip_name(piece))
+                names += dict.fromkeys((piece, piece.rpartition(".")[0], *stems))
+    return "/".join(names).translate(_PUNCTUATION).split("/")
+
+
+def _fold(text: str) -> str:
+    """Remove what applications and databases may ignore: case, accents, invisible characters."""
+    if text.isascii():
+        return text.lower()
+    folded = unicodedata.normalize("NFKD", _INVISIBLE.sub("", _nfkc(text).upper().casefold()))
+    return _nfkc("".join(filterfalse(unicodedata.combining, folded)))
 
 
 def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
-    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or names already apart.
+    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or separate names.
 
     Raises:
         ValueError: a name has a character that a scope must not have.
@@ -885,55 +904,103 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
 
 
 def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
-    """Parse all rules, and put first what decides: longer paths before shorter ones and, for one
-    path, the rules that name the method before the others, and exemptions before protection."""
+    """Parse all rules, and sort them: longer paths, rules with methods and exemptions first."""
     if isinstance(protect, str) or isinstance(exempt, str):
         raise ValueError("rules come in a list, not as one string")
-    needed = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
-    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed]
+    required = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
+    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in required]
     rules += [_parse_rule(rule, None) for rule in exempt]
-    if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
-        raise ValueError("rules that differ in letter case or accents alone cannot be told apart")
+    paths = {rule.path for rule in rules}
+    if len(paths) != len(set(map(_fold, paths))):
+        raise ValueError("rules whose paths differ only in letter case or accents are ambiguous")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
 def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
-    path = match["path"] if match else ""
-    names = tuple(filter(None, path.split("/")))
-    alone = _Reading(_fold(names), len(names))
-    if not match or _nfkc(path) != path or _read_text(path) != alone or len(names) > _MAX_DEPTH:
-        raise ValueError(
-            f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
-    methods = frozenset(filter(None, (match["methods"] or "").split(",")))
-    rank = (-len(names), not methods, scopes is not None)
+    path = match["path"].rstrip("/") + "/" if match else "//"
+    key = _fold(path).translate(_PUNCTUATION)
+    words = tuple(filter(None, key.split("/")))
+    if (not _is_canonical(path) or "//" in key or len(words) > _MAX_DEPTH
+            or _TRAILING_METHODS.search(path)):
+        raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
+                         " methods first, decoded, without wildcards")
+    methods = frozenset(filter(None, (match["methods"] or "").split(","))) if match else frozenset()
+    rank = (-len(words), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, names, alone.segments, _flatten(path)[0], scopes)
+    return _Rule(rank, methods, path, key, words, scopes)
 
 
-def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
-    """The rule that decides in every reading, and those that would decide in some."""
-    deciding = None
+def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
+    """Return the rules of the longest certain match, and all longer ones that may match."""
+    certain_rank = None
     for rule in rules:
-        if deciding is not None and rule.rank != deciding:
+        if certain_rank is not None and rule.rank != certain_rank:
             return
         if rule.methods and method not in rule.methods:
             continue
-        if rule.path == path.sure[: len(rule.path)]:
-            deciding = rule.rank
+        if path.certain.startswith(rule.path):
+            certain_rank = rule.rank
             yield rule
-        elif path.may_enter(rule):
+        elif path.may_match(rule):
             yield rule
 
 
-# --- Middleware ---------------------------------------------------------------------------------
+# --- The guard ----------------------------------------------------------------------------------
+#
+# Design: The guard looks up which scopes a path needs, checks the token if it needs one, and calls
+# the application or answers itself. Which scopes a path needs is cached. A refusal is a value, not
+# an exception, so it keeps no stack frames in memory. A rate limiter in front can check the token
+# first; its result travels in the environ and is used once, by the same guard, for the same header.
+# All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
-_IDENTITY = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
 
 
-def _answer_error(
+class _Refusal(NamedTuple):
+    """Why a request is refused, and the parameters of its challenge (RFC 6750 §3)."""
+
+    status: str
+    message: str
+    challenge: Mapping[str, str] = {}
+
+
+class _TokenCheck(NamedTuple):
+    """The result of checking a token, the guard that checked it, and the header it came in."""
+
+    guard: "BearerAuthMiddleware"
+    authorization: str
+    result: Union[Claims, _Refusal]
+
+
+_MISSING_TOKEN = _Refusal("401 Unauthorized", "An authorization header is required")
+
+
+def _invalid_token(reason: str) -> _Refusal:
+    return _Refusal("401 Unauthorized", "Invalid authorization token",
+                    {"error": "invalid_token", "error_description": reason})
+
+
+def _insufficient_scope(scopes: Scopes) -> _Refusal:
+    return _Refusal("403 Forbidden", "Insufficient scope",
+                    {"error": "insufficient_scope", "scope": " ".join(dict.fromkeys(scopes))})
+
+
+def _authorization(environ: Environ) -> str:
+    """Return the header that a request's token comes in, the only source of tokens."""
+    header: str = environ.get("HTTP_AUTHORIZATION", "")
+    return header.strip(" \t")
+
+
+def _token_scopes(claims: Claims) -> List[str]:
+    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+    return scope.split(" ") if isinstance(scope, str) else []
+
+
+def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     header: Tuple[str, str],
 ) -> Iterable[bytes]:
@@ -947,53 +1014,49 @@ def _answer_error(
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
-class _Refusal(Exception):
-    """A request that does not get through, and what the client is told (RFC 6750 §3)."""
-
-    def __init__(self, status: str, message: str, **challenge: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.challenge = challenge
-
-
-def _invalid_token(reason: str) -> _Refusal:
-    return _Refusal(
-        "401 Unauthorized", "Invalid authorization token",
-        error="invalid_token", error_description=reason)
-
-
-def _granted(claims: Claims) -> List[str]:
-    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
-    return scope.split(" ") if isinstance(scope, str) else []
-
-
 class Verifier(Protocol):
-    """What the guard asks of a signer; a TokenSigner is one."""
+    """The part of a signer that the guard uses; a TokenSigner has it."""
 
     def verify(self, token: str) -> Claims:
-        """Return the claims of a good token, `sub` among them, or raise InvalidTokenError."""
+        """Return the claims of a valid token, including `sub`, or raise InvalidTokenError."""
 
 
 class BearerAuthMiddleware:
-    """Lets requests to protected paths through only with a valid bearer token (RFC 6750).
+    """Requires a valid bearer token (RFC 6750) for the protected paths of an application.
 
-    A rule is a path, which covers all below it, optionally behind methods: `"/api"`,
-    `"POST,DELETE /articles"`; `"GET"` covers `HEAD`. The longest matching rule counts and, for one
-    path, the one that names the method.
+    A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
+    `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The longest
+    matching rule decides; of two rules with the same path, the one that names the method.
 
-    - `protect`: the rules under which a token is needed, all paths if not given. As a mapping, from
-      rule to the scopes that the token must have: `{"/api": (), "/api/admin": "admin"}`.
-    - `exempt`: rules under which no token is needed, inside of protected paths.
-    - `realm`: the name that a refused client is told.
-    - `is_revoked`: is asked with the claims of a valid token; true refuses it. What it raises ends
-      the request.
+    - `protect`: the rules under which a token is required; all paths by default. A mapping from
+      rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
+    - `exempt`: rules under which no token is required, inside protected paths.
+    - `realm`: the name of the protected area, shown to refused clients.
+    - `is_revoked`: called with the claims of each valid token; returns true to reject it. Its
+      exceptions propagate.
 
-    An application may read a path otherwise than it is written: decode it twice, merge slashes,
-    resolve dots, ignore case. A token is needed if any reading is protected, with the scopes of all
-    of those; an exemption holds only if it covers every reading. Mounted, both `PATH_INFO` and
-    `SCRIPT_NAME + PATH_INFO` are readings. No header is looked at but `Authorization`: an
-    application that takes its path or method from another one must not be behind a rule for some.
+    The path that a rule is compared with is `PATH_INFO` and, in a mounted application, also
+    `SCRIPT_NAME + PATH_INFO`. If both are protected, the token needs the scopes of both.
+
+    A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
+    segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
+    of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
+    segment. These differences count as equal, because some applications ignore them:
+
+    - letter case, accents and invisible characters;
+    - punctuation: `/a-b` and `/a_b`;
+    - a suffix or plus sign in the last segment: `/a.json` and `/+a` for `/a`.
+
+    Any other path falls under each rule whose segments it contains in the same order:
+    `/x/../api`, `/%61pi` and `//host/api` all fall under `"/api"`. So does every path that is too
+    unusual to read, such as one with a line end. An exemption is stricter. It must equal the
+    canonical beginning of the path exactly, and it does not apply to a path with dot segments.
+
+    No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
+    application looks names up under such a collation, protect the path above the names.
+
+    The guard reads only the `Authorization` header. If the application takes its path or method
+    from another header, protect everything.
 
     Raises:
         ValueError: a rule, a scope or the realm is malformed.
@@ -1023,59 +1086,82 @@ class BearerAuthMiddleware:
         self.realm = realm
         self.is_revoked = is_revoked
         self._rules = _parse_rules(protect, exempt)
-        self._remembered_scopes = lru_cache(MAX_REMEMBERED)(self._needed_scopes)
+        self._cached_scopes = lru_cache(PATH_CACHE_SIZE)(self._scopes_of_path)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        for key in _IDENTITY:
+        token_check = environ.pop(_TOKEN_CHECK, None)
+        for key in _IDENTITY_KEYS:
             environ.pop(key, None)
-        try:
-            scopes = self._scopes(environ)
-            if scopes is not None:
-                self._authenticate(environ, scopes)
-        except _Refusal as refusal:
-            return self._refuse(refusal, environ, start_response)
+        scopes = self._required_scopes(environ)
+        if scopes is not None:
+            refusal = self._admit(environ, scopes, token_check)
+            if refusal is not None:
+                return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
-    def _scopes(self, environ: Environ) -> Optional[Scopes]:
-        """The scopes that the request needs; None where not even a token is needed."""
+    def authenticate(self, environ: Environ) -> Optional[Claims]:
+        """Return the claims of the request's token, or None if it has no valid, unrevoked token.
+
+        Middleware in front of the guard can call this. The guard then uses the result and does not
+        verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
+        """
+        authorization = _authorization(environ)
+        try:
+            result = self._check_token(authorization)
+        except Exception:  # a stored exception would keep the frames of the request in memory
+            return None
+        environ[_TOKEN_CHECK] = _TokenCheck(self, authorization, result)
+        return None if isinstance(result, _Refusal) else result
+
+    def _check_token(self, authorization: str) -> Union[Claims, _Refusal]:
+        if not authorization:
+            return _MISSING_TOKEN
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return _invalid_token("The scheme must be Bearer")
+        try:
+            claims = self.signer.verify(token.lstrip(" "))
+        except InvalidTokenError as error:
+            return _invalid_token(str(error))
+        if self.is_revoked is not None and self.is_revoked(claims):
+            return _invalid_token("Token has been revoked")
+        return claims
+
+    def _admit(self, environ: Environ, scopes: Scopes, token_check: Any) -> Optional[_Refusal]:
+        """Add the identity to the environ, or return why the request is refused."""
+        authorization = _authorization(environ)
+        if isinstance(token_check, _TokenCheck) and token_check[:2] == (self, authorization):
+            result = token_check.result
+        else:
+            result = self._check_token(authorization)
+        if isinstance(result, _Refusal):
+            return result
+        if scopes and not set(scopes).issubset(_token_scopes(result)):
+            return _insufficient_scope(scopes)
+        environ["wsgi_auth.claims"] = result
+        environ["REMOTE_USER"] = result["sub"]
+        environ["AUTH_TYPE"] = "Bearer"
+        return None
+
+    def _required_scopes(self, environ: Environ) -> Optional[Scopes]:
+        """Return the scopes that the request needs, or None if it needs no token."""
         method = environ.get("REQUEST_METHOD", "GET")
         mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
-        # Reading a path costs as much as verifying a token, and most requests are for a few paths.
-        short = len(method) + len(mount) + len(path) <= MAX_REMEMBERED_LENGTH
-        return (self._remembered_scopes if short else self._needed_scopes)(method, mount, path)
+        # Matching a path may cost as much as verifying a token; most requests repeat a path.
+        short = len(method) + len(mount) + len(path) <= MAX_CACHED_PATH_LENGTH
+        return (self._cached_scopes if short else self._scopes_of_path)(method, mount, path)
 
-    def _needed_scopes(self, method: str, mount: str, path: str) -> Optional[Scopes]:
+    def _scopes_of_path(self, method: str, mount: str, path: str) -> Optional[Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
         needed: Optional[Scopes] = None
         paths = [_read_path(path)]
         if mount:
-            paths.append(_read_mounted_path(mount, path))
-        for spelling in paths:
-            for rule in _covering(self._rules, method, spelling):
+            paths.append(_read_mounted_path(mount, path, paths[0]))
+        for reading in paths:
+            for rule in _applicable_rules(self._rules, method, reading):
                 if rule.scopes is not None:
                     needed = (needed or ()) + rule.scopes
         return needed
-
-    def _authenticate(self, environ: Environ, scopes: Scopes) -> None:
-        header = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
-        if not header:
-            raise _Refusal("401 Unauthorized", "An authorization header is required")
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer":
-            raise _invalid_token("The scheme must be Bearer")
-        try:
-            claims = self.signer.verify(token.lstrip(" "))
-        except InvalidTokenError as error:
-            raise _invalid_token(str(error)) from None
-        if self.is_revoked is not None and self.is_revoked(claims):
-            raise _invalid_token("Token has been revoked")
-        if scopes and not set(scopes).issubset(_granted(claims)):
-            raise _Refusal(
-                "403 Forbidden", "Insufficient scope",
-                error="insufficient_scope", scope=" ".join(dict.fromkeys(scopes)))
-        environ["wsgi_auth.claims"] = claims
-        environ["REMOTE_USER"] = claims["sub"]
-        environ["AUTH_TYPE"] = "Bearer"
 
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
@@ -1083,9 +1169,16 @@ class BearerAuthMiddleware:
         parameters = {"realm": self.realm, **refusal.challenge}
         challenge = ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
-        return _answer_error(
+        return _send_error(
             environ, start_response, refusal.status, refusal.message,
             ("WWW-Authenticate", f"Bearer {challenge}"))
+
+
+# --- The rate limit -----------------------------------------------------------------------------
+#
+# Design: Each client has a token bucket. It is stored as one number, the time at which the bucket
+# will be full again, in an ordered dictionary whose oldest entries are dropped. The thread of the
+# request updates it under a lock. Nothing here may block or grow without a bound.
 
 
 def _subject_or_address(environ: Environ) -> str:
@@ -1094,17 +1187,17 @@ def _subject_or_address(environ: Environ) -> str:
 
 
 class RateLimitMiddleware:
-    """Lets a client make `limit` requests at once, and as many again in each `period`.
+    """Lets a client send `limit` requests at once, and as many again in each `period`.
 
-    Each client has a token bucket that holds `limit` requests and fills evenly. Beyond it the
-    answer is 429 with Retry-After (RFC 6585 §4).
+    Each client has a token bucket that holds `limit` requests and refills evenly. A request that
+    finds it empty gets 429 with Retry-After (RFC 6585 §4) and is not counted.
 
     - `limit`: requests; `period`: seconds.
-    - `key`: tells clients apart, by the environ: the subject behind the guard, else the address.
-      A request for which it returns None is not limited.
+    - `key`: called with the environ, returns a string for each client. By default, the user behind
+      the guard, otherwise the address. Requests for which it returns None are not limited.
     - `clock`: returns seconds.
 
-    The state is this process's own. At most 65,536 buckets are kept, those last used.
+    The state belongs to one process. It keeps the 65,536 buckets that were used last.
 
     Raises:
         ValueError: `limit` is below 1, or `period` not above 0.
@@ -1129,10 +1222,9 @@ class RateLimitMiddleware:
         self.key = key
         self.clock = clock
         self._period = period
-        self._cost = period / limit  # the seconds in which what a request takes flows in again
-        # When each client's bucket will be full again, the last used at the end. Of a client it is
-        # the hash that is kept, a number, as its name may have any length.
-        self._full: "OrderedDict[int, float]" = OrderedDict()
+        self._seconds_per_request = period / limit
+        # By the hash of the client's key: the key itself may have any length.
+        self._full_at: "OrderedDict[int, float]" = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -1140,25 +1232,22 @@ class RateLimitMiddleware:
         wait = 0.0 if client is None else self._take(client)
         if not wait:
             return self.app(environ, start_response)
-        return _answer_error(
+        return _send_error(
             environ, start_response, "429 Too Many Requests", "Too many requests",
             ("Retry-After", str(math.ceil(wait))))
 
     def _take(self, client: str) -> float:
-        """Take a request out of the client's bucket or, if it is empty, return the seconds to wait.
-
-        A refused request takes nothing.
-        """
+        """Take a request from the client's bucket, or return the seconds until it has one."""
         now, bucket = self.clock(), hash(client)
         with self._lock:
-            full = max(self._full.pop(bucket, now), now)
-            full = min(full, now + self._period)  # or the clock was ahead
-            wait = full + self._cost - now - self._period
-            if wait < self._cost / 1000:  # rounding, in sums of floats
-                wait, full = 0.0, full + self._cost
-            self._full[bucket] = full
-            if len(self._full) > MAX_BUCKETS:
-                self._full.popitem(last=False)
+            full_at = max(self._full_at.pop(bucket, now), now)
+            full_at = min(full_at, now + self._period)  # the clock may have been set back
+            wait = full_at + self._seconds_per_request - now - self._period
+            if wait < self._seconds_per_request / 1000:  # rounding in sums of floats
+                wait, full_at = 0.0, full_at + self._seconds_per_request
+            self._full_at[bucket] = full_at
+            if len(self._full_at) > MAX_BUCKETS:
+                self._full_at.popitem(last=False)
         return wait
 
 
