@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import jwtserver
+from support import ROOT
 from wsgi_auth import InvalidSignatureError, decode
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 APACHE_MODULES = Path("/usr/lib/apache2/modules")
 

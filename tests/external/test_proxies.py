@@ -3,11 +3,12 @@
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+from support import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 NGINX = """
 daemon off;
 worker_processes 1;
