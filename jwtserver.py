@@ -53,14 +53,15 @@ import unicodedata
 import weakref
 from collections import deque
 from contextlib import contextmanager, suppress
+from enum import Enum
 from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import chain
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
-    Optional, Protocol, Sequence, TextIO, Tuple, Type, Union,
+    Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
 )
 from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -172,7 +173,7 @@ def _parse_rules(value: Any) -> Rules:
         return value
     rules = _parse_list(value, ";")
     for rule in rules if isinstance(value, str) else ():
-        if re.search("[,:=]", rule.rpartition(" ")[2]):  # taken for one path, it opened all others
+        if re.search("[,:=]", rule.partition("/")[2]):  # taken for one path, it opened all others
             raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
     return rules
 
@@ -1462,7 +1463,7 @@ class Service:
         self.store.check_attempt(attempt, self.clock())
         user = self.store.find(name)
         iterations = self.settings.pbkdf2_iterations
-        environ.get("jwtserver.step_aside", lambda: None)()  # if it is the server below that runs
+        environ.get("jwtserver.release_loop", lambda: None)()  # if it is the server below that runs
         with _hash_queues.setdefault(_pid, _HashQueue(_cores())):
             self.store.check_attempt(attempt, self.clock())  # that was a while ago
             stored = user.password_hash if user else None
@@ -1546,19 +1547,6 @@ class Service:
     def address(self, environ: Environ) -> str:
         """The address of the client."""
         return client_address(environ, self.settings.trusted_proxies)
-
-    def shows_good_token(self, environ: Environ) -> bool:
-        """Tell whether the request has a token that is good, if it has not been revoked."""
-        try:
-            self.signer.verify(environ.get("HTTP_AUTHORIZATION", "").partition(" ")[2].strip())
-        except InvalidTokenError:
-            return False
-        return True
-
-    def client(self, environ: Environ) -> str:
-        """For whom requests are counted: the user, behind the guard, else the address."""
-        user = environ.get("REMOTE_USER")
-        return f"user {user}" if user else f"address {_network(self.address(environ))}"
 
 
 def _claims(environ: Environ) -> Claims:
@@ -1682,73 +1670,85 @@ def _describe_answer(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[s
 
 
 # --- The application ----------------------------------------------------------------------------
+#
+# Design: `create_app` composes the service from layers. From the outside in: CORS, the rate limit,
+# the public endpoints, the guard, then the other endpoints and the application. Only /health stands
+# in front of the rate limit. Each Router turns the errors of all layers inside it into responses.
 
 
 def create_app(
     settings: Optional[Settings] = None, *, app: Optional[WSGIApplication] = None,
     clock: Callable[[], float] = time.time, store: Optional[Store] = None,
 ) -> WSGIApplication:
-    """Compose the service: the endpoints, and behind the guard `app` or else the demo.
+    """Compose the service: the endpoints and, behind the guard, `app` or the demo.
 
-    Without `settings`, they come from the environment. The database, without users, and the key are
-    made if they are not there. `clock` returns seconds since 1970.
+    `settings` come from the environment by default. The database, without users, and the key are
+    created if they are missing. `clock` returns seconds since 1970.
 
     Raises:
-        SettingsError: a setting, the database or the file of the keys cannot be used.
-        TypeError: `settings` or `app` is something else.
+        SettingsError: a setting, the database or the key file cannot be used.
+        TypeError: `settings` or `app` has the wrong type.
     """
     if settings is not None and not isinstance(settings, Settings):
         raise TypeError("settings must be Settings; an application is given as app=…")
     if app is not None and not callable(app):
         raise TypeError("app must be a WSGI application")
     settings = settings.checked() if settings else Settings.from_environ(os.environ)
-    if store is None:
-        store = open_store(settings.database)
-        if store.is_empty():
-            logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
-        store.close_idle()  # a server may fork now, and uWSGI does not tell
+    store = store or _open_store_for_app(settings)
     service = Service(store, make_signer(settings, clock), settings, clock)
     routes = _routes(service, settings.prefix, demo=app is None)
-    guarded = {path: route for path, route in routes.items() if route.guarded}
-    before = {path: route for path, route in routes.items() if not route.guarded}
+    public = {path: route for path, route in routes.items() if not route.guarded}
+    behind_guard = {path: route for path, route in routes.items() if route.guarded}
+    own_paths = [path for path in behind_guard if path != "/protected"]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    def stranger(environ: Environ) -> Optional[str]:
-        known = environ.get("PATH_INFO") not in before and service.shows_good_token(environ)
-        return None if known else service.client(environ)  # or is counted behind the guard
-
-    behind = _limited(
-        Router(guarded, otherwise=None if app is None else _with_nosniff(app)),
-        settings.rate_limit, service.client)
-    own = [path for path in guarded if path != "/protected"]
-    guard = _guarded(behind, service, own, protect, settings.exempt)
-    whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)
-    return _shared(whole, settings.cors_origins)
+    application = Router(behind_guard, None if app is None else _with_nosniff(app))
+    guard = _with_guard(application, service, own_paths, protect)
+    limited = _with_rate_limit(Router(public, guard), service, guard)
+    return _with_cors(limited, settings.cors_origins)
 
 
-def _guarded(
-    app: WSGIApplication, service: Service, own: Sequence[str], protect: Rules,
-    exempt: Sequence[str],
-) -> WSGIApplication:
-    """Put an application behind the guard; the `own` endpoints need a token without a rule."""
+def _open_store_for_app(settings: Settings) -> Store:
+    store = open_store(settings.database)
+    if store.is_empty():
+        logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
+    store.close_idle()  # the server may fork now; uWSGI gives no notice of it
+    return store
+
+
+def _with_guard(
+    app: WSGIApplication, service: Service, own_paths: Sequence[str], protect: Rules,
+) -> BearerAuthMiddleware:
+    """Put the guard in front of an application; `own_paths` need a token without a rule."""
     rules = protect if isinstance(protect, Mapping) else dict.fromkeys(protect, ())
     try:
         return BearerAuthMiddleware(
-            app, service.signer, protect={**dict.fromkeys(own, ()), **rules}, exempt=exempt,
-            is_revoked=service.is_revoked)
+            app, service.signer, protect={**dict.fromkeys(own_paths, ()), **rules},
+            exempt=service.settings.exempt, is_revoked=service.is_revoked)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
 
 
-def _limited(
-    app: WSGIApplication, rate: Optional[Rate], client: Callable[[Environ], Optional[str]],
+def _with_rate_limit(
+    router: Router, service: Service, guard: BearerAuthMiddleware,
 ) -> WSGIApplication:
+    """Limit the requests of each user or, without a valid token, of each network."""
+    rate = service.settings.rate_limit
     if rate is None:
-        return app
-    return RateLimitMiddleware(app, limit=rate.limit, period=rate.seconds, key=client)
+        return router
+
+    def client_key(environ: Environ) -> str:
+        claims = guard.authenticate(environ)
+        if claims is not None:
+            return f"user {claims['sub']}"
+        return f"address {_network(service.address(environ))}"
+
+    limited = RateLimitMiddleware(router, limit=rate.limit, period=rate.seconds, key=client_key)
+    health = f"{service.settings.prefix}/health"
+    return Router({health: router.routes[health]}, limited)
 
 
-def _shared(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
+def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
     if not origins:
         return app
     try:
@@ -1761,7 +1761,7 @@ _built: Optional[WSGIApplication] = None
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """The WSGI application as the environment configures it, made at the first request."""
+    """The WSGI application that the environment configures, built at the first request."""
     global _built
     if _built is None:
         with _build_locks.setdefault(_pid, threading.Lock()):
@@ -1770,17 +1770,18 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     return _built(environ, start_response)
 
 
-# --- The HTTP server ----------------------------------------------------------------------------
+# --- HTTP: requests -----------------------------------------------------------------------------
 #
-# wsgiref's own parses a head with an e-mail parser, which forgives; over a connection that is kept,
-# what one reader forgives and another does not is a second request that nobody has checked
-# (request smuggling, RFC 9112 §11.2). So a head is read by the grammar, or refused.
+# Design: wsgiref parses headers with an e-mail parser, which forgives. On a connection that is kept
+# open, leniency becomes request smuggling: what one parser takes for a body, another takes for a
+# request (RFC 9112 §11.2). So headers are parsed by RFC 9112's grammar, or rejected with an error
+# that closes the connection. Parsing runs in the event loop and does no I/O.
 
 _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # RFC 9112 §3: request-line = method SP request-target SP HTTP-version
 # RFC 9112 §2.3: HTTP-version = "HTTP" "/" DIGIT "." DIGIT
 _REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
-# RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, and no obs-fold
+# RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, without obs-fold
 # RFC 9110 §5.5: field-vchar = VCHAR / obs-text
 _FIELDS = re.compile(rf"(?:{_TCHAR}+:[\t -~\x80-\xff]*\r\n)*")
 # RFC 9110 §7.2: Host = uri-host [ ":" port ]
@@ -1789,78 +1790,64 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?", r
 _TARGET = re.compile(r"(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
 # RFC 9110 §8.6: Content-Length = 1*DIGIT
 _CONTENT_LENGTH = re.compile("[0-9]+")
-# RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ]
-_STATUS = re.compile(r"[2-5][0-9]{2} [\t -~\x80-\xff]*")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?![\n]|$)")  # RFC 9112 §2.2
-_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: may come before a request line
-_FIRST = re.compile(_TCHAR.encode() + rb"|\r?$")
-_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
-_ONCE = ("HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
-_HOP_BY_HOP = frozenset([  # RFC 9110 §7.6.1: the server's business
-    "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
-    "upgrade"])
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: allowed before a request line
+_FIRST_BYTE = re.compile(_TCHAR.encode() + rb"|\r?$")
+_SINGLETON_FIELDS = ("HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
 
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
-MAX_REMEMBERED_HEAD = 2048  # bytes, for each connection
-RECEIVE_BYTES = 16 * 1024
-LISTEN_FD = 3  # SD_LISTEN_FDS_START
-BLOCK_GRACE = 0.05  # seconds that a client may keep a thread, when there is none for others
-FAIRNESS = 0.005  # seconds in which requests that came together may keep new ones waiting
-GC_THRESHOLD = 10_000  # objects, of which some tens come and go with a request
-LINGER = 1.0  # seconds, for a client to read an answer before the connection is closed on it
-SHUTDOWN_TIMEOUT = 10.0  # seconds, for what is in flight
-
-
-# What a socket raises on which nothing can be read, or written, at the moment.
-_would_block: Tuple[Type[Exception], ...] = (BlockingIOError,)
-
-
-class _ClientGone(Exception):
-    """The client has closed the connection, or neither sends nor takes anything."""
+MAX_CACHED_HEADER_BYTES = 2048  # per connection
+RECEIVE_BYTES = 16 * 1024  # at least a TLS record (RFC 8446 §5.1), so that none is left half read
 
 
 class _Request(NamedTuple):
-    """A request by its head."""
+    """A parsed request without its body."""
 
     environ: Environ
-    line: str  # as it came
-    length: int  # of the body
-    persists: bool  # so that another may follow
-    expects: bool  # to be told to continue
+    line: str  # the request line as received
+    length: int  # of the body, in bytes
+    received_first: int  # bytes of the body that are received before the application runs
+    keep_alive: bool  # the connection may serve another request
+    expects_continue: bool  # the client waits for 100 Continue before it sends the body
 
 
-def _parse_head(head: bytes, environ: Environ) -> _Request:
-    """Read a head by the grammar of RFC 9112, and add it to the environ.
+_NO_REQUEST = _Request({}, "", 0, 0, False, False)  # until one has been parsed
+
+
+def _parse_request(header: bytes, environ: Environ) -> _Request:
+    """Parse a request line and fields, and add them to `environ`.
 
     Raises:
-        HTTPError: it is malformed, or asks for what is not done here.
+        HTTPError: they are malformed, or ask for something that is not supported.
     """
-    text = head.decode("latin-1")
+    text = header.decode("latin-1")
     line = _REQUEST_LINE.match(text)
     if not line:
         raise HTTPError(400, "Malformed request line")
     environ["REQUEST_METHOD"], target, version = line.groups()
     if version not in ("1.0", "1.1"):
-        raise HTTPError(505, "HTTP/1.0 and HTTP/1.1 only")
+        raise HTTPError(505, "Only HTTP/1.0 and HTTP/1.1 are supported")
     environ["SERVER_PROTOCOL"] = f"HTTP/{version}"
     _parse_fields(text, line.end(), environ)
     if version == "1.1" and "HTTP_HOST" not in environ:  # RFC 9112 §3.2
-        raise HTTPError(400, "A Host is required")
+        raise HTTPError(400, "A Host header is required")
     _parse_target(target, environ)
     if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
-        raise HTTPError(400, "Malformed Host")
+        raise HTTPError(400, "Malformed Host header")
     length = _body_length(environ)
-    persists, expects = version == "1.1", False
+    keep_alive, expects_continue = version == "1.1", False
     if "HTTP_CONNECTION" in environ:
-        options = re.split("[ \t]*,[ \t]*", environ["HTTP_CONNECTION"].lower())
-        persists = persists and "close" not in options
+        options = [option.strip(" \t") for option in environ["HTTP_CONNECTION"].lower().split(",")]
+        keep_alive = keep_alive and "close" not in options
     if "HTTP_EXPECT" in environ and version == "1.1":
         if environ["HTTP_EXPECT"].lower() not in ("", "100-continue"):
-            raise HTTPError(417, "Nothing but 100-continue can be expected")
-        expects = bool(environ["HTTP_EXPECT"] and length)
-    return _Request(environ, line[0], length, persists, expects)
+            raise HTTPError(417, "The only supported expectation is 100-continue")
+        expects_continue = bool(environ["HTTP_EXPECT"] and length)
+    # A short body is received first, so that a slow client costs no thread.
+    received_first = 0 if length > MAX_BODY_BYTES or expects_continue else length
+    return _Request(environ, line[0], length, received_first, keep_alive, expects_continue)
 
 
 def _parse_fields(text: str, start: int, environ: Environ) -> None:
@@ -1873,11 +1860,11 @@ def _parse_fields(text: str, start: int, environ: Environ) -> None:
     for field in fields:
         name, _, value = field.partition(":")
         if "_" in name:
-            continue  # `X_Y` would pass for `X-Y`
+            continue  # `X_Y` and `X-Y` have the same name in the environ
         key, value = f"HTTP_{name.upper().replace('-', '_')}", value.strip("\t ")
         if key in environ:
-            if key in _ONCE:
-                raise HTTPError(400, f"Two fields {name}")
+            if key in _SINGLETON_FIELDS:
+                raise HTTPError(400, f"Two {name} headers")
             value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}"
         environ[key] = value
     if "HTTP_CONTENT_TYPE" in environ:
@@ -1892,21 +1879,21 @@ def _parse_target(target: str, environ: Environ) -> None:
     if not match or not (match[1] or match[2]):
         raise HTTPError(400, "Malformed request target")
     if match[1]:
-        environ["HTTP_HOST"] = match[1]  # RFC 9112 §3.2.2: whatever Host says
+        environ["HTTP_HOST"] = match[1]  # RFC 9112 §3.2.2: it overrides the Host header
     path = match[2] or "/"
     environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
     environ["QUERY_STRING"] = match[3] or ""
 
 
 def _body_length(environ: Environ) -> int:
-    """How long the body is (RFC 9112 §6.3); where two answers are possible there is none."""
+    """The length of the body in bytes (RFC 9112 §6.3); an ambiguous one is rejected."""
     length = environ.pop("HTTP_CONTENT_LENGTH", None)
     if "HTTP_TRANSFER_ENCODING" in environ:
         if length is not None:
-            raise HTTPError(400, "Content-Length beside Transfer-Encoding")
+            raise HTTPError(400, "Both Content-Length and Transfer-Encoding")
         if environ["HTTP_TRANSFER_ENCODING"].lower() == "chunked":
             raise HTTPError(411, "The request needs a Content-Length")
-        raise HTTPError(501, "No Transfer-Encoding is known")
+        raise HTTPError(501, "Unsupported Transfer-Encoding")
     if length is None:
         return 0
     if not _CONTENT_LENGTH.fullmatch(length):
@@ -1917,39 +1904,65 @@ def _body_length(environ: Environ) -> int:
     return int(length)
 
 
-class _Body(io.RawIOBase):
-    """The body of a request, read off its connection as the application asks for it."""
+def _check_partial_header(data: bytes, searched: int) -> None:
+    """Reject a malformed or oversized header before it is complete.
+
+    The first `searched` bytes have been checked before.
+
+    Raises:
+        HTTPError: it can never become a valid request.
+    """
+    if _BARE_LINE_END.search(data, max(0, searched - 1)) or not _FIRST_BYTE.match(data):
+        raise HTTPError(400, "Malformed request")
+    if len(data) > MAX_HEADER_BYTES:
+        raise HTTPError(431, "The header is too long")
+    line_start = data.rfind(b"\r\n") + 2
+    if len(data) - line_start > MAX_LINE_BYTES:
+        raise HTTPError(414 if line_start == 1 else 431, "A header line is too long")
+
+
+def _check_header_size(header: bytes) -> None:
+    if len(header) <= MAX_LINE_BYTES:
+        return
+    lengths = [len(line) for line in header.split(b"\r\n")]
+    if lengths[0] > MAX_LINE_BYTES:
+        raise HTTPError(414, "The request line is too long")
+    if max(lengths) > MAX_LINE_BYTES or len(header) > MAX_HEADER_BYTES:
+        raise HTTPError(431, "The header is too long")
+
+
+class _BodyStream(io.RawIOBase):
+    """A long request body, received while the application reads it."""
 
     def __init__(self, connection: "_Connection", request: _Request) -> None:
         self._connection = connection
-        self._start = 0.0
-        self._received = 0
-        self.left = request.length
-        self.awaited = request.expects  # the client waits to be told that it may send
+        self.remaining = request.length
+        self.bytes_received = 0
+        self.pace = connection.server.new_pace(_State.READING_BODY)
+        self.continue_pending = request.expects_continue
 
     def readable(self) -> bool:
-        """Tell that this can be read."""
+        """Tell that this stream can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read a piece; nothing, if the client sends too slowly."""
-        if self.awaited:
+        """Receive some bytes; none at the end of the body, or if the client sends too slowly."""
+        if self.continue_pending:
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.awaited = False
-        self._start = self._start or time.monotonic()
-        size = min(len(buffer), self.left)
-        data = self._connection.receive_body(size, self._start, self._received) if size else b""
+            self.continue_pending = False
+        size = min(len(buffer), self.remaining)
+        data = self._connection.receive_body(size, self) if size else b""
         buffer[:len(data)] = data
-        self._received += len(data)
-        self.left -= len(data)
+        self.remaining -= len(data)
+        self.bytes_received += len(data)
         return len(data)
 
 
-class _Input(io.BufferedReader):
-    """What an application reads a body from."""
+class _BodyReader(io.BufferedReader):
+    """The `wsgi.input` of a long body."""
 
     def read(self, size: Optional[int] = -1) -> bytes:
-        """Read in pieces: a client may announce more than there is memory, which is taken ahead."""
+        """Read in pieces: BufferedReader allocates `size` bytes at once, and clients choose it."""
         if size is None or size <= RECEIVE_BYTES:
             return super().read(size)
         data = bytearray()
@@ -1961,10 +1974,35 @@ class _Input(io.BufferedReader):
         return bytes(data)
 
 
-class _Exchange(SimpleHandler):
-    """Runs the application for one request, and frames its answer (RFC 9112 §6).
+# --- HTTP: responses ----------------------------------------------------------------------------
+#
+# Design: a _Handler runs the application for one request, checks the status and headers that it
+# gives, and frames the body (RFC 9112 §6). Bytes of a response that is complete are only queued:
+# the event loop sends them. Bytes of a stream are sent before the application continues (PEP 3333).
+# A response must never end early without the client being able to see it.
 
-    Nothing is taken from this process's environment; nothing is sent before it has been checked.
+# RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ]
+_STATUS = re.compile(r"[2-5][0-9]{2} [\t -~\x80-\xff]*")
+_HOP_BY_HOP = frozenset([  # RFC 9110 §7.6.1: only the server may send these
+    "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade"])
+_UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
+MAX_JOINED_BYTES = 64 * 1024  # a longer body is not copied to be sent together with its headers
+
+
+class _Framing(Enum):
+    """How a client finds the end of a response (RFC 9112 §6.3)."""
+
+    NO_BODY = "the response to HEAD, 204, 304"
+    LENGTH = "Content-Length"
+    CHUNKED = "Transfer-Encoding: chunked"
+    UNTIL_CLOSE = "the end of the connection, for HTTP/1.0"
+
+
+class _Handler(SimpleHandler):
+    """Runs the application for one request, and frames its response.
+
+    It takes nothing from the environment of this process.
     """
 
     status: Optional[str] = None
@@ -1975,45 +2013,46 @@ class _Exchange(SimpleHandler):
     error_body = b'{"success": false, "error": "Internal server error"}'
 
     def __init__(
-        self, connection: "_Connection", request: _Request, body: Optional[_Body] = None,
+        self, connection: "_Connection", request: _Request, body: Optional[_BodyStream] = None,
     ) -> None:
         self._connection = connection
         self._body = body
-        self.environ = request.environ  # which the application may change
+        self.environ = request.environ  # the application may change it, so what is needed is copied
         self._method = request.environ["REQUEST_METHOD"]
         self._version = request.environ.get("SERVER_PROTOCOL")
-        self.persists = request.persists
-        self.broken = False  # and nobody would see it
-        self.sent = 0  # bytes of body
+        self._framing = _Framing.UNTIL_CLOSE
         self._fields = ""
-        self._length: Optional[int] = None  # of the body, as the application announces it
-        self._left: Optional[int] = None  # what is to come of that
-        self._chunked = False
-        self._unbounded = False  # its end is the end of the connection
-        self._bare = False  # no body may be sent, whatever the application says
+        self._length: Optional[int] = None  # the Content-Length given by the application
+        self._remaining = 0  # bytes of it that are still to be sent
+        self.keep_alive = request.keep_alive
+        self.body_bytes_sent = 0
 
     def run(self, application: WSGIApplication) -> None:
-        """Answer the request. The client gets a whole answer, or a connection that is cut."""
+        """Call the application, and answer with 500 if it fails before it has sent anything.
+
+        Raises:
+            _ClientGone: the client has closed the connection, or is too slow.
+        """
         try:
-            try:
-                self.result = application(self.environ, self.start_response)
-                self.finish_response()
-            except _ClientGone:
-                raise
-            except BaseException:  # sys.exit() too: it would end the thread that all wait for
-                if self.headers_sent:
-                    self.persists = False
-                    self.broken = self._unbounded
-                self.handle_error()
+            self.result = application(self.environ, self.start_response)
+            self.finish_response()
         except _ClientGone:
-            self.persists = False
+            raise
+        except BaseException:  # SystemExit too: it would end the thread of the event loop
+            if self.headers_sent:
+                self.keep_alive = False
+                # The end of the connection would pass for the end of the response.
+                self._connection.aborted = self._framing is _Framing.UNTIL_CLOSE
+            self.handle_error()
 
     def finish_response(self) -> None:
-        """Send what the application returns, as it comes."""
+        """Send the iterable that the application returned, piece by piece."""
         try:
             for data in self.result:
-                if data or not isinstance(data, bytes):  # PEP 3333: an empty one sends no head
+                if data or not isinstance(data, bytes):  # PEP 3333: b"" does not send the headers
                     self.write(data)
+                if self.headers_sent and self._framing is _Framing.NO_BODY:
+                    break
             self.finish_content()
         finally:
             self.close()
@@ -2021,97 +2060,106 @@ class _Exchange(SimpleHandler):
     def start_response(
         self, status: str, headers: List[Tuple[str, str]], exc_info: Any = None,
     ) -> Callable[[bytes], None]:
-        """Take the head of the answer, as PEP 3333 has it."""
+        """Take the status and headers (PEP 3333)."""
         if exc_info and self.headers_sent:
             try:
                 raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
         if self.headers is not None and not exc_info:
-            raise AssertionError("the head of the answer is there already")
-        self._fields, self._length, dated = _check_answer(status, tuple(headers))
-        if not dated:
+            raise AssertionError("start_response was called twice")
+        self._fields, self._length, has_date = _format_fields(status, tuple(headers))
+        if not has_date:
             self._fields += _date_field(int(time.time()))
         self.status, self.headers = status, headers
         return self.write
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body, after the head if that is still to come."""
+        """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
-        alone = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-        self._send(data, alone)
+        is_whole_body = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+        self._send(data, is_whole_body)
 
     def finish_content(self) -> None:
-        """End the answer."""
+        """End the response."""
         if not self.headers_sent:
             self._send(b"", True)
-        if self._chunked:
-            self._connection.post(b"0\r\n\r\n")
-        if self._left:  # less came than was announced
-            logger.error("The body of the answer is shorter than its Content-Length")
-            self.persists = False
+        if self._framing is _Framing.CHUNKED:
+            self._connection.queue(b"0\r\n\r\n")
+        if self._remaining:
+            logger.error("The response body is shorter than its Content-Length")
+            self.keep_alive = False
 
-    def _send(self, data: bytes, whole: bool) -> None:
-        head = b"" if self.headers_sent else self._head(len(data) if whole else None)
-        if self._bare:
+    def _send(self, data: bytes, is_whole_body: bool) -> None:
+        header = b"" if self.headers_sent else self._header(len(data) if is_whole_body else None)
+        if self._framing is _Framing.NO_BODY:
             data = b""
-        elif self._left is not None:
-            if len(data) > self._left:
-                logger.error("The body of the answer is longer than its Content-Length")
-            data = data[:self._left]
-            self._left -= len(data)
-        self.sent += len(data)
-        if self._chunked and data:
+        elif self._framing is _Framing.LENGTH:
+            if len(data) > self._remaining:
+                logger.error("The response body is longer than its Content-Length")
+                data = data[:self._remaining]
+            self._remaining -= len(data)
+        self.body_bytes_sent += len(data)
+        if self._framing is _Framing.CHUNKED and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if whole:
-            self._connection.post(head + data)
-        elif head or data:
-            self._connection.send(head + data)
-
-    def _head(self, length: Optional[int]) -> bytes:
-        """The head of the answer; `length` is that of its body, where that is known."""
-        if self.status is None:
-            raise AssertionError("a body before start_response")
-        self.headers_sent = True
-        self._bare = self._method == "HEAD" or self.status[:3] in ("204", "304")
-        self._left = None if self._bare else self._length
-        if self._bare or self._length is not None:
-            framing = ""
-        elif length is not None:
-            framing = f"Content-Length: {length}\r\n"
-        elif self._version == "HTTP/1.1":
-            framing, self._chunked = "Transfer-Encoding: chunked\r\n", True
+        if not is_whole_body:
+            self._connection.send(header + data)
+        elif len(data) > MAX_JOINED_BYTES:
+            self._connection.queue(header, data)
         else:
-            framing, self.persists, self._unbounded = "", False, True
-        if self._body and (self._body.awaited or self._body.left > MAX_BODY_BYTES):
-            self.persists = False  # nobody knows whether it will come, or it is too much to skip
-            self._body.awaited = False  # what asks for it would be part of the answer
-        if not self.persists or self._connection.server.stopping:
-            self.persists = False
+            self._connection.queue(header + data)
+
+    def _header(self, body_length: Optional[int]) -> bytes:
+        """The status line and headers; `body_length` is None if it is not known yet."""
+        if self.status is None:
+            raise AssertionError("start_response was not called")
+        self.headers_sent = True
+        framing = self._choose_framing(body_length)
+        if self._body and (self._body.continue_pending or self._body.remaining):
+            self.keep_alive = False  # the rest of the body may never come, or be long
+            self._body.continue_pending = False  # 100 Continue would now be part of the response
+        if not self.keep_alive or self._connection.server.stopping:
+            self.keep_alive = False
             framing += "Connection: close\r\n"
         return f"HTTP/1.1 {self.status}\r\n{self._fields}{framing}\r\n".encode("latin-1")
 
+    def _choose_framing(self, body_length: Optional[int]) -> str:
+        """Decide how the client finds the end of the response; return the field that tells it."""
+        if self._method == "HEAD" or str(self.status)[:3] in ("204", "304"):
+            self._framing = _Framing.NO_BODY
+        elif self._length is not None:
+            self._framing, self._remaining = _Framing.LENGTH, self._length
+        elif body_length is not None:
+            self._framing, self._remaining = _Framing.LENGTH, body_length
+            return f"Content-Length: {body_length}\r\n"
+        elif self._version == "HTTP/1.1":
+            self._framing = _Framing.CHUNKED
+            return "Transfer-Encoding: chunked\r\n"
+        else:
+            self.keep_alive = False
+        return ""
+
     def close(self) -> None:
-        """Let go of the application's iterable, and remember what has been sent."""
+        """Close the application's iterable."""
         if hasattr(self.result, "close"):
             self.result.close()
 
     def log_exception(self, exc_info: Any) -> None:
-        """Log what the application has raised."""
+        """Log the exception that the application has raised."""
         logger.error("A fault in the application", exc_info=exc_info)
 
 
-@lru_cache(maxsize=256)  # few applications have more different heads
-def _check_answer(
+@lru_cache(maxsize=256)  # few applications have more different headers
+def _format_fields(
     status: str, headers: Tuple[Tuple[str, str], ...],
 ) -> Tuple[str, Optional[int], bool]:
-    """The header of an answer as it is sent, its Content-Length, and whether it has a Date.
+    """The fields of a response as text, its Content-Length, and whether they include a Date.
 
     Raises:
-        ValueError: it is malformed, so that another answer may hide in it, or says what is the
-            server's business.
-        TypeError: it is not made of text.
+        ValueError: the status or a field is malformed, so that it could split the response in two,
+            or only the server may send it.
+        TypeError: it is not text.
     """
     if status[:3] == "204":  # RFC 9110 §8.6
         headers = tuple(field for field in headers if field[0].lower() != "content-length")
@@ -2121,7 +2169,7 @@ def _check_answer(
         raise ValueError("malformed status or header")
     names = [name.lower() for name, _ in headers]
     if not _HOP_BY_HOP.isdisjoint(names) or names.count("content-length") > 1:
-        raise ValueError("a header that is the server's business")
+        raise ValueError("a header that only the server may send, or two Content-Length headers")
     length = None
     if "content-length" in names:
         length = headers[names.index("content-length")][1]
@@ -2137,227 +2185,737 @@ def _date_field(seconds: int) -> str:
     return f"Date: {format_date_time(seconds)}\r\n"
 
 
+def _access_log_line(request: _Request, handler: _Handler) -> str:
+    """A line in the combined log format, with all unsafe characters escaped."""
+    environ = request.environ
+    address, user, line, referer, agent = [
+        _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text or "-"))
+        for text in (environ.get("REMOTE_ADDR"), environ.get("REMOTE_USER"), request.line.rstrip(),
+                     environ.get("HTTP_REFERER"), environ.get("HTTP_USER_AGENT"))]
+    user = user.replace(" ", "\\x20")
+    now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
+    status = (handler.status or "-")[:3]
+    return (f'{address} - {user} [{now}] "{line}" {status} {handler.body_bytes_sent}'
+            f' "{referer}" "{agent}"')
+
+
+# --- HTTP: connections --------------------------------------------------------------------------
+#
+# Design: a connection has one state and one owner. In every state but RESPONDING the owner is the
+# event loop. In RESPONDING it is the thread that answers the request: usually the event loop's, but
+# if the loop has moved on, a worker thread, which then gives the connection back through a queue.
+# Only the owner touches the socket and the buffers. A socket never blocks, except in a worker.
+
+
+class _State:
+    """What a connection is doing."""
+
+    HANDSHAKE = "handshake"  # of TLS
+    IDLE = "idle"  # no byte of a request has arrived
+    READING_HEADER = "reading header"
+    READING_BODY = "reading body"  # a short one; a long one is read by the application
+    RESPONDING = "responding"  # a request waits to be answered, or is being answered
+    SENDING = "sending"  # the client has not taken the whole response yet
+    LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
+
+
+SEND_BYTES = 64 * 1024  # in one call, so that the progress of a slow client is seen
+MAX_SENDS = 2  # calls, before the event loop serves another connection
+
+
+class _ClientGone(Exception):
+    """The client has closed the connection, or sends or reads too slowly."""
+
+
+class _Pace:
+    """Judges a client for which others wait.
+
+    It may pause for `grace` seconds, and must move `rate` bytes a second on average over the time
+    that was spent waiting. `clock` returns seconds.
+    """
+
+    def __init__(self, grace: float, rate: float, clock: Callable[[], float]) -> None:
+        self._grace = grace
+        self._rate = rate
+        self._clock = clock
+        self._bytes_moved = 0
+        self._seconds_waited = 0.0
+        self._checked_at = self._moved_at = 0.0
+
+    def begin_wait(self) -> None:
+        """Start to measure, or continue after a time in which nobody waited."""
+        self._checked_at = self._moved_at = self._clock()
+
+    def is_too_slow(self, bytes_moved: int) -> bool:
+        """Tell whether the client, which has moved so many bytes so far, has broken the rule."""
+        now = self._clock()
+        self._seconds_waited += now - self._checked_at
+        self._checked_at = now
+        if bytes_moved > self._bytes_moved:
+            self._bytes_moved, self._moved_at = bytes_moved, now
+        return (now - self._moved_at > self._grace
+                or self._seconds_waited > self._grace + bytes_moved / self._rate)
+
+
 class _Connection:
-    """A connection: what has come over it, and how its requests are answered."""
+    """A client's connection: received bytes, the request, and unsent bytes of the response."""
 
     def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
-        self.sock: Any = sock  # or that in TLS
-        self.greeted = not server.tls  # its handshake is over
+        self.sock: Any = sock  # a socket, or one wrapped in TLS
         self.address = address[0] if isinstance(address, tuple) else ""
         self.server = server
-        self.received = b""  # and not used yet
-        self.seen = 0  # how much of that has been looked at, and is no whole head
-        self.posted = b""  # of the answer, and not sent yet
-        self.persists = True  # so that another request may follow
-        self.busy = False  # a thread answers a request of it
-        self.watched = False  # by the selector
-        self.discarding = False  # what still comes, before it is closed
-        self.fault: Optional[HTTPError] = None
-        # The last head, and what has been read in it: over a connection that is kept, most clients
-        # send the same one again, and reading it takes a fifth of what an answer costs.
-        self._head = b""
-        self._request: Any = None
+        self.state = _State.HANDSHAKE if server.tls else _State.IDLE
+        self.state_since = 0.0
+        self.watched_events = 0  # for which the selector watches the socket
+        self.received = b""  # and not parsed yet
+        self._searched = 0  # bytes of it that contain no end of a header
+        self.request = _NO_REQUEST
+        self.error: Optional[Answer] = None  # the response to a malformed request
+        self.keep_alive = True
+        self.aborted = False  # the response cannot be completed
+        self.bytes_sent = 0  # of the current response
+        self.bytes_discarded = 0  # while lingering
+        self.pace: Optional[_Pace] = None  # if the server has waited for a short body or a reader
+        self._unsent: Deque[Union[bytes, memoryview]] = deque()
+        # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
+        # time, so the last headers are kept with the parsed request.
+        self._cached_header = b""
+        self._cached_request: Any = None
 
-    def take(self) -> bool:
-        """Take in what has come; tell whether there is something to answer now.
+    # These methods run in the event loop.
+
+    def receive(self) -> bool:
+        """Receive some bytes; tell whether a request is ready to be answered.
 
         Raises:
-            OSError: the client has gone.
+            OSError: the client has closed the connection between two requests.
         """
         try:
-            if not self.greeted:
-                self.sock.do_handshake()
-                self.greeted = True
             data = self.sock.recv(RECEIVE_BYTES)
-        except _would_block:
+        except self.server.would_block:
             return False
-        if self.discarding:
-            self.seen += len(data)
-            if not data or self.seen > MAX_BODY_BYTES:
-                raise ConnectionAbortedError
-            return False
-        if not data:
-            if not self.received:
-                raise ConnectionAbortedError
-            self.fault = HTTPError(400, "The request is not whole")
-            return True
         self.received += data
-        return self.has_head()
+        if not data:
+            if not self.received and self.request is _NO_REQUEST:
+                raise ConnectionAbortedError
+            self.reject(HTTPError(400, "The request is incomplete"))
+        return self.has_request()
 
-    def has_head(self) -> bool:
-        """Tell whether what has been taken in is to be answered, be it as a fault."""
+    def has_request(self) -> bool:
+        """Tell whether a request is ready to be answered, if only with an error."""
+        try:
+            if self.request is _NO_REQUEST:
+                self.request = self._next_request()
+        except HTTPError as error:
+            self.reject(error)
+        request = self.request
+        return request is not _NO_REQUEST and len(self.received) >= request.received_first
+
+    def reject(self, error: HTTPError) -> None:
+        """Answer with an error instead of calling the application."""
+        environ = {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address, "PATH_INFO": ""}
+        self.request = _Request(environ, "-", 0, 0, False, False)
+        self.error = _NO_ROUTE.failure(error)  # not the exception: its traceback refers to us
+
+    def _next_request(self) -> _Request:
         data = self.received
         if data[:1] == b"\r":
             data = self.received = data[_EMPTY_LINES.match(data).end():]  # type: ignore[union-attr]
-        if data.find(b"\r\n\r\n", max(0, self.seen - 3)) >= 0:
-            return True
-        try:
-            _check_part(data, self.seen)
-        except HTTPError as error:
-            self.fault = error
-            return True
-        self.seen = len(data)
-        return False
-
-    def answer(self) -> None:
-        """Answer a request; what cannot be one gets an answer too. It may be left posted.
-
-        Raises:
-            _ClientGone: it has not been answered.
-        """
-        try:
-            request = self._next_request()
-        except HTTPError as error:
-            failure = _NO_ROUTE.failure(error)
-            request = _Request(
-                {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address}, "-", 0, False, False)
-            self._run(request, None, lambda *called: _send(failure, *called))
-            return
-        body = _Body(self, request) if request.length else None
-        request.environ["wsgi.input"] = _Input(body) if body else io.BytesIO()
-        app = _answer_options if request.environ["PATH_INFO"] == "*" else self.server.app
-        self._run(request, body, app)
-        if body and body.left and self.persists:
-            self.persists = self._skip(body)
-
-    def _next_request(self) -> _Request:
-        if self.fault:
-            raise self.fault
-        end = self.received.index(b"\r\n\r\n") + 4
-        head, self.received, self.seen = self.received[:end], self.received[end:], 0
-        if head != self._head:
-            _check_lines(head)
+        end = data.find(b"\r\n\r\n", max(0, self._searched - 3)) + 4
+        if end < 4:
+            _check_partial_header(data, self._searched)
+            self._searched = len(data)
+            return _NO_REQUEST
+        header, self.received, self._searched = data[:end], data[end:], 0
+        if header != self._cached_header:
+            _check_header_size(header)
             environ = {**self.server.environ, "REMOTE_ADDR": self.address}
-            self._request = _parse_head(head, environ)
-            self._head = head if len(head) <= MAX_REMEMBERED_HEAD else b""
-        return _Request(self._request.environ.copy(), *self._request[1:])
+            self._cached_request = _parse_request(header, environ)
+            self._cached_header = header if len(header) <= MAX_CACHED_HEADER_BYTES else b""
+        return _Request(self._cached_request.environ.copy(), *self._cached_request[1:])
 
-    def _run(self, request: _Request, body: Optional[_Body], app: WSGIApplication) -> None:
-        exchange = _Exchange(self, request, body)
-        exchange.run(app)
-        self.persists = exchange.persists
-        self.server.log_access(request, exchange)
-        if exchange.broken:
-            self.reset()
-            raise _ClientGone
+    def reading_state(self) -> str:
+        """The state in which the rest of a request is awaited."""
+        if self.request is not _NO_REQUEST:
+            return _State.READING_BODY
+        return _State.READING_HEADER if self.received else _State.IDLE
 
-    def _skip(self, body: _Body) -> bool:
-        """Read what the application has left of a body, lest it pass for the next request."""
-        self.flush()  # the client may want to see it before it sends any more
-        piece = bytearray(RECEIVE_BYTES)
-        while body.left:
-            if not body.readinto(piece):
-                return False
-        return True
-
-    def receive_body(self, size: int, start: float, received: int) -> bytes:
-        """The next piece of a body, b"" if none comes, or too slowly, counted from its start."""
-        if self.received:
-            data, self.received = self.received[:size], self.received[size:]
-            return data
-        settings = self.server.settings
-        end = start + settings.head_timeout + received / settings.body_rate
-        try:
-            with self.server.waiting_for(self, max(end - time.monotonic(), 0.001)):
-                return bytes(self.sock.recv(size))
-        except OSError:
-            return b""
-
-    def post(self, data: bytes) -> None:
-        """Have this sent, which is the end of an answer, before long."""
-        self.posted += data
-
-    def flush(self) -> None:
-        """Send what has been posted.
-
-        Raises:
-            _ClientGone: the client takes less than it must.
-        """
-        data, self.posted = self.posted, b""
-        if data:
-            self.send(data)
-
-    def send(self, data: bytes) -> None:
-        """Send all of it.
-
-        Raises:
-            _ClientGone: the client takes less than it must.
-        """
-        try:
-            sent = self.sock.send(data)
-        except _would_block:
-            sent = 0
-        except (OSError, ValueError):
-            raise _ClientGone from None
-        if sent < len(data):
-            self._send_slowly(memoryview(data)[sent:])
-
-    def _send_slowly(self, data: memoryview) -> None:
-        settings = self.server.settings
-        end = time.monotonic() + settings.idle_timeout
-        try:
-            with self.server.waiting_for(self, settings.idle_timeout):
-                while data:
-                    sent = self.sock.send(data)
-                    data, end = data[sent:], end + sent / settings.body_rate
-                    if time.monotonic() > end:
-                        raise _ClientGone
-        except (OSError, ValueError):
-            raise _ClientGone from None
-
-    def discard(self) -> None:
-        """Say that nothing more will be sent, and let the client read what has been: closing on
-        what it still sends could cost it the answer."""
-        self.discarding, self.seen = True, 0
+    def shut_down_output(self) -> None:
+        """Tell the client that nothing more will be sent."""
         with suppress(OSError, ValueError):
             if self.server.tls:
                 self.sock.unwrap()
         with suppress(OSError):
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
-    def reset(self) -> None:
-        """Have it end in a way that no client takes for the end of an answer."""
-        with suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def close(self) -> None:
+        """Close the socket; if the response is incomplete, with RST, so that the client sees it."""
+        if self.aborted:
+            with suppress(OSError):
+                self.sock.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
 
-    def cut(self) -> None:
-        """Wake the thread that waits for this client, with the end of everything."""
-        with suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+    # These methods run in the thread that answers the request: the event loop's, or a worker.
+
+    def respond(self) -> None:
+        """Answer the request. Its last bytes may only be queued."""
+        self.bytes_sent, self.pace = 0, None
+        request, self.request, body = self.request, _NO_REQUEST, None
+        if not request.length:
+            request.environ["wsgi.input"] = io.BytesIO()
+        elif request.received_first:
+            request.environ["wsgi.input"] = io.BytesIO(self.received[:request.length])
+            self.received = self.received[request.length:]
+        else:
+            body = _BodyStream(self, request)
+            request.environ["wsgi.input"] = _BodyReader(body)
+        application = self.server.app
+        if self.error is not None:
+            application = partial(_send, self.error)
+        elif request.environ["PATH_INFO"] == "*":  # about the server itself (RFC 9110 §9.3.7)
+            application = partial(_send, Answer.of(204))
+        self._run(request, body, application)
+
+    def _run(
+        self, request: _Request, body: Optional[_BodyStream], application: WSGIApplication,
+    ) -> None:
+        handler = _Handler(self, request, body)
+        try:
+            handler.run(application)
+        except _ClientGone:
+            self.aborted = True
+        self.keep_alive = handler.keep_alive
+        self.server.log_access(request, handler)
+
+    def receive_body(self, size: int, stream: "_BodyStream") -> bytes:
+        """Up to `size` bytes of a body; none if the client has gone or is too slow."""
+        if not self.received:
+            try:
+                # More than `size`: TLS must not keep decrypted bytes that no selector can see.
+                self.received = self.sock.recv(RECEIVE_BYTES)
+            except self.server.would_block:
+                self.received = self.server.wait_for_body(self, stream)
+            except (OSError, ValueError):
+                return b""
+        data, self.received = self.received[:size], self.received[size:]
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of the response before the application continues (PEP 3333).
+
+        Raises:
+            _ClientGone: the client has closed the connection, or reads too slowly.
+        """
+        try:
+            self.queue(data)
+            if not self.send_some():
+                self.server.wait_until_sent(self)
+        except (OSError, ValueError):
+            raise _ClientGone from None
+
+    # These methods run in the thread that owns the connection, whichever it is.
+
+    def queue(self, *pieces: bytes) -> None:
+        """Append to the unsent bytes."""
+        self._unsent.extend(pieces)
+
+    def send_some(self) -> bool:
+        """Send unsent bytes until the socket takes no more; tell whether all have been sent.
+
+        Raises:
+            OSError: the client has closed the connection.
+        """
+        for _ in range(MAX_SENDS):
+            if not self._unsent:
+                return True
+            piece = self._unsent[0]
+            try:
+                # A TLS socket that would have blocked must be offered the same bytes again.
+                sent = self.sock.send(
+                    piece if len(piece) <= SEND_BYTES else memoryview(piece)[:SEND_BYTES])
+            except self.server.would_block:
+                return False
+            self.bytes_sent += sent
+            if sent == len(piece):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = memoryview(piece)[sent:]
+        return not self._unsent
 
 
-def _check_part(data: bytes, seen: int) -> None:
-    """Refuse a part of a head of which nothing good can come, without looking at all of it again.
+# --- HTTP: the event loop -----------------------------------------------------------------------
+#
+# Design: one thread owns the loop. It receives requests, answers them one after the other, and
+# sends the responses of an iteration together: system calls between responses would cost half of
+# their time. Python runs one thread at a time, so more threads would not be faster. When a response
+# takes longer than POLL_INTERVAL, the loop moves: it continues in a new thread, and the old thread,
+# now a worker, finishes that response, hands its connection back through `_finished`, and ends.
+# The loop itself waits for no client.
 
-    Raises:
-        HTTPError: it is malformed, or too long.
+POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
+IDLE_POLL_INTERVAL = 0.05  # seconds; the same, for a server that has nothing to do
+EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers
+MAX_POLL_WAIT = 0.25  # seconds; no timer expires later than that
+MAX_BLOCKED_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
+MAX_WAIT = 0.2  # seconds that a worker waits for its client before it checks what has changed
+RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
+GC_THRESHOLD = 10_000  # objects; each request creates and destroys some tens of them
+LINGER_SECONDS = 1.0  # for a client to read the response before its connection is closed
+SHUTDOWN_TIMEOUT = 10.0  # seconds for responses in progress
+
+
+class _Server:
+    """Serves an application over HTTP/1.1 connections that are kept open.
+
+    `clock` returns seconds, and never goes back.
     """
-    if _BARE_LINE_END.search(data, max(0, seen - 1)) or not _FIRST.match(data):
-        raise HTTPError(400, "Malformed request")
-    if len(data) > MAX_HEAD_BYTES:
-        raise HTTPError(431, "The header is too long")
-    start = data.rfind(b"\r\n") + 2
-    if len(data) - start > MAX_LINE_BYTES:
-        raise HTTPError(414 if start == 1 else 431, "A line is too long")
+
+    def __init__(
+        self, app: WSGIApplication, listener: socket.socket, settings: Settings,
+        tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.app = app
+        self.settings = settings
+        self.tls = tls
+        self.access_log = access_log
+        self.would_block = _would_block_errors(tls)
+        self.environ = _base_environ(listener, "https" if tls else "http")
+        self.environ["jwtserver.release_loop"] = self.release_loop
+        self.stopping = False
+        self._stopped = False
+        self._deadline = math.inf  # for responses in progress, once the server is stopping
+        self._clock = clock
+        self._listener = listener
+        listener.setblocking(False)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT") and listener.family != socket.AF_UNIX:
+            # Else the system copies megabytes for each client that does not read.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * SEND_BYTES)
+        self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
+        self._wakeup_receiver.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
+        self._ready: Deque[_Connection] = deque()  # their requests wait to be answered
+        self._finished: Deque[_Connection] = deque()  # their responses wait to be sent
+        self._timeouts = {
+            _State.HANDSHAKE: settings.head_timeout, _State.IDLE: settings.idle_timeout,
+            _State.READING_HEADER: settings.head_timeout,
+            _State.READING_BODY: settings.head_timeout, _State.RESPONDING: math.inf,
+            _State.SENDING: settings.idle_timeout, _State.LINGERING: LINGER_SECONDS}
+        # The connections in each state, with the time at which it expires, the earliest first.
+        self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
+        self._expiry_checked = 0.0
+        self._lock = threading.Lock()  # of the attributes below
+        self._threads: Set[threading.Thread] = set()  # the loop's, and the workers
+        self._loop_thread: Optional[threading.Thread] = None
+        self._response_began: Optional[float] = None  # of the response in the loop, if there is one
+        self._thread_wanted = False  # the loop could not move, as all threads are busy
+        self._retry_thread_at = 0.0
+        self._blocked_threads = 0  # of `_threads`, those that wait for a client
+
+    # These methods run in the main thread.
+
+    def serve_forever(self) -> None:
+        """Serve until `interrupt` is called; move the loop when a response takes long."""
+        with self._lock:
+            started = self._start_thread()
+        if not started:
+            logger.error("No thread can be started: requests are answered one at a time")
+            self._loop_thread = threading.current_thread()
+            self._run_loop()
+        while not self._stopped and self._clock() < self._deadline:
+            busy = self._response_began is not None or self._ready or self._finished
+            time.sleep(POLL_INTERVAL if busy else IDLE_POLL_INTERVAL)
+            self._move_loop(POLL_INTERVAL)
+
+    def interrupt(self, *_: Any) -> None:
+        """Handle a signal: finish the responses in progress; at the second one, exit at once."""
+        if self.stopping:
+            os._exit(1)
+        self._deadline = self._clock() + SHUTDOWN_TIMEOUT
+        self.stopping = True
+        self._wake()
+
+    def finish(self) -> None:
+        """Close all sockets, after the loop has ended."""
+        self._stopped = True
+        self._wake()
+        for thread in list(self._threads):
+            thread.join(min(SHUTDOWN_TIMEOUT, max(0.0, self._deadline - self._clock())))
+        for connection in [each for timers in self._timers.values() for each in timers]:
+            self._close(connection)
+        for closable in (self._listener, self._selector, self._wakeup_sender,
+                         self._wakeup_receiver):
+            closable.close()
+
+    # These methods run in any thread.
+
+    def release_loop(self) -> None:
+        """Move the loop to another thread, if this thread has it: its response will take long."""
+        if self._loop_thread is threading.current_thread():
+            self._move_loop(0)
+
+    def _move_loop(self, min_seconds: float) -> None:
+        """Let a new thread have the loop, if the response in it began `min_seconds` ago."""
+        with self._lock:
+            began = self._response_began
+            if began is None or self._clock() - began < min_seconds:
+                return
+            self._response_began = None  # before the new thread begins a response of its own
+            self._thread_wanted = not self._start_thread()
+            if self._thread_wanted:
+                self._response_began = began
+
+    def _start_thread(self) -> bool:
+        """Start a thread that has the loop. One that cannot be started counts as busy."""
+        if self._is_short_of_threads():
+            return False
+        thread = threading.Thread(target=self._run_loop, daemon=True)
+        previous, self._loop_thread = self._loop_thread, thread
+        try:
+            thread.start()
+        except RuntimeError:  # by a limit of the system or of a container
+            self._loop_thread = previous
+            self._retry_thread_at = self._clock() + RETRY_THREAD_SECONDS
+            return False
+        self._threads.add(thread)
+        return True
+
+    def _is_short_of_threads(self) -> bool:
+        busy = len(self._threads) - self._blocked_threads
+        return (busy >= self.settings.threads or self._blocked_threads > MAX_BLOCKED_THREADS
+                or self._clock() < self._retry_thread_at)
+
+    def _wake(self) -> None:
+        """Make the loop poll at once."""
+        with suppress(OSError):
+            self._wakeup_sender.send(b"!")
+
+    # These methods run in the event loop: only its thread touches the selector, the states of
+    # connections, and the timers.
+
+    def _run_loop(self) -> None:
+        me = threading.current_thread()
+        while not self._stopped and (self._loop_thread is me or self._take_wanted_loop(me)):
+            try:
+                self._iterate()
+            except Exception:
+                logger.exception("A fault in the server")
+        with self._lock:
+            self._threads.discard(me)
+
+    def _take_wanted_loop(self, me: threading.Thread) -> bool:
+        """Let this worker, whose response is finished, have the loop if it could not move."""
+        with self._lock:
+            wanted = self._thread_wanted
+            if wanted:
+                self._loop_thread, self._response_began = me, None
+                self._thread_wanted = False
+            else:
+                self._threads.discard(me)
+            return wanted
+
+    def _iterate(self) -> None:
+        """Send the finished responses, receive requests, and answer them until it is time to poll.
+        """
+        while self._finished:
+            self._attempt(self._send, self._finished.popleft())
+        self._poll()
+        end = self._clock() + POLL_INTERVAL
+        while self._ready and self._clock() < end:
+            if not self._respond(self._ready.popleft()):
+                return
+
+    def _respond(self, connection: _Connection) -> bool:
+        """Answer a request; tell whether this thread still has the loop."""
+        self._response_began = self._clock()
+        try:
+            connection.respond()
+        except Exception:
+            logger.exception("A fault in the server")
+            connection.aborted = True
+        with self._lock:
+            moved = self._loop_thread is not threading.current_thread()
+            if not moved:
+                self._response_began, self._thread_wanted = None, False
+        self._finished.append(connection)
+        if moved:
+            self._wake()
+        return not moved
+
+    def _attempt(self, step: Callable[[_Connection], None], connection: _Connection) -> None:
+        try:
+            step(connection)
+        except (OSError, ValueError):  # the client has gone; ssl raises ValueError then
+            self._close(connection)
+        except Exception:
+            logger.exception("A fault in the server")
+            self._close(connection)
+
+    def _poll(self) -> None:
+        """Wait until a socket is ready, and receive what has arrived."""
+        longest_wait = EXPIRY_INTERVAL if self.stopping else MAX_POLL_WAIT
+        events = self._selector.select(0 if self._ready or self._finished else longest_wait)
+        for key, _ in events:
+            key.data()
+        self._close_expired()
+        if self.stopping:
+            self._shut_down(bool(events))
+
+    def _on_wakeup(self) -> None:
+        self._wakeup_receiver.recv(RECEIVE_BYTES)
+
+    def _accept(self) -> None:
+        try:
+            sock, address = self._listener.accept()
+        except OSError as error:  # the client has gone, or there are too many open files
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._evict_oldest()
+            return
+        sock.setblocking(False)
+        try:
+            if sock.family != getattr(socket, "AF_UNIX", None):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            if self.tls:
+                sock.getpeername()  # fails where wrap_socket() would fail and not close the socket
+                sock = self.tls.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ValueError):  # the client has gone
+            sock.close()
+            return
+        if sum(map(len, self._timers.values())) >= self.settings.connections:
+            self._evict_oldest()
+        connection = _Connection(sock, address, self)
+        self._enter(connection, connection.state)
+        self._watch(connection, selectors.EVENT_READ)
+
+    def _on_event(self, connection: _Connection) -> None:
+        """The socket can be read or, in SENDING, written."""
+        state = connection.state
+        if state == _State.RESPONDING:  # input is for the thread that answers, or for later
+            self._watch(connection, 0)
+        elif state == _State.SENDING:
+            self._send(connection)
+        elif state == _State.HANDSHAKE:
+            self._continue_handshake(connection)
+        elif state == _State.LINGERING:
+            self._discard_input(connection)
+        elif connection.receive():
+            self._make_ready(connection)
+        elif connection.reading_state() != state:
+            self._enter(connection, connection.reading_state())
+        elif state == _State.READING_BODY:
+            self._check_pace(connection, len(connection.received))
+
+    def _continue_handshake(self, connection: _Connection) -> None:
+        with suppress(*self.would_block):
+            connection.sock.do_handshake()
+            self._enter(connection, _State.IDLE)
+
+    def _discard_input(self, connection: _Connection) -> None:
+        with suppress(*self.would_block):
+            size = len(connection.sock.recv(RECEIVE_BYTES))
+            connection.bytes_discarded += size
+            if not size or connection.bytes_discarded > MAX_BODY_BYTES:
+                self._close(connection)
+
+    def _make_ready(self, connection: _Connection) -> None:
+        self._enter(connection, _State.RESPONDING)
+        self._ready.append(connection)
+
+    def _send(self, connection: _Connection) -> None:
+        """Send queued bytes of a finished response, and then await the next request."""
+        if connection.aborted:
+            self._close(connection)
+        elif not connection.send_some():
+            if connection.state == _State.SENDING:
+                self._check_pace(connection, connection.bytes_sent)
+                return
+            self._enter(connection, _State.SENDING)
+            self._watch(connection, selectors.EVENT_WRITE)
+        elif not connection.keep_alive:
+            connection.shut_down_output()
+            self._enter(connection, _State.LINGERING)
+            self._watch(connection, selectors.EVENT_READ)
+        elif connection.received and connection.has_request():
+            self._make_ready(connection)
+        else:
+            self._enter(connection, connection.reading_state())
+            self._watch(connection, selectors.EVENT_READ)
+
+    def _watch(self, connection: _Connection, events: int) -> None:
+        """Let the selector watch the socket for these events; for none if 0."""
+        if connection.watched_events == events:
+            return
+        if not events:
+            self._selector.unregister(connection.sock)
+        elif connection.watched_events:
+            self._selector.modify(
+                connection.sock, events, self._selector.get_key(connection.sock).data)
+        else:
+            self._selector.register(
+                connection.sock, events, partial(self._attempt, self._on_event, connection))
+        connection.watched_events = events
+
+    def _enter(self, connection: _Connection, state: str) -> None:
+        """Put a connection into a state, and start its timer."""
+        self._timers[connection.state].pop(connection, None)
+        now = self._clock()
+        connection.state, connection.state_since = state, now
+        self._timers[state][connection] = now + self._timeouts[state]
+        if state in (_State.READING_BODY, _State.SENDING):
+            self.pace_of(connection).begin_wait()
+
+    def _close_expired(self) -> None:
+        now = self._clock()
+        if now < self._expiry_checked + EXPIRY_INTERVAL:
+            return
+        self._expiry_checked = now
+        for timers in self._timers.values():
+            while timers:
+                connection, end = next(iter(timers.items()))
+                if now < end:
+                    break
+                self._on_timeout(connection)
+
+    def _on_timeout(self, connection: _Connection) -> None:
+        if connection.state in (_State.READING_HEADER, _State.READING_BODY):
+            connection.reject(HTTPError(408, "The request took too long"))
+            self._make_ready(connection)
+        else:
+            connection.aborted = connection.state == _State.SENDING
+            self._close(connection)
+
+    def _check_pace(self, connection: _Connection, bytes_moved: int) -> None:
+        """Restart the timer of a client that has moved some bytes, unless it is too slow."""
+        if self.pace_of(connection).is_too_slow(bytes_moved):
+            self._on_timeout(connection)
+        else:
+            timers = self._timers[connection.state]
+            del timers[connection]
+            timers[connection] = self._clock() + self._timeouts[connection.state]
+
+    def _evict_oldest(self) -> None:
+        """Make room for a connection: close the one that has been in its state the longest.
+
+        A client that is reading its response is only evicted if there is no other.
+        """
+        waiting = (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY,
+                   _State.LINGERING)
+        for states in (waiting, (_State.SENDING,)):
+            oldest = [next(iter(self._timers[state])) for state in states if self._timers[state]]
+            if oldest:
+                self._close(min(oldest, key=attrgetter("state_since")))
+                return
+
+    def _close(self, connection: _Connection) -> None:
+        self._timers[connection.state].pop(connection, None)
+        self._watch(connection, 0)
+        connection.close()
+
+    def _shut_down(self, received: bool) -> None:
+        """Accept no connections; close those without a request; end when all are closed."""
+        if self._listener.fileno() >= 0:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+        if not received:  # else a request may just have arrived on one of them
+            for state in (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER):
+                for connection in list(self._timers[state]):
+                    self._close(connection)
+        in_progress = (
+            _State.IDLE, _State.READING_BODY, _State.RESPONDING, _State.SENDING)
+        if not any(self._timers[state] for state in in_progress):
+            self._stopped = True
+
+    # These methods run in the thread that answers a request: the event loop's, or a worker.
+
+    def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
+        """Wait for bytes of a body; none if the client has gone, is too slow, or keeps a thread
+        that is needed elsewhere."""
+        stream.pace.begin_wait()
+        with self._blocking(connection), suppress(OSError, ValueError):
+            data = None
+            while data is None and not self._thread_wanted:
+                with suppress(*self.would_block):
+                    data = bytes(connection.sock.recv(RECEIVE_BYTES))
+                if stream.pace.is_too_slow(stream.bytes_received + len(data or b"")):
+                    return b""
+        return data or b""
+
+    def wait_until_sent(self, connection: _Connection) -> None:
+        """Wait until the client has taken all unsent bytes.
+
+        Raises:
+            _ClientGone: the client reads too slowly, or keeps a thread that is needed elsewhere.
+            OSError: the client has gone.
+        """
+        pace, finished = self.pace_of(connection), False
+        pace.begin_wait()
+        with self._blocking(connection):
+            while not finished:
+                finished = connection.send_some()
+                if pace.is_too_slow(connection.bytes_sent):
+                    raise _ClientGone
+                if self._thread_wanted and not finished:
+                    raise _ClientGone
+
+    def pace_of(self, connection: _Connection) -> _Pace:
+        """The pace of a client that sends a short body, or reads its response."""
+        if connection.pace is None:
+            connection.pace = self.new_pace(connection.state)
+        return connection.pace
+
+    def new_pace(self, state: str) -> _Pace:
+        """A pace whose grace is the timeout of a state; SENDING's for RESPONDING."""
+        grace = self._timeouts[_State.SENDING if state == _State.RESPONDING else state]
+        return _Pace(grace, self.settings.body_rate, self._clock)
+
+    @contextmanager
+    def _blocking(self, connection: _Connection) -> Iterator[None]:
+        """Let the socket block for MAX_WAIT; the loop continues in another thread."""
+        with self._lock:
+            self._blocked_threads += 1
+        self.release_loop()
+        connection.sock.settimeout(MAX_WAIT)
+        try:
+            yield
+        finally:
+            connection.sock.settimeout(0)
+            with self._lock:
+                self._blocked_threads -= 1
+
+    def log_access(self, request: _Request, handler: _Handler) -> None:
+        """Write a line about a request, if there is an access log."""
+        if self.access_log is None:
+            return
+        try:
+            print(_access_log_line(request, handler), file=self.access_log, flush=True)
+        except OSError as error:  # its reader has gone; the clients are still there
+            logger.error("The access log cannot be written, and ends here: %s", error)
+            self.access_log = None
 
 
-def _check_lines(head: bytes) -> None:
-    if len(head) > MAX_LINE_BYTES:
-        lengths = [len(line) for line in head.split(b"\r\n")]
-        if lengths[0] > MAX_LINE_BYTES:
-            raise HTTPError(414, "The request line is too long")
-        if max(lengths) > MAX_LINE_BYTES or len(head) > MAX_HEAD_BYTES:
-            raise HTTPError(431, "The header is too long")
+# --- HTTP: sockets ------------------------------------------------------------------------------
+#
+# Design: what the server needs before it can accept connections: the listening socket, TLS, and the
+# part of the environ that is the same for all requests. It runs in the main thread at the start.
+
+LISTEN_FD = 3  # SD_LISTEN_FDS_START
 
 
-def _answer_options(environ: Environ, start_response: StartResponse) -> List[bytes]:
-    """Answer `OPTIONS *`, which asks the server and no application (RFC 9110 §9.3.7)."""
-    return _send(Answer.of(204), environ, start_response)
+def _would_block_errors(tls: Any) -> Tuple[Type[Exception], ...]:
+    """The exceptions of a socket that cannot be read or written now, or in time."""
+    if not tls:
+        return (BlockingIOError, socket.timeout)
+    import ssl
+    return (BlockingIOError, socket.timeout, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def _base_environ(listener: socket.socket, scheme: str) -> Environ:
-    """What is the same for all requests."""
-    host, port = _bound(listener)
+    """The part of the environ that is the same for all requests."""
+    host, port = _socket_address(listener)
     return {
         "GATEWAY_INTERFACE": "CGI/1.1", "SERVER_NAME": host, "SERVER_PORT": str(port),
         "SCRIPT_NAME": "", "CONTENT_LENGTH": "", "PATH_INFO": "", "QUERY_STRING": "",
@@ -2367,347 +2925,8 @@ def _base_environ(listener: socket.socket, scheme: str) -> Environ:
     }
 
 
-class _Worker(threading.Thread):
-    """A thread that leads, or follows."""
-
-    def __init__(self, work: Callable[["_Worker"], None]) -> None:
-        super().__init__(target=work, args=(self,), daemon=True)
-        self.since: Optional[float] = None  # when it began with what it is at
-
-
-class _Server:
-    """Serves over connections that are kept.
-
-    One thread leads: it watches all connections, takes in heads as they come, and answers requests
-    itself, one after the other. Threads that took turns would not be faster, for Python runs one at
-    a time, but would pass the turn several times for each request. When an answer takes longer than
-    some milliseconds, as a password hash does, the lead passes to another thread meanwhile. So
-    slow clients cost no thread, unless they are slow in the midst of a body or an answer.
-
-    Requests that are there together are a batch: first all are read, then all are answered, then
-    all answers are sent. System calls leave a processor cold, for half of what an answer costs; so
-    they come by themselves.
-    """
-
-    def __init__(
-        self, app: WSGIApplication, listener: socket.socket, settings: Settings,
-        tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
-    ) -> None:
-        self.app = app
-        self._listener = listener
-        listener.setblocking(False)
-        self.environ = _base_environ(listener, "https" if tls else "http")
-        self.environ["jwtserver.step_aside"] = self.step_aside
-        self.settings = settings
-        self.tls = tls
-        self.access_log = access_log
-        self.stopping = False
-        self._stopped = False
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        self._alarm, self._ear = socket.socketpair()
-        self._selector.register(
-            self._ear, selectors.EVENT_READ, lambda: self._ear.recv(RECEIVE_BYTES))
-        self._ready: Deque[_Connection] = deque()  # to be answered
-        self._answered: Deque[_Connection] = deque()  # and not sent yet
-        # Since when they wait for a request, for the rest of a head, for their end; the longest
-        # waiting first.
-        self._idle: Dict[_Connection, float] = {}
-        self._begun: Dict[_Connection, float] = {}
-        self._ending: Dict[_Connection, float] = {}
-        self._waiting = ((self._idle, settings.idle_timeout),
-                         (self._begun, settings.head_timeout), (self._ending, LINGER))
-        self._looked = 0.0  # when those times were last checked
-        self._watched = 0.0  # when the selector was last asked for what comes
-        self._blocking: Dict[_Connection, float] = {}  # a thread each, since when
-        self._threads: List[_Worker] = []
-        self._lead = threading.Lock()  # held by the leader
-        self._lock = threading.Lock()  # of what follows, and of `busy` and `watched`
-        self._leader: Optional[_Worker] = None
-        self._followers = 0
-
-    # The lead, and how it is passed.
-
-    def serve_forever(self, patience: float = 0.005) -> None:
-        """Serve until interrupted. This thread sees to it that there is one that leads."""
-        self._start_thread()
-        while not self.stopping:
-            time.sleep(patience if self._is_busy() else 10 * patience)
-            self._pass_lead(patience)
-
-    def interrupt(self, *_: Any) -> None:
-        """Handle a signal: stop serving, or, if it is the second one, everything."""
-        if self.stopping:
-            os._exit(1)
-        self.stopping = True
-
-    def finish(self) -> None:
-        """Stop listening, and let what is in flight come to its end, for ten seconds at most."""
-        self._selector.unregister(self._listener)
-        self._listener.close()
-        self.stopping = True
-        end = time.monotonic() + SHUTDOWN_TIMEOUT
-        self._wake()
-        while (self._is_busy() or self._idle) and time.monotonic() < end:
-            time.sleep(0.005)
-            self._pass_lead(0.005)
-        self._stopped = True
-        self._wake()
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        for connections in (self._idle, self._begun, self._ending, self._ready, self._answered):
-            for connection in list(connections):
-                self._close(connection)
-        for closable in (self._selector, self._alarm, self._ear):
-            closable.close()
-
-    def _is_busy(self) -> bool:
-        return bool(self._ready or self._answered
-                    or any(thread.since is not None for thread in self._threads))
-
-    def _pass_lead(self, patience: float) -> None:
-        with self._lock:
-            since = self._leader.since if self._leader else None
-            if since is None or time.monotonic() - since < patience:
-                return
-            alone = not self._followers
-            full = len(self._threads) >= self.settings.threads
-            if alone and full:
-                longest = next(iter(self._blocking.items()), None)
-                if longest is None or time.monotonic() - longest[1] < BLOCK_GRACE:
-                    return
-                longest[0].cut()  # so that its thread may lead
-            self._leader = None
-            self._lead.release()
-        if alone and not full:
-            self._start_thread()
-
-    def _start_thread(self) -> None:
-        self._threads.append(_Worker(self._work))
-        self._threads[-1].start()
-
-    def _wake(self) -> None:
-        with suppress(OSError):
-            self._alarm.send(b"!")
-
-    def _work(self, me: "_Worker") -> None:
-        while not self._stopped:
-            with self._lock:
-                self._followers += 1
-            self._lead.acquire()
-            with self._lock:
-                self._followers -= 1
-                self._leader = me
-            while self._leader is me and not self._stopped:
-                try:
-                    self._step(me)
-                except Exception:  # all wait for this thread
-                    logger.exception("A fault in the server")
-            with self._lock:
-                me.since = None
-                if self._leader is me:  # so the others may see that it is over
-                    self._lead.release()
-
-    def _step(self, me: "_Worker") -> None:
-        """Answer a request, or send an answer, in whose midst the lead may be lost; or watch."""
-        now = time.monotonic()
-        try:
-            if self._ready and now < self._watched + FAIRNESS:
-                connection, work = self._ready.popleft(), self._answer
-            else:
-                connection, work = self._answered.popleft(), self._deliver
-        except IndexError:  # there is none, or who leads by now was faster
-            with self._lock:
-                me.since = None  # from here on, nobody passes the lead
-                leads = self._leader is me
-            if leads:
-                self._watch()
-            return
-        me.since = now
-        try:
-            work(connection, me)
-        except Exception as error:
-            if not isinstance(error, (_ClientGone, OSError, ValueError)):
-                logger.exception("A fault in the server")
-            self._close(connection)
-        if self._leader is not me:
-            self._wake()  # who leads now may wait, and not for this connection
-
-    def _answer(self, connection: _Connection, me: "_Worker") -> None:
-        connection.answer()
-        if connection.posted and self._leader is me:
-            self._answered.append(connection)
-        else:
-            self._deliver(connection, me)
-
-    def _deliver(self, connection: _Connection, me: "_Worker") -> None:
-        connection.flush()
-        self._keep(connection)
-
-    # The connections, as the leader watches them.
-
-    def _watch(self) -> None:
-        """Wait for what comes, and take it in."""
-        events = self._selector.select(0 if self._ready else 0.25)
-        for key, _ in events:
-            key.data()
-        self._watched = time.monotonic()
-        self._close_late()
-        if self.stopping and not events:
-            for connection in list(self._idle):
-                self._close(connection)
-
-    def _accept(self) -> None:
-        try:
-            sock, address = self._listener.accept()
-        except OSError as error:  # it has gone already, or there is no place for it
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._close_longest()
-            return
-        sock.setblocking(False)
-        try:
-            if sock.family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            if self.tls:
-                sock.getpeername()  # fails where wrap_socket() would, and leave it open
-                sock = self.tls.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False)
-        except (OSError, ValueError):  # it has gone meanwhile
-            sock.close()
-            return
-        if len(self._idle) + len(self._begun) >= self.settings.connections:
-            self._close_longest()
-        self._await(_Connection(sock, address, self))
-
-    def _close_longest(self) -> None:
-        """Make room, at the cost of the connection that has been waited for the longest time."""
-        first = [item for waiting, _ in self._waiting for item in list(waiting.items())[:1]]
-        if first:
-            self._close(min(first, key=itemgetter(1))[0])
-
-    def _take(self, connection: _Connection) -> None:
-        with self._lock:
-            if connection.busy or not connection.watched:  # its thread looks, or has closed it
-                self._unwatch(connection)
-                return
-        try:
-            ready = connection.take()
-        except (OSError, ValueError):
-            self._close(connection)
-            return
-        if ready:
-            self._forget(connection)
-            connection.busy = True
-            self._ready.append(connection)
-        else:
-            self._wait(connection)
-
-    def _keep(self, connection: _Connection) -> None:
-        """See to what follows an answer."""
-        if not connection.persists:
-            connection.discard()
-        elif connection.received and connection.has_head():
-            self._ready.append(connection)
-            return
-        self._await(connection)
-
-    def _await(self, connection: _Connection) -> None:
-        """Watch a connection for what comes next."""
-        self._wait(connection)
-        with self._lock:
-            connection.busy = False
-            if not connection.watched:
-                connection.watched = True
-                self._selector.register(
-                    connection.sock, selectors.EVENT_READ, lambda: self._take(connection))
-        if self.tls and connection.sock.pending():  # which the selector cannot know
-            self._take(connection)
-
-    def _wait(self, connection: _Connection) -> None:
-        """Let it wait with those that wait for the same, from now on if it did not yet."""
-        if connection.discarding:
-            waiting = self._ending
-        elif connection.received or not connection.greeted:
-            waiting = self._begun
-        else:
-            waiting = self._idle
-        if connection not in waiting:
-            self._forget(connection)
-            waiting[connection] = time.monotonic()
-
-    def _forget(self, connection: _Connection) -> None:
-        for waiting, _ in self._waiting:
-            waiting.pop(connection, None)
-
-    def _close_late(self) -> None:
-        now = time.monotonic()
-        if now < self._looked + 0.02:
-            return
-        self._looked = now
-        for waiting, seconds in self._waiting:
-            for connection, since in list(waiting.items()):
-                if now < since + seconds:
-                    break
-                if waiting is self._begun and connection.greeted:
-                    del waiting[connection]
-                    connection.fault = HTTPError(408, "The request took too long")
-                    connection.busy = True
-                    self._ready.append(connection)
-                else:
-                    self._close(connection)
-
-    def _close(self, connection: _Connection) -> None:
-        """Close a connection, and forget it."""
-        self._forget(connection)
-        with self._lock:
-            self._unwatch(connection)
-        connection.sock.close()
-
-    def _unwatch(self, connection: _Connection) -> None:
-        if connection.watched:
-            connection.watched = False
-            self._selector.unregister(connection.sock)
-
-    def step_aside(self) -> None:
-        """Let another thread lead, if this one does: it is going to take long."""
-        if self._leader is threading.current_thread():
-            self._pass_lead(0)
-
-    @contextmanager
-    def waiting_for(self, connection: _Connection, seconds: float) -> Iterator[None]:
-        """Block a thread for a client, for so long at most, or until the thread is needed."""
-        self._blocking[connection] = time.monotonic()
-        self.step_aside()  # at once: of a thousand that drip, each would cost some ms
-        connection.sock.settimeout(seconds)
-        try:
-            yield
-        finally:
-            self._blocking.pop(connection, None)
-            connection.sock.settimeout(0)
-
-    def log_access(self, request: _Request, exchange: _Exchange) -> None:
-        """Write a line in the combined log format, if they are wanted."""
-        if self.access_log is None:
-            return
-        environ = request.environ
-        address, user, line, referer, agent = [
-            _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text or "-"))
-            for text in (environ.get("REMOTE_ADDR"), environ.get("REMOTE_USER"),
-                         request.line.rstrip(), environ.get("HTTP_REFERER"),
-                         environ.get("HTTP_USER_AGENT"))]
-        user = user.replace(" ", "\\x20")
-        now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
-        status = (exchange.status or "-")[:3]
-        try:
-            print(f'{address} - {user} [{now}] "{line}" {status} {exchange.sent}'
-                  f' "{referer}" "{agent}"', file=self.access_log, flush=True)
-        except OSError as error:  # whoever read it has gone; the clients are still there
-            logger.error("There is no access log from now on: %s", error)
-            self.access_log = None
-
-
-def _bound(listener: socket.socket) -> Tuple[str, int]:
-    """Where it listens: an address and a port or, on a Unix socket, a path and 0."""
+def _socket_address(listener: socket.socket) -> Tuple[str, int]:
+    """The address and port of a listening socket; the path and 0 of a Unix socket."""
     name = listener.getsockname()
     return name[:2] if isinstance(name, tuple) else (str(name), 0)
 
@@ -2716,25 +2935,23 @@ def _listen(host: str, port: int) -> socket.socket:
     """A listening socket: the one that systemd hands over (sd_listen_fds(3)), or a new one.
 
     Raises:
-        OSError: there is none.
+        OSError: the address cannot be used.
     """
     if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") > "0":
         return socket.socket(fileno=LISTEN_FD)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
+    both_families = host == "::" and socket.has_dualstack_ipv6()
     return socket.create_server(
-        (host, port), family=family, backlog=1024, dualstack_ipv6=both)
+        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)
 
 
 def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
-    """TLS 1.2 and up (RFC 8996).
+    """A context for TLS 1.2 or later (RFC 8996).
 
     Raises:
-        OSError: a file cannot be read, or is none of TLS.
+        OSError: a file cannot be read, or has no certificate or key.
     """
     import ssl
-    global _would_block
-    _would_block = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate, key)
@@ -2808,7 +3025,7 @@ def _raise_file_limit() -> None:
 def _url(host: str, listener: socket.socket, tls: Any) -> str:
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{host}:{_bound(listener)[1]}"
+    return f"{'https' if tls else 'http'}://{host}:{_socket_address(listener)[1]}"
 
 
 def _log_to_stderr() -> None:

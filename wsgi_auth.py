@@ -1,26 +1,37 @@
 """Sign-in for any WSGI application: JSON Web Tokens, password hashes, and a guard for paths.
 
-Whoever knows a password gets a token; whoever has a token gets past the guard::
+A user signs in with a password and gets a token. A request with a valid token passes the guard::
 
     import wsgi_auth
 
-    signer = wsgi_auth.TokenSigner(key)  # 32 random bytes or more: secrets.token_hex(32)
+    signer = wsgi_auth.TokenSigner(key)  # make a key with secrets.token_hex(32)
     application = wsgi_auth.BearerAuthMiddleware(application, signer, exempt=["/public"])
 
     if wsgi_auth.verify_password(password, stored_hash):
         token = signer.sign({"sub": "alice"})
 
-Behind the guard, an application finds in its environ, and may trust:
+Behind the guard, an application can trust these keys of its environ:
 
 - ``wsgi_auth.claims``: the verified claims, a dict
 - ``REMOTE_USER``: the claim ``sub``
 - ``AUTH_TYPE``: ``"Bearer"``
 
-The module defends against forged, stolen-and-expired and malformed tokens (RFC 8725), against the
-guessing of passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths
-that are written so that a guard and an application read them differently. It needs the standard
-library alone, does no I/O, reads no environment, and keeps no state but the counts of a rate
-limit, and what the last paths needed: copy it into any project.
+The module defends against forged, expired and malformed tokens (RFC 8725), against guessing
+passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
+and an application read differently. It needs only the standard library, does no I/O, reads no
+environment variables, and keeps no state except rate-limit counters and a cache of recent paths.
+You can copy this one file into any project.
+
+The chapters. Each one uses only the chapters above it:
+
+- Errors: every reason to reject a token or a key
+- base64url and JSON: strict parsing of bytes that anyone may have sent
+- Signatures: which keys are usable, HMAC-SHA256, and the header of a token
+- Claims: expiry, issuer, audience and the other registered claims
+- Tokens: the public functions `encode` and `decode`, and `TokenSigner`
+- Passwords: new hashes, and the hashes of other libraries
+- Path rules: which rules apply to a path
+- The guard, The rate limit, CORS: the three WSGI middleware classes
 """
 
 import base64
@@ -36,52 +47,33 @@ import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
-from functools import lru_cache
-from itertools import filterfalse
+from functools import lru_cache, partial
+from itertools import chain, filterfalse, takewhile
 from typing import (
-    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, NoReturn, Optional,
+    Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
 )
 from urllib.parse import unquote_to_bytes
 
 __all__ = [
-    "BearerAuthMiddleware",
-    "CORSMiddleware",
-    "DecodeError",
-    "ExpiredSignatureError",
-    "ImmatureSignatureError",
-    "InvalidAlgorithmError",
-    "InvalidAudienceError",
-    "InvalidClaimError",
-    "InvalidIssuerError",
-    "InvalidKeyError",
-    "InvalidSignatureError",
-    "InvalidTokenError",
-    "MAX_TOKEN_BYTES",
-    "MissingRequiredClaimError",
-    "PBKDF2_ITERATIONS",
-    "RateLimitMiddleware",
-    "TokenSigner",
-    "decode",
-    "encode",
-    "hash_password",
-    "needs_rehash",
-    "parse_json_object",
-    "parse_scopes",
-    "password_iterations",
-    "verify_password",
+    "BearerAuthMiddleware", "CORSMiddleware", "DecodeError", "ExpiredSignatureError",
+    "ImmatureSignatureError", "InvalidAlgorithmError", "InvalidAudienceError",
+    "InvalidClaimError", "InvalidIssuerError", "InvalidKeyError", "InvalidSignatureError",
+    "InvalidTokenError", "MAX_TOKEN_BYTES", "MissingRequiredClaimError", "PBKDF2_ITERATIONS",
+    "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "needs_rehash",
+    "parse_json_object", "parse_scopes", "password_iterations", "verify_password",
 ]
 
-MAX_TOKEN_BYTES = 16 * 1024  # what is read of a token, before anything else is known of it
-MAX_JSON_DEPTH = 100  # the parser recurses, and in CPython 3.13 as far as a thread's stack goes
-MIN_KEY_BYTES = 32  # RFC 7518 §3.2: as many bits as the hash has
+MAX_TOKEN_BYTES = 16 * 1024  # a longer token is rejected before any of it is parsed
+MAX_JSON_DEPTH = 100  # the parser recurses; CPython 3.13 could overflow a thread's stack
+MIN_KEY_BYTES = 32  # RFC 7518 §3.2: at least the size of the hash
 PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
-MAX_PBKDF2_ITERATIONS = 10_000_000  # some seconds: more in a stored hash is an attack or a mistake
+MAX_PBKDF2_ITERATIONS = 10_000_000  # takes seconds; a stored hash with more is rejected
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
-MAX_REMEMBERED = 1024  # requests, by method and path, of which the guard knows what they need
-MAX_REMEMBERED_LENGTH = 256  # characters of those
-MAX_BUCKETS = 65_536  # clients that a rate limit remembers; some 10 MB
+PATH_CACHE_SIZE = 1024  # entries in the guard's path cache
+MAX_CACHED_PATH_LENGTH = 256  # characters; longer paths are not cached
+MAX_BUCKETS = 65_536  # clients in a rate limit's memory; some 10 MB
 
 Claims = Dict[str, Any]
 Environ = Dict[str, Any]
@@ -89,21 +81,26 @@ StartResponse = Callable[..., Any]
 WSGIApplication = Callable[[Environ, StartResponse], Iterable[bytes]]
 Key = Union[str, bytes]
 Keys = Union[Key, Sequence[Key]]
-OneOrMore = Union[str, Sequence[str], None]  # None: not asked for
+StrOrList = Union[str, Sequence[str], None]  # None: not checked
 Scopes = Tuple[str, ...]
 Rules = Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]]  # or rules and their scopes
-Mac = Callable[[bytes], bytes]
+Headers = List[Tuple[str, str]]  # of a response
+HMACFunction = Callable[[bytes], bytes]  # from a signing input to its signature in base64url
 
 
 # --- Errors -------------------------------------------------------------------------------------
+#
+# Design: every rejected token raises a subclass of InvalidTokenError, so callers catch one class.
+# The class names are those of PyJWT. Each message is a fixed sentence that may be sent to the
+# client or logged, so it must never contain any part of a token or key.
 
 
 class InvalidKeyError(ValueError):
-    """A signing key that cannot be used. The message says how to make a good one."""
+    """The signing key is unusable. The message explains how to make a valid key."""
 
 
 class InvalidTokenError(Exception):
-    """The root of every refusal of a token. The message may be shown to the client."""
+    """The token is rejected: the base class of all errors about tokens."""
 
 
 class DecodeError(InvalidTokenError):
@@ -111,35 +108,35 @@ class DecodeError(InvalidTokenError):
 
 
 class InvalidSignatureError(DecodeError):
-    """The signature is not that of this token under any of the keys."""
+    """The signature does not match any of the keys."""
 
 
 class InvalidAlgorithmError(InvalidTokenError):
-    """The header names another algorithm than HS256."""
+    """The header names an algorithm other than HS256."""
 
 
 class ExpiredSignatureError(InvalidTokenError):
-    """The time in `exp` has come."""
+    """The time in `exp` has passed."""
 
 
 class ImmatureSignatureError(InvalidTokenError):
-    """The time in `nbf` or `iat` has not come yet."""
+    """The time in `nbf` or `iat` is in the future."""
 
 
 class InvalidClaimError(InvalidTokenError):
-    """A claim has a value that it must not have."""
+    """A claim has a value that is not allowed."""
 
 
 class InvalidAudienceError(InvalidClaimError):
-    """The token is meant for somebody else, or `aud` is malformed."""
+    """The token is meant for another audience, or `aud` is malformed."""
 
 
 class InvalidIssuerError(InvalidClaimError):
-    """The token is from somebody else, or `iss` is malformed."""
+    """The token was issued by another issuer, or `iss` is malformed."""
 
 
 class MissingRequiredClaimError(InvalidTokenError):
-    """A required claim is not there; `claim` is its name."""
+    """A required claim is missing; `claim` is its name."""
 
     def __init__(self, claim: str) -> None:
         super().__init__(claim)
@@ -150,70 +147,70 @@ class MissingRequiredClaimError(InvalidTokenError):
 
 
 # --- base64url and JSON -------------------------------------------------------------------------
+#
+# Design: two programs that read one token must get the same claims from it. So base64url is
+# accepted only in its canonical form, and JSON only if RFC 8259 gives it exactly one meaning.
+# Python's C parsers are fast but lenient; cheap checks before and after them reject the rest. For
+# any bytes, these functions return a value or raise DecodeError, in time linear in the input.
 
-_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
-# From base64url's alphabet to base64's; what is base64's alone becomes `!`, which is refused.
-_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
-_PADDING = (b"", b"===", b"==", b"=")
+_BASE64_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
+# Characters valid only in base64 become `!`, which the encoder never writes.
+_BASE64URL_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
+_PADDING_BY_LENGTH = (b"", b"===", b"==", b"=")  # of the text, modulo 4
 
 
-def _b64encode(data: bytes) -> bytes:
-    return b2a_base64(data, newline=False).translate(_TO_BASE64URL, b"=")
+def _base64url_encode(data: bytes) -> bytes:
+    return b2a_base64(data, newline=False).translate(_BASE64_TO_BASE64URL, b"=")
 
 
-def _b64decode(text: bytes) -> bytes:
-    """Decode base64url in its one canonical spelling (RFC 7515 §2, RFC 4648 §3.5).
+def _base64url_decode(text: bytes) -> bytes:
+    """Decode base64url in its canonical form (RFC 7515 §2, RFC 4648 §3.5).
 
-    Decoders skip what they do not know and drop stray bits, so that many texts mean one token;
-    encoding the result again accepts the one that an encoder writes.
+    Lenient decoders accept many spellings of one token. Encoding the result again and comparing
+    accepts only the canonical one.
     """
-    padded = text.translate(_TO_BASE64) + _PADDING[len(text) % 4]
+    padded = text.translate(_BASE64URL_TO_BASE64) + _PADDING_BY_LENGTH[len(text) % 4]
     try:
-        data = a2b_base64(padded)
+        decoded = a2b_base64(padded)
     except Base64Error:
         raise DecodeError("Invalid base64url") from None
-    if b2a_base64(data, newline=False) != padded:
+    if b2a_base64(decoded, newline=False) != padded:
         raise DecodeError("Invalid base64url")
-    return data
+    return decoded
 
 
-def _unique_members(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):  # RFC 7515 §4, RFC 7519 §4: two readers may pick different ones
+def _refuse_duplicates(members: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    unique_members = dict(members)
+    if len(unique_members) != len(members):  # RFC 7519 §4: another parser may pick the other value
         raise DecodeError("Duplicate member name in JSON")
-    return members
+    return unique_members
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise DecodeError("Invalid JSON")  # NaN and Infinity, which RFC 8259 §6 does not have
-
-
-def _finite_float(text: str) -> float:
+def _finite_number(text: str) -> float:
     number = float(text)
-    if math.isinf(number):
-        raise DecodeError("Number out of range in JSON")
+    if not math.isfinite(number):  # RFC 8259 §6 has no NaN and no Infinity; 1e400 overflows
+        raise DecodeError("JSON numbers must be finite")
     return number
 
 
-_read_json = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_finite_float).raw_decode
-_read_json_strictly = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_finite_float, object_pairs_hook=_unique_members,
-).raw_decode
-_JSON_MARKS = re.compile(r'\\.|["\[{\]}]')
+_parse_json = json.JSONDecoder(
+    parse_float=_finite_number, parse_constant=_finite_number).raw_decode
+_parse_unique_json = json.JSONDecoder(
+    parse_float=_finite_number, parse_constant=_finite_number,
+    object_pairs_hook=_refuse_duplicates).raw_decode
 _write_json = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":"),
-).encode
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_ESCAPES_QUOTES_BRACKETS = re.compile(r'\\.|["\[{\]}]')
 
 
 def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
         return
-    depth, quoted = 0, False
-    for mark in _JSON_MARKS.findall(text):
+    depth, in_string = 0, False
+    for mark in _ESCAPES_QUOTES_BRACKETS.findall(text):
         if mark == '"':
-            quoted = not quoted
-        elif not quoted:
+            in_string = not in_string
+        elif not in_string:
             depth += 1 if mark in "[{" else -1
         if depth > MAX_JSON_DEPTH:
             raise DecodeError("JSON is nested too deeply")
@@ -223,10 +220,10 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """Parse one JSON object in UTF-8, strictly (RFC 8259).
 
     Duplicate member names, NaN, Infinity, numbers that overflow, lone surrogates, and more than
-    100 levels of arrays and objects are refused.
+    100 levels of arrays and objects are rejected.
 
     Raises:
-        DecodeError: it is anything else.
+        DecodeError: `data` is anything else.
 
     >>> parse_json_object(b'{"a": 1}')
     {'a': 1}
@@ -236,49 +233,58 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     """
     try:
         text = data.decode().strip(" \t\n\r")
-        colons = text.count(":")  # each member of an object has one
-        if "[" in text or colons >= MAX_JSON_DEPTH:  # else it cannot be nested that deeply
+        colons = text.count(":")  # one for each member, and perhaps others inside strings
+        if "[" in text or colons >= MAX_JSON_DEPTH:  # each nested level needs one or the other
             _check_depth(text)
-        value, end = _read_json(text)
-        if end != len(text) or type(value) is not dict:
-            raise DecodeError("Not one JSON object")
-        # If there are no more colons than names, no name came twice; else it takes the hook, a
-        # call of Python for each object, to know.
-        if colons != len(value):
-            _read_json_strictly(text)
+        members, members_end = _parse_json(text)
+        if members_end != len(text) or type(members) is not dict:
+            raise DecodeError("Expected one JSON object")
+        # As many colons as names: no duplicates. Otherwise parse again with the duplicate check,
+        # which is slower. A colon before `//` is not counted: it is inside a string, in a URL.
+        if colons != len(members) and colons - text.count("://") != len(members):
+            _parse_unique_json(text)
         if "\\" in text:
-            _write_json(value).encode()  # fails on a lone surrogate, which nobody could pass on
+            _write_json(members).encode()  # raises for a lone surrogate, which UTF-8 cannot express
     except (ValueError, RecursionError):
         raise DecodeError("Invalid JSON") from None
-    return value
+    return members
 
 
-# --- Tokens, the outer layer: bytes and signatures ----------------------------------------------
+# --- Signatures ---------------------------------------------------------------------------------
+#
+# Design: the outer layer of a token, `header.payload.signature` (RFC 7515 §7.1). There is only one
+# algorithm, HS256, and no header parameter ever chooses a key (RFC 8725 §3.1). Each key becomes a
+# function that signs bytes. Verifying means signing again and comparing in constant time. The
+# payload must not be parsed before that, so a forged payload never reaches the JSON parser.
 
-_HEADER = _b64encode(b'{"alg":"HS256","typ":"JWT"}')
-_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068 §4
+_STANDARD_HEADER = _base64url_encode(b'{"alg":"HS256","typ":"JWT"}')
+_TOKEN_TYPES = ("jwt", "at+jwt", "application/jwt", "application/at+jwt")  # RFC 7519 §5.1, RFC 9068
 _ASYMMETRIC_KEY = re.compile(
     rb"-----BEGIN|---- BEGIN SSH2|ssh-(?:rsa|dss|ed|xmss)|ecdsa-sha2-")
 _KEY_ADVICE = (
-    "a key is at least 32 random bytes of text or bytes; make one with"
+    "Use at least 32 random bytes. This command prints a valid key:"
     ' python -c "import secrets; print(secrets.token_hex(32))"'
 )
+_HMAC_BLOCK_BYTES = 64  # RFC 2104 §2: B, for SHA-256
+_INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))  # RFC 2104 §2: ipad, as a translation table
+_OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))  # opad
 
 
 def _key_bytes(key: Any) -> bytes:
-    """The bytes of a key, unless it is weak or was made for something else.
+    """Return the bytes of a key, or raise InvalidKeyError.
 
-    A public key as an HMAC secret is the algorithm confusion of RFC 8725 §2.1: everybody knows it.
+    A public key is not a secret: used as an HMAC key, it would let anyone sign (RFC 8725 §2.1).
     """
     try:
-        data = key if isinstance(key, bytes) else str.encode(key)
+        key_bytes = key if isinstance(key, bytes) else str.encode(key)
     except (TypeError, UnicodeEncodeError):
-        raise InvalidKeyError(f"Not a key: {_KEY_ADVICE}") from None
-    if len(data) < MIN_KEY_BYTES:
-        raise InvalidKeyError(f"The key is too short, {len(data)} bytes: {_KEY_ADVICE}")
-    if _ASYMMETRIC_KEY.search(data.replace(b"\0", b"")) or _is_json_document(data):  # or in UTF-16
-        raise InvalidKeyError(f"A PEM, SSH or JWK document is no HMAC key: {_KEY_ADVICE}")
-    return data
+        raise InvalidKeyError(f"The key must be bytes or valid text. {_KEY_ADVICE}") from None
+    if len(key_bytes) < MIN_KEY_BYTES:
+        raise InvalidKeyError(f"The key is too short ({len(key_bytes)} bytes). {_KEY_ADVICE}")
+    without_nul = key_bytes.replace(b"\0", b"")  # finds a PEM file in UTF-16 as well
+    if _ASYMMETRIC_KEY.search(without_nul) or _is_json_document(key_bytes):
+        raise InvalidKeyError(f"A PEM, SSH or JWK document is not an HMAC key. {_KEY_ADVICE}")
+    return key_bytes
 
 
 def _is_json_document(data: bytes) -> bool:
@@ -288,85 +294,96 @@ def _is_json_document(data: bytes) -> bool:
         return False
 
 
-def _macs(keys: Keys) -> List[Mac]:
-    """One function for each key, in their order, from a signing input to its signature."""
-    several = isinstance(keys, Sequence) and not isinstance(keys, (str, bytes))
-    listed = keys if several else [keys]
-    if not listed:
-        raise InvalidKeyError(f"There is no key: {_KEY_ADVICE}")
-    return [_mac(_key_bytes(key)) for key in listed]
+def _hmac_functions(keys: Keys) -> List[HMACFunction]:
+    """Return one signing function for each key, in the same order."""
+    is_single = isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence)
+    key_list = [keys] if is_single else keys
+    if not key_list:
+        raise InvalidKeyError(f"There is no key. {_KEY_ADVICE}")
+    return [_hmac_function(_key_bytes(key)) for key in key_list]
 
 
-def _mac(key: bytes) -> Mac:
-    """HMAC-SHA256 (RFC 2104 §2), the key's two hashes done once: half the cost of hmac.digest()."""
-    block = (hashlib.sha256(key).digest() if len(key) > 64 else key).ljust(64, b"\0")
-    inner = hashlib.sha256(block.translate(hmac.trans_36))
-    outer = hashlib.sha256(block.translate(hmac.trans_5C))
+def _hmac_function(key: bytes) -> HMACFunction:
+    """Return HMAC-SHA256 with this key (RFC 2104 §2).
 
-    def mac(message: bytes) -> bytes:
-        inside, outside = inner.copy(), outer.copy()
-        inside.update(message)
-        outside.update(inside.digest())
-        return _b64encode(outside.digest())
+    Hashing the two padded keys only once halves the cost of hmac.digest().
+    """
+    short_key = hashlib.sha256(key).digest() if len(key) > _HMAC_BLOCK_BYTES else key
+    block = short_key.ljust(_HMAC_BLOCK_BYTES, b"\0")
+    inner_start = hashlib.sha256(block.translate(_INNER_PAD))
+    outer_start = hashlib.sha256(block.translate(_OUTER_PAD))
 
-    return mac
+    def sign(message: bytes) -> bytes:
+        inner, outer = inner_start.copy(), outer_start.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return _base64url_encode(outer.digest())
+
+    return sign
 
 
 def _check_header(header: Dict[str, Any]) -> None:
-    """Refuse every header that asks for more than HS256 (RFC 8725 §3.1, RFC 7515 §4.1.11)."""
+    """Reject a header that asks for more than HS256 (RFC 8725 §3.1, RFC 7515 §4.1.11)."""
     if header.get("alg") != "HS256":
         raise InvalidAlgorithmError("The algorithm must be HS256")
     if "crit" in header or "b64" in header:
-        raise DecodeError("The token uses an extension that is not supported")
-    typ = header.get("typ", "JWT")
-    if not isinstance(typ, str) or typ.lower() not in _TYPES:
-        raise DecodeError("The type must be JWT")
+        raise DecodeError("Token uses an extension that is not supported")
+    token_type = header.get("typ", "JWT")
+    if not isinstance(token_type, str) or token_type.lower() not in _TOKEN_TYPES:
+        raise DecodeError("The token type must be JWT or at+jwt")
 
 
-def _signed(header: bytes, claims: Claims, mac: Mac) -> str:
+def _sign(header: bytes, claims: Claims, hmac_function: HMACFunction) -> str:
     if not isinstance(claims, dict):
         raise TypeError("claims must be a dict")
-    signing_input = header + b"." + _b64encode(_write_json(claims).encode())
-    return (signing_input + b"." + mac(signing_input)).decode()
+    signing_input = header + b"." + _base64url_encode(_write_json(claims).encode())
+    return (signing_input + b"." + hmac_function(signing_input)).decode()
 
 
-def _verified(token: Any, macs: List[Mac]) -> Claims:
-    """The claims of a token that one of the keys signed, not looked at any further."""
+def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
+    """Return the claims of a token that one of the keys signed, without checking the claims."""
     if isinstance(token, str):
-        try:
-            token = str.encode(token, "ascii")
-        except UnicodeEncodeError:
-            raise DecodeError("Invalid base64url") from None
-    elif not isinstance(token, bytes):
-        raise DecodeError("A token is text or bytes")
+        token = str.encode(token, "ascii", "replace")  # with `?`, which is never valid in a token
+    if not isinstance(token, bytes):
+        raise DecodeError("Token must be text or bytes")
     if len(token) > MAX_TOKEN_BYTES:
-        raise DecodeError("The token is too long")
+        raise DecodeError("Token is too long")
     signing_input, _, signature = token.rpartition(b".")
-    header, dot, payload = signing_input.partition(b".")
-    if not dot:
-        raise DecodeError("A token has three parts")
-    if header != _HEADER:  # ours, and PyJWT's and jsonwebtoken's: no need to parse what we know
-        _check_header(parse_json_object(_b64decode(header)))
-    for mac in macs:
-        # Compared as text, so that no other spelling of the same signature will do.
-        if hmac.compare_digest(mac(signing_input), signature):
-            return parse_json_object(_b64decode(payload))
+    header, separator, payload = signing_input.partition(b".")
+    if not separator:
+        raise DecodeError("Token must have three parts")
+    if header != _STANDARD_HEADER:  # PyJWT and jsonwebtoken write the same one; skip parsing it
+        _check_header(parse_json_object(_base64url_decode(header)))
+    for hmac_function in hmac_functions:
+        # Comparing the encoded form accepts only the canonical spelling of the signature.
+        if hmac.compare_digest(hmac_function(signing_input), signature):
+            return parse_json_object(_base64url_decode(payload))
     raise InvalidSignatureError("Signature verification failed")
 
 
-# --- Tokens, the inner layer: claims ------------------------------------------------------------
+# --- Claims -------------------------------------------------------------------------------------
+#
+# Design: the inner layer of a token, its registered claims (RFC 7519 §4.1), with one function for
+# each kind of claim. A registered claim must have the right type wherever it is present. The caller
+# decides which claims must be present and which issuers and audiences are accepted. These functions
+# never read the clock: they get `now`, in seconds since 1970.
 
-_NUMBER = (int, float)  # and not bool, which is an int in Python
+_NUMBER_TYPES = (int, float)  # compared with type(), because bool is a subclass of int
 
 
 def _validate_claims(
-    claims: Claims, require: Iterable[str], now: float, leeway: float, audience: OneOrMore,
-    issuer: OneOrMore,
+    claims: Claims, require: Iterable[str], now: float, leeway: float, audience: StrOrList,
+    issuer: StrOrList,
 ) -> None:
     for name in require:
         if name not in claims:
             raise MissingRequiredClaimError(name)
-    _validate_times(claims, now, leeway)
+    if "exp" in claims:
+        _validate_expiry(claims["exp"], now - leeway)
+    if "nbf" in claims:
+        _validate_start("nbf", claims["nbf"], now + leeway)
+    if "iat" in claims:
+        _validate_start("iat", claims["iat"], now + leeway)
     if type(claims.get("sub", "")) is not str or type(claims.get("jti", "")) is not str:
         raise InvalidClaimError("sub and jti must be strings")
     if issuer is not None or "iss" in claims:
@@ -375,57 +392,61 @@ def _validate_claims(
         _validate_audience(claims, audience)
 
 
-def _validate_times(claims: Claims, now: float, leeway: float) -> None:
-    """RFC 7519 §4.1.4 to §4.1.6. A token from the future tells of a wrong clock or a forger."""
-    try:
-        if "exp" in claims:
-            if type(claims["exp"]) not in _NUMBER:
-                raise InvalidClaimError("exp must be a number")
-            if not now < claims["exp"] + leeway:  # nor if one of them is NaN
-                raise ExpiredSignatureError("Token has expired")
-        for name in ("nbf", "iat"):
-            if name in claims:
-                if type(claims[name]) not in _NUMBER:
-                    raise InvalidClaimError(f"{name} must be a number")
-                if not now >= claims[name] - leeway:
-                    raise ImmatureSignatureError(f"Token is not valid yet, says {name}")
-    except OverflowError:  # an integer beyond every float
-        raise InvalidClaimError("A time is out of range") from None
+def _validate_expiry(expiry: Any, now: float) -> None:
+    """RFC 7519 §4.1.4."""
+    if type(expiry) not in _NUMBER_TYPES:
+        raise InvalidClaimError("exp must be a number")
+    if not now < expiry:  # `now >= expiry` would accept the token if the leeway were NaN
+        raise ExpiredSignatureError("Token has expired")
 
 
-def _validate_issuer(claims: Claims, issuer: OneOrMore) -> None:
+def _validate_start(name: str, start: Any, now: float) -> None:
+    """RFC 7519 §4.1.5, §4.1.6. A token from the future means a wrong clock or a forgery."""
+    if type(start) not in _NUMBER_TYPES:
+        raise InvalidClaimError(f"{name} must be a number")
+    if not now >= start:
+        raise ImmatureSignatureError(f"Token is not valid yet ({name})")
+
+
+def _validate_issuer(claims: Claims, issuer: StrOrList) -> None:
+    """RFC 7519 §4.1.1."""
     if "iss" not in claims:
         raise MissingRequiredClaimError("iss")
     if type(claims["iss"]) is not str:
         raise InvalidIssuerError("iss must be a string")
-    allowed = [issuer] if isinstance(issuer, str) else issuer
-    if allowed is not None and claims["iss"] not in allowed:
+    accepted_issuers = [issuer] if isinstance(issuer, str) else issuer
+    if accepted_issuers is not None and claims["iss"] not in accepted_issuers:
         raise InvalidIssuerError("Invalid issuer")
 
 
-def _validate_audience(claims: Claims, audience: OneOrMore) -> None:
-    """RFC 7519 §4.1.3: whoever does not find himself in `aud` must refuse the token."""
+def _validate_audience(claims: Claims, audience: StrOrList) -> None:
+    """RFC 7519 §4.1.3: a recipient that `aud` does not name must reject the token."""
     if "aud" not in claims:
         raise MissingRequiredClaimError("aud")
-    bearers = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
-    if not isinstance(bearers, list) or not all(type(name) is str for name in bearers):
+    token_audiences = [claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"]
+    if (not isinstance(token_audiences, list)
+            or not all(type(name) is str for name in token_audiences)):
         raise InvalidAudienceError("aud must be a string or a list of strings")
-    allowed = [audience] if isinstance(audience, str) else audience or ()
-    if not any(name in allowed for name in bearers):
+    accepted_audiences = [audience] if isinstance(audience, str) else audience or ()
+    if not any(name in accepted_audiences for name in token_audiences):
         raise InvalidAudienceError("Invalid audience")
 
 
-# --- Tokens, in public --------------------------------------------------------------------------
+# --- Tokens -------------------------------------------------------------------------------------
+#
+# Design: the public functions. Each combines the two layers above: the signature first, then the
+# claims. `encode` and `decode` take everything as arguments. A TokenSigner keeps the keys and one
+# policy, so it is faster and harder to misuse. It never changes, so threads can share it.
 
 
 def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = None) -> str:
     """Sign `claims` with HMAC-SHA256 as a JSON Web Token (RFC 7519, RFC 7515 §3.1).
 
-    `claims` are written as they are, none is added; `headers` are further header parameters.
+    `claims` are written as they are. `headers` are additional header parameters.
 
     Raises:
-        InvalidKeyError: the key is shorter than 32 bytes or was made for something else.
-        InvalidTokenError: `headers` ask for what `decode` would refuse.
+        InvalidKeyError: the key has fewer than 32 bytes, or is a PEM, SSH or JWK document.
+        InvalidTokenError: `decode` would reject a token with these `headers`.
         TypeError, ValueError: the claims are not a dict that JSON can express.
 
     >>> encode({"sub": "alice"}, "k" * 32)[:42]
@@ -433,40 +454,44 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
     """
     header = {"alg": "HS256", "typ": "JWT", **(headers or {})}
     _check_header(header)
-    return _signed(_b64encode(_write_json(header).encode()), claims, _macs(key)[0])
+    encoded_header = _base64url_encode(_write_json(header).encode())
+    return _sign(encoded_header, claims, _hmac_functions(key)[0])
 
 
 def decode(
-    token: Union[str, bytes], key: Keys, *, audience: OneOrMore = None, issuer: OneOrMore = None,
+    token: Union[str, bytes], key: Keys, *, audience: StrOrList = None, issuer: StrOrList = None,
     leeway: float = 0, require: Iterable[str] = (), now: Optional[float] = None,
 ) -> Claims:
     """Verify a token and return its claims (RFC 7519 §7.2, RFC 8725).
 
-    `key` may be a list of keys, any of which may have signed. `audience` and `issuer` are a name or
-    several, of which one must be in the token; `leeway`, in seconds, forgives clocks that differ;
-    `require` names the claims that must be there; `now` is the time in seconds since 1970.
+    - `key`: a key or a list of keys, any of which may have signed the token.
+    - `audience`, `issuer`: the accepted name or names; the token must contain one of them. A token
+      with an audience is rejected if `audience` is not given.
+    - `leeway`: seconds by which clocks may differ.
+    - `now`: seconds since 1970; the current time if it is not given.
+    - `require`: names of claims that must be present.
 
     Raises:
-        InvalidTokenError: the token is refused; a subclass says why.
-        InvalidKeyError: the key cannot be used.
+        InvalidTokenError: the token is rejected; the subclass and message give the reason.
+        InvalidKeyError: the key is unusable.
 
     >>> decode(encode({"sub": "alice"}, "k" * 32), "k" * 32)
     {'sub': 'alice'}
     """
-    claims = _verified(token, _macs(key))
+    claims = _verify_signature(token, _hmac_functions(key))
     _validate_claims(
         claims, require, time.time() if now is None else now, leeway, audience, issuer)
     return claims
 
 
 class TokenSigner:
-    """Signs and verifies tokens of one kind, by one policy.
+    """Signs and verifies tokens under one policy.
 
-    `keys` is a key or a list of keys: the first signs, each verifies. `lifetime` and `leeway` are
-    in seconds; `clock` returns seconds since 1970.
+    `keys` is a key or a list of keys: the first signs, all verify. `lifetime` and `leeway` are in
+    seconds. `clock` returns seconds since 1970. `decode` explains the other parameters.
 
     Raises:
-        InvalidKeyError: a key cannot be used.
+        InvalidKeyError: a key is unusable.
 
     >>> signer = TokenSigner("k" * 32, lifetime=600)
     >>> claims = signer.verify(signer.sign({"sub": "alice"}))
@@ -475,10 +500,10 @@ class TokenSigner:
     """
 
     def __init__(
-        self, keys: Keys, *, issuer: Optional[str] = None, audience: OneOrMore = None,
+        self, keys: Keys, *, issuer: Optional[str] = None, audience: StrOrList = None,
         lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
     ) -> None:
-        self._macs = _macs(keys)
+        self._hmac_functions = _hmac_functions(keys)
         self.issuer = issuer
         self.audience = audience
         self.lifetime = lifetime
@@ -486,117 +511,121 @@ class TokenSigner:
         self.clock = clock
 
     def sign(self, claims: Claims) -> str:
-        """Sign `claims`, with `iat`, `exp`, `jti`, `iss` and `aud` added where they are not given.
+        """Sign `claims`, and add `iat`, `exp`, `jti`, `iss` and `aud` where they are missing.
 
         Raises:
             TypeError, ValueError: the claims are not a dict that JSON can express.
         """
         now = int(self.clock())
-        added: Claims = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
+        defaults = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
         if self.issuer is not None:
-            added["iss"] = self.issuer
+            defaults["iss"] = self.issuer
         if self.audience is not None:
-            added["aud"] = self.audience
-        return _signed(_HEADER, {**added, **claims}, self._macs[0])
+            defaults["aud"] = self.audience
+        return _sign(_STANDARD_HEADER, {**defaults, **claims}, self._hmac_functions[0])
 
     def verify(self, token: Union[str, bytes]) -> Claims:
-        """Return the claims of a token that has `exp` and `sub` and keeps to the policy.
+        """Return the claims of a token that has `exp` and `sub` and satisfies the policy.
 
         Raises:
-            InvalidTokenError: the token is refused; a subclass says why.
+            InvalidTokenError: the token is rejected; the subclass and message give the reason.
         """
-        claims = _verified(token, self._macs)
+        claims = _verify_signature(token, self._hmac_functions)
         _validate_claims(
             claims, ("exp", "sub"), self.clock(), self.leeway, self.audience, self.issuer)
         return claims
 
 
 # --- Passwords ----------------------------------------------------------------------------------
+#
+# Design: new hashes are PBKDF2-HMAC-SHA256 in Django's format. Hashes in other formats are only
+# verified, and `needs_rehash` reports that the next sign-in should replace them. A stored value
+# that is not a hash matches no password and must never raise. Hashing takes tenths of a second, but
+# it releases the GIL, so other threads continue.
 
 
 class _PasswordHash(NamedTuple):
-    digest: str  # of hashlib
+    digest: str  # a name that hashlib knows
     iterations: int
     salt: bytes
     checksum: bytes
 
 
-def _ab64decode(text: str) -> bytes:
-    """passlib's "adapted base64": no padding, and a dot for the plus."""
+def _decode_adapted_base64(text: str) -> bytes:
+    """Decode passlib's variant of base64: no padding, and a dot instead of a plus."""
     return base64.b64decode(text.replace(".", "+") + "=" * (-len(text) % 4))
 
 
-# Each form that is verified, and how it writes its salt and its checksum.
+# Each supported format, and the decoders of its salt and its checksum.
 _Decoder = Callable[[str], bytes]
-_HASH_FORMS: Tuple[Tuple["re.Pattern[str]", _Decoder, _Decoder], ...] = (
-    # Django, and ours: pbkdf2_sha256$600000$salt$base64
+_HASH_FORMATS: Tuple[Tuple["re.Pattern[str]", _Decoder, _Decoder], ...] = (
+    # This module and Django: pbkdf2_sha256$600000$salt$base64
     (re.compile(r"pbkdf2_(sha256|sha1)\$([1-9][0-9]{0,7})\$([^$]+)\$([A-Za-z0-9+/]+=*)"),
      str.encode, base64.b64decode),
     # Werkzeug: pbkdf2:sha256:600000$salt$hex
     (re.compile(r"pbkdf2:(sha256):([1-9][0-9]{0,7})\$([^$]+)\$([0-9a-f]+)"),
      str.encode, bytes.fromhex),
-    # passlib: $pbkdf2-sha256$29000$ab64$ab64
+    # passlib: $pbkdf2-sha256$29000$salt$checksum
     (re.compile(r"\$pbkdf2-(sha256)\$([1-9][0-9]{0,7})\$([A-Za-z0-9./]*)\$([A-Za-z0-9./]+)"),
-     _ab64decode, _ab64decode),
+     _decode_adapted_base64, _decode_adapted_base64),
 )
 
 
 def _parse_hash(encoded: Any) -> Optional[_PasswordHash]:
     if not isinstance(encoded, str):
         return None
-    for pattern, decode_salt, decode_checksum in _HASH_FORMS:
+    for pattern, decode_salt, decode_checksum in _HASH_FORMATS:
         match = pattern.fullmatch(encoded)
         if match:
+            digest, iterations = match[1], int(match[2])
             try:
-                parsed = _PasswordHash(
-                    match[1], int(match[2]), decode_salt(match[3]), decode_checksum(match[4]))
+                salt, checksum = decode_salt(match[3]), decode_checksum(match[4])
             except ValueError:
                 return None
-            whole = len(parsed.checksum) == hashlib.new(parsed.digest).digest_size
-            return parsed if whole and parsed.iterations <= MAX_PBKDF2_ITERATIONS else None
+            is_whole = len(checksum) == hashlib.new(digest).digest_size
+            if is_whole and iterations <= MAX_PBKDF2_ITERATIONS:
+                return _PasswordHash(digest, iterations, salt, checksum)
     return None
 
 
 def _password_bytes(password: str) -> bytes:
     if not isinstance(password, str):
-        raise TypeError("a password is a str")
+        raise TypeError("the password must be a str")
     if not password:
         raise ValueError("the password is empty")
     try:
-        data = password.encode()
+        password_bytes = password.encode()
     except UnicodeEncodeError:
         raise ValueError("the password is not valid Unicode") from None
-    if len(data) > MAX_PASSWORD_BYTES:
+    if len(password_bytes) > MAX_PASSWORD_BYTES:
         raise ValueError(f"the password is longer than {MAX_PASSWORD_BYTES} bytes")
-    return data
+    return password_bytes
 
 
 def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
-    """Hash a password for storage, by PBKDF2-HMAC-SHA256 with a random salt (RFC 8018 §5.2, OWASP).
-
-    The form is Django's. It takes some tenths of a second, by design; other threads go on.
+    """Hash a password with PBKDF2-HMAC-SHA256 and a random salt (RFC 8018 §5.2, OWASP).
 
     Raises:
-        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is not from
-            1 to 10,000,000.
+        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is
+            below 1 or above 10,000,000.
 
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
     """
-    data = _password_bytes(password)
+    password_bytes = _password_bytes(password)
     if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
-    salt = secrets.token_hex(SALT_BYTES)  # passlib allows letters and digits alone
-    checksum = hashlib.pbkdf2_hmac("sha256", data, salt.encode(), iterations)
+    salt = secrets.token_hex(SALT_BYTES)  # passlib allows only letters and digits
+    checksum = hashlib.pbkdf2_hmac("sha256", password_bytes, salt.encode(), iterations)
     return f"pbkdf2_sha256${iterations:d}${salt}${base64.b64encode(checksum).decode()}"
 
 
 def verify_password(password: str, encoded: Optional[str], *, min_iterations: int = 0) -> bool:
-    """Tell whether `encoded` is a hash of `password`; junk of any kind is just False.
+    """Return whether `encoded` is a hash of `password`. If it is not a hash, return False.
 
-    Understood are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256` and
-    passlib's `$pbkdf2-sha256`. A refusal costs at least `min_iterations`, even where there is no
-    hash, so that its time does not tell which users exist (OWASP Authentication Cheat Sheet).
+    The supported formats are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256`
+    and passlib's `$pbkdf2-sha256`. A rejection computes at least `min_iterations`, even without a
+    stored hash. So its time does not reveal which users exist (OWASP Authentication Cheat Sheet).
 
     >>> verify_password("correct horse", hash_password("correct horse", iterations=1000))
     True
@@ -604,239 +633,259 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     False
     """
     try:
-        data = _password_bytes(password)
+        password_bytes = _password_bytes(password)
     except (TypeError, ValueError):
         return False
-    spent = 0
-    stored = _parse_hash(encoded)
-    if stored:
-        derived = hashlib.pbkdf2_hmac(stored.digest, data, stored.salt, stored.iterations)
-        if hmac.compare_digest(derived, stored.checksum):
+    iterations_done = 0
+    stored_hash = _parse_hash(encoded)
+    if stored_hash:
+        checksum = hashlib.pbkdf2_hmac(
+            stored_hash.digest, password_bytes, stored_hash.salt, stored_hash.iterations)
+        if hmac.compare_digest(checksum, stored_hash.checksum):
             return True
-        spent = stored.iterations
-    if spent < min_iterations:
-        hashlib.pbkdf2_hmac("sha256", data, b"nobody", min_iterations - spent)
+        iterations_done = stored_hash.iterations
+    if iterations_done < min_iterations:
+        hashlib.pbkdf2_hmac("sha256", password_bytes, b"no user", min_iterations - iterations_done)
     return False
 
 
 def needs_rehash(encoded: str, *, iterations: int = PBKDF2_ITERATIONS) -> bool:
-    """Tell whether to hash the password anew at the next login: another form, or fewer iterations.
+    """Return whether the next sign-in should replace this hash: old format or fewer iterations.
 
     >>> needs_rehash(hash_password("correct horse", iterations=1000))
     True
     """
-    stored = _parse_hash(encoded)
-    return not (
-        stored and encoded.startswith("pbkdf2_sha256$") and stored.iterations >= iterations)
+    stored_hash = _parse_hash(encoded)
+    return (stored_hash is None or stored_hash.iterations < iterations
+            or not encoded.startswith("pbkdf2_sha256$"))
 
 
 def password_iterations(encoded: Optional[str]) -> int:
-    """The iterations of a hash that `verify_password` understands; 0 for whatever it does not.
+    """Return the iteration count of a hash that `verify_password` supports, otherwise 0.
 
     >>> password_iterations(hash_password("correct horse", iterations=1000))
     1000
-    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhW")  # bcrypt
+    >>> password_iterations("$2a$10$N9qo8uLOickgx2ZMRZoMye")  # bcrypt
     0
     """
-    stored = _parse_hash(encoded)
-    return stored.iterations if stored else 0
+    stored_hash = _parse_hash(encoded)
+    return stored_hash.iterations if stored_hash else 0
 
 
 # --- Path rules ---------------------------------------------------------------------------------
 #
-# A server decodes a path once and hands it over. The application may decode it again, merge
-# slashes, ignore case, and so on, in any order, and then serve another path than the guard saw. So
-# a rule is held against two extremes: the leading segments that every application reads alike, and
-# the furthest that any could make of the whole. A path is only as open as both of them are.
+# Design: An application may decode a path again, merge slashes or ignore case, and serve another
+# path than the guard saw. A canonical path leaves nothing to interpret: it is compared with a rule
+# segment by segment. Any other path falls under each rule whose words it contains in order. A rule
+# that certainly applies ends the search. A rule that only may apply adds its protection; it never
+# exempts. All of this is computation on bounded text, in the thread of the request.
 
-Segments = Tuple[str, ...]
-
+_METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
 _RULE = re.compile(
     r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?"
-    r"(?P<path>/|(?:/[^\x00-\x20\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+    r"(?P<path>/|(?:/[^\x00-\x1f\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+_TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
-# A path that all read alike, but for letter case, punctuation and a suffix: no empty segment, none
-# that begins with two dots or ends in one, no character that means anything.
-_PLAIN_PATH = re.compile(r"(?:/(?!@@|\.\.)[\w.~!$&'()*+,=:@-]*[\w~!$&'()*+,=:@-])*/?", re.ASCII)
-_PARAMETERS = re.compile(r";.*|(?<=.)[?#].*", re.DOTALL)
-_QUERY = re.compile(r"[?#].*", re.DOTALL)
-_VIEW = re.compile(r"^(?:@@\s*)+")  # Pyramid's, by its name
-_ENDS = re.compile(r"[\0\r\n]")
-_CONTROLS = re.compile(r"[\x01-\x1f\x7f-\x9f]")
-_USUAL_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # of a target, RFC 9112 §3.2
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation.replace("/", ""), "_"))
-_TRAILING = ". \u1680\u2028\u2029"  # dots, and what white space NFKC leaves
-_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's own; one is rare already
-_MAX_ODD_PATH = 2048  # characters; some milliseconds to read
-_MAX_DEPTH = 64  # segments of a rule
+_TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
+_ODD_CHARACTER = re.compile("[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\u1680\u2028\u2029\ufffd]")
+_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
+_SEPARATOR = re.compile(r"[/\\;?#]")
+_VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
+_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
+_INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
+    "[\x01-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001"
+    "\U000e0020-\U000e007f]")
+_PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
+    dict.fromkeys(string.punctuation.replace("/", ""), "_"))
+_TRAILING_DOTS = ". \u1680\u2028\u2029"  # and the white space that NFKC keeps
+_MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
+_MAX_ODD_PATH = 2048  # characters of a path that is not canonical
+_MAX_DEPTH = 64  # segments of a rule, and of a path that is not canonical
+_nfkc = partial(unicodedata.normalize, "NFKC")
 
 
 class _Rule(NamedTuple):
     rank: Tuple[int, bool, bool]  # the lowest decides
     methods: FrozenSet[str]  # empty: all
-    path: Segments
-    folded: Segments
-    flat: Segments
+    path: str  # with a slash at the end
+    punctuation_key: str  # the path, folded
+    words: Tuple[str, ...]  # its segments, folded
     scopes: Optional[Scopes]  # None: exempt
 
 
-class _Reading(NamedTuple):
-    """The furthest that an application could make of a path.
-
-    It keeps the first `firm` segments. Of the others it may drop any, by dot segments, as the name
-    of a host, or as a parameter that holds a slash; those that are left stay in order.
-    """
-
-    segments: Segments  # folded
-    firm: int
-    climbs: bool = False  # by dot segments
-
-    def may_enter(self, path: Segments) -> bool:
-        """Tell whether this can lead to `path` or below it."""
-        firm = self.firm
-        if path[:firm] != self.segments[: min(firm, len(path))]:
-            return False
-        remaining = iter(self.segments[firm:])
-        return all(segment in remaining for segment in path[firm:])
-
-
 class _Path(NamedTuple):
-    sure: Segments  # what every application reads alike
-    readings: Optional[List[_Reading]]  # the furthest ones; None: it might be any path
-    flat: List[Segments]  # what is left where all punctuation is alike, in what comes undecoded
+    """The ways in which applications could read a path."""
 
-    def may_enter(self, rule: _Rule) -> bool:
-        """Tell whether some application could read a path that the rule covers."""
-        return (self.readings is None
-                or any(reading.may_enter(rule.folded) for reading in self.readings)
-                or any(flat[:len(rule.flat)] == rule.flat for flat in self.flat))
+    certain: str = "/"  # the canonical beginning, which all of them read alike, and a slash
+    punctuation_keys: Sequence[str] = ()  # canonical readings, folded, each with a slash
+    word_lists: Sequence[Sequence[str]] = ()  # the words of other readings, folded
+    words: FrozenSet[str] = frozenset()  # all words of these lists
+    readable: bool = True  # otherwise it could be any path
+
+    def may_match(self, rule: _Rule) -> bool:
+        """Tell whether some application could serve a path that the rule covers."""
+        for key in self.punctuation_keys:
+            if key.startswith(rule.punctuation_key):
+                return True
+        if self.word_lists and self.words.issuperset(rule.words):
+            return any(_contains_in_order(words, rule.words) for words in self.word_lists)
+        return not self.readable
+
+
+_UNREADABLE = _Path(readable=False)
+
+
+def _contains_in_order(words: Iterable[str], wanted: Iterable[str]) -> bool:
+    remaining = iter(words)
+    return all(word in remaining for word in wanted)
 
 
 def _read_path(path: str) -> _Path:
-    if _PLAIN_PATH.fullmatch(path):
-        path = "/".join(path.split("/", _MAX_DEPTH + 1)[: _MAX_DEPTH + 1])
-        folded = tuple(path.lower().split("/")[1:])
-        readings = _with_suffixes_cut([_Reading(folded, len(folded))])
-        return _Path(tuple(path.split("/")[1:]), readings, _flatten(path))
-    # Without a slash before it, some add one, and some take the first character for one.
-    if len(path) > _MAX_ODD_PATH or not _USUAL_FORM.match(path):
-        return _Path((), None, [])
+    if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
+        return _Path(path.rstrip("/") + "/", _punctuation_keys(path))
+    # Some applications add a missing slash; others take the first character for it.
+    if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
+        return _UNREADABLE
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    texts: List[str] = []
-    for encoding in ("utf-8", "latin-1", "ascii"):
-        text = _decode_wholly(data, encoding)
-        if text is None:
-            return _Path((), None, [])
-        texts.append(text.replace("\\", "/").strip())
-    texts += [_QUERY.sub("", text) for text in texts]
-    readings = [_read_text(text) for text in dict.fromkeys(texts)]
     raw = data.decode("utf-8", "replace")
-    climbs = any(reading.climbs for reading in readings)  # to some, who drop other bytes
-    sure = () if climbs else _sure_segments(raw, readings[0])
-    return _Path(sure, _with_suffixes_cut(readings), _flatten(raw) + _flatten(path))
+    encoded = "%" in path
+    readings = dict.fromkeys((raw, path) if encoded else ())
+    for encoding in ("utf-8", "latin-1", "ascii") if encoded or not path.isascii() else ("ascii",):
+        text = _decode_fully(data, encoding)
+        if text is None:
+            return _UNREADABLE
+        readings[text] = None
+    return _combine_readings(raw, list(readings))
 
 
-def _with_suffixes_cut(readings: List[_Reading]) -> List[_Reading]:
-    """Add that `/a.json` may be `/a`, as for Django REST framework, Pecan and TurboGears, and that
-    `/+a` is, for Morepath."""
-    cut = []
-    for reading in readings:
-        for part in (str.partition, str.rpartition):
-            stems = tuple(part(name, ".")[0].rstrip(_TRAILING).strip().lstrip("+") or name
-                          for name in reading.segments if name)
-            if reading.firm < len(reading.segments):  # any segment may come to be the last
-                cut.append(reading._replace(segments=stems))
-            last = reading.segments[:len(stems) - 1] + stems[-1:]
-            cut.append(reading._replace(segments=last))
-    return list(dict.fromkeys(readings + cut))  # most are equal, and each would be held against all
+def _combine_readings(raw: str, readings: Sequence[str]) -> _Path:
+    """Divide the readings into those that are canonical and others.
 
-
-def _flatten(path: str) -> List[Segments]:
-    """CherryPy takes `/a-b` for `/a_b`, and TurboGears takes `/a-b.json` for it as well."""
-    head, slash, last = path.rstrip("/").rpartition("/")
-    whole = dict.fromkeys((path, head + slash + (last.rpartition(".")[0] or last)))
-    return [_fold(filter(None, text.translate(_PUNCTUATION).split("/"))) for text in whole]
-
-
-def _read_mounted_path(mount: str, path: str) -> _Path:
-    """Read both as one path, and as two of which the second has been read first."""
-    whole = _read_path(mount + path)
-    apart = [
-        _Reading(outer.segments + inner.segments, 0)
-        for inner in _read_path(path).readings or () if inner.firm < len(inner.segments)
-        for outer in _read_path(mount).readings or ()
-    ]
-    if not apart or not whole.readings:
-        return whole
-    return whole._replace(sure=(), readings=list(dict.fromkeys(apart + whole.readings)))
-
-
-def _decode_wholly(data: bytes, encoding: str) -> Optional[str]:
-    """Undo all percent-encoding and drop control characters; None where anything may come of it.
-
-    NUL ends a path for whoever hands it to C, a line end does for some patterns. No client sends
-    them, nor so many encodings.
+    All readings of a path that is canonical in UTF-8 are canonical, with one exception: where an
+    application drops the bytes beyond ASCII, segments may vanish or become dot segments.
     """
-    before = None
+    certain, depth = "/", -1
+    if not any(map(_has_dot_segment, readings)):
+        names = takewhile(lambda name: _is_canonical(f"/{name}/-"), raw.split("/")[1:])
+        certain = "/".join(["", *names, ""])
+        depth = len(_names(raw)) if raw[:1] == "/" and _is_canonical(raw) else -1
+    keys, word_lists = [], []
+    for text in readings:
+        if len(_names(text)) == depth:
+            keys += _punctuation_keys("/" + "/".join(_names(text)))
+        else:
+            word_lists.append(_odd_words(text))
+    return _Path(certain, keys, word_lists, frozenset(chain.from_iterable(word_lists)))
+
+
+def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
+    """Read both as one path and, if `path` is not canonical, as two that are decoded apart."""
+    whole, outer = _read_path(mount + path), _read_path(mount)
+    if not whole.readable or not inner.word_lists:
+        return whole
+    mounts = [*(key.split("/") for key in outer.punctuation_keys), *outer.word_lists]
+    apart = [[*first, *second] for first in mounts for second in inner.word_lists]
+    word_lists = [*whole.word_lists, *apart]
+    return _Path("/", whole.punctuation_keys, word_lists, whole.words.union(*apart))
+
+
+def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
+    """Undo all percent-encoding, normalize, and drop invisible characters.
+
+    Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
+    for some patterns. Honest clients send neither, nor several layers of encoding.
+    """
+    previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
         text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
-        if _ENDS.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC makes 18 letters of one
+        if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
             return None
-        text = _CONTROLS.sub("", text)
-        if text == before:
-            return text
-        before, data = text, text.encode(encoding, "ignore")
+        text = _INVISIBLE.sub("", text)
+        if text == previous:
+            return text if len(_SEPARATOR.findall(text)) <= _MAX_DEPTH else None
+        previous, data = text, text.encode(encoding, "ignore")
     return None
 
 
-def _read_text(text: str) -> _Reading:
-    """Read a decoded path without parameters, empty segments, and white space or dots at ends."""
-    parts = [_PARAMETERS.sub("", part).strip() for part in text.split("/")]
-    names = [part.rstrip(_TRAILING) for part in parts]
-    names = [_VIEW.sub("", name) for name in names]
-    dotted = any(part and (not name or name[:2] == "..") for part, name in zip(parts, names))
-    hosted = parts[0] != "" or parts[1:-1][:1] == [""]  # urlsplit() takes `//a` for a host as well
-    segments = _fold(filter(None, names))
-    if dotted or hosted:
-        return _Reading(segments, 0, dotted)
-    whole = text.partition(";")[0].count("/") + 1
-    return _Reading(segments, len(list(filter(None, names[:whole]))))
+def _is_canonical(path: str) -> bool:
+    """Tell whether a decoded path contains nothing that an application could interpret."""
+    if _ODD_CHARACTER.search(path):
+        return False
+    if not path.isascii():
+        path = _INVISIBLE.sub("", path)
+        if _nfkc(path) != path:
+            return False
+    for sequence in _ODD_SEQUENCES:  # a regular expression takes four times as long
+        if sequence in path:
+            return False
+    return not path.endswith((".", " "))
 
 
-def _nfkc(text: str) -> str:
-    return unicodedata.normalize("NFKC", text)
+def _has_dot_segment(path: str) -> bool:
+    if "." not in path and "@@" not in path:
+        return False
+    names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
+    return any(not name or name[:2] == ".." for name in names)
 
 
-def _fold(segments: Iterable[str]) -> Segments:
-    """Letter case is nothing to some, nor are accents to MySQL, where a name is looked up."""
-    return tuple(map(_fold_name, segments))
+def _names(path: str) -> List[str]:
+    return list(filter(None, map(_strip_name, path.split("/"))))
 
 
-@lru_cache(MAX_REMEMBERED)  # each name of a path is folded for many readings
-def _fold_name(name: str) -> str:
-    if name.isascii():
-        return name.lower()
-    bare = unicodedata.normalize("NFKD", _nfkc(name).upper().casefold())
-    return _nfkc("".join(filterfalse(unicodedata.combining, bare)))
+def _strip_name(segment: str) -> str:
+    """Remove the white space and dots around a segment, and the prefix of a view."""
+    name = segment.strip().rstrip(_TRAILING_DOTS)
+    return _VIEW_PREFIX.sub("", name) if name[:2] == "@@" else name
 
 
-def _sure_segments(text: str, reading: _Reading) -> Segments:
-    """The leading segments of `text` of which the furthest reading has made nothing else."""
-    names = text.split("/")[1:]
-    alike = 0
-    for name, read in zip(_fold(names), reading.segments[: reading.firm]):
-        if name != read:
-            break
-        alike += 1
-    return tuple(names[:alike])
+def _stems(name: str) -> Iterable[str]:
+    """Return the name, and the names that it stands for in some frameworks.
+
+    `a.json` is `a` for Django REST framework, Pecan and TurboGears, and `+a` is `a` for Morepath.
+    """
+    if "." not in name and name[:1] != "+" and name == name.strip():
+        return (name,)
+    parts = (name, name.partition(".")[0], name.rpartition(".")[0])
+    stems = [name, *(part.rstrip(_TRAILING_DOTS).strip() for part in parts)]
+    return dict.fromkeys(stems + [stem.lstrip("+") for stem in stems])
+
+
+def _punctuation_keys(path: str) -> List[str]:
+    """Fold a canonical path, with and without the suffix of its last segment."""
+    above, _, last = _fold(path).rstrip("/").rpartition("/")
+    return [f"{above}/{stem}/".translate(_PUNCTUATION) for stem in _stems(last)]
+
+
+def _odd_words(path: str) -> List[str]:
+    """Return the names that an application could find in a path, in order and folded."""
+    names: List[str] = []
+    for segment in _fold(path).split("/"):
+        if segment.isalnum():  # nearly all are
+            names.append(segment)
+        else:
+            pieces = _SEPARATOR.split(segment)
+            for piece in pieces if len(pieces) == 1 else [segment, *pieces]:
+                stems = _stems(_strip_name(piece))
+                names += dict.fromkeys((piece, piece.rpartition(".")[0], *stems))
+    return "/".join(names).translate(_PUNCTUATION).split("/")
+
+
+def _fold(text: str) -> str:
+    """Remove what applications and databases may ignore: case, accents, invisible characters."""
+    if text.isascii():
+        return text.lower()
+    folded = unicodedata.normalize("NFKD", _INVISIBLE.sub("", _nfkc(text).upper().casefold()))
+    return _nfkc("".join(filterfalse(unicodedata.combining, folded)))
 
 
 def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
-    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or names already apart.
+    """Split a list of scopes (RFC 6749 §3.3): text with spaces, or separate names.
 
     Raises:
         ValueError: a name has a character that a scope must not have.
@@ -855,55 +904,103 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
 
 
 def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
-    """Parse all rules, and put first what decides: longer paths before shorter ones and, for one
-    path, the rules that name the method before the others, and exemptions before protection."""
+    """Parse all rules, and sort them: longer paths, rules with methods and exemptions first."""
     if isinstance(protect, str) or isinstance(exempt, str):
         raise ValueError("rules come in a list, not as one string")
-    needed = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
-    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in needed]
+    required = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
+    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in required]
     rules += [_parse_rule(rule, None) for rule in exempt]
-    if len({rule.path for rule in rules}) != len({rule.folded for rule in rules}):
-        raise ValueError("rules that differ in letter case or accents alone cannot be told apart")
+    paths = {rule.path for rule in rules}
+    if len(paths) != len(set(map(_fold, paths))):
+        raise ValueError("rules whose paths differ only in letter case or accents are ambiguous")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
 def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
-    path = match["path"] if match else ""
-    names = tuple(filter(None, path.split("/")))
-    alone = _Reading(_fold(names), len(names))
-    if not match or _nfkc(path) != path or _read_text(path) != alone or len(names) > _MAX_DEPTH:
-        raise ValueError(
-            f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', decoded, no wildcards")
-    methods = frozenset(filter(None, (match["methods"] or "").split(",")))
-    rank = (-len(names), not methods, scopes is not None)
+    path = match["path"].rstrip("/") + "/" if match else "//"
+    key = _fold(path).translate(_PUNCTUATION)
+    words = tuple(filter(None, key.split("/")))
+    if (not _is_canonical(path) or "//" in key or len(words) > _MAX_DEPTH
+            or _TRAILING_METHODS.search(path)):
+        raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
+                         " methods first, decoded, without wildcards")
+    methods = frozenset(filter(None, (match["methods"] or "").split(","))) if match else frozenset()
+    rank = (-len(words), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, names, alone.segments, _flatten(path)[0], scopes)
+    return _Rule(rank, methods, path, key, words, scopes)
 
 
-def _covering(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
-    """The rule that decides in every reading, and those that would decide in some."""
-    deciding = None
+def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
+    """Return the rules of the longest certain match, and all longer ones that may match."""
+    certain_rank = None
     for rule in rules:
-        if deciding is not None and rule.rank != deciding:
+        if certain_rank is not None and rule.rank != certain_rank:
             return
         if rule.methods and method not in rule.methods:
             continue
-        if rule.path == path.sure[: len(rule.path)]:
-            deciding = rule.rank
+        if path.certain.startswith(rule.path):
+            certain_rank = rule.rank
             yield rule
-        elif path.may_enter(rule):
+        elif path.may_match(rule):
             yield rule
 
 
-# --- Middleware ---------------------------------------------------------------------------------
+# --- The guard ----------------------------------------------------------------------------------
+#
+# Design: The guard looks up which scopes a path needs, checks the token if it needs one, and calls
+# the application or answers itself. Which scopes a path needs is cached. A refusal is a value, not
+# an exception, so it keeps no stack frames in memory. A rate limiter in front can check the token
+# first; its result travels in the environ and is used once, by the same guard, for the same header.
+# All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
-_IDENTITY = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
+_TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
 
 
-def _answer_error(
+class _Refusal(NamedTuple):
+    """Why a request is refused, and the parameters of its challenge (RFC 6750 §3)."""
+
+    status: str
+    message: str
+    challenge: Mapping[str, str] = {}
+
+
+class _TokenCheck(NamedTuple):
+    """The result of checking a token, the guard that checked it, and the header it came in."""
+
+    guard: "BearerAuthMiddleware"
+    authorization: str
+    result: Union[Claims, _Refusal]
+
+
+_MISSING_TOKEN = _Refusal("401 Unauthorized", "An authorization header is required")
+
+
+def _invalid_token(reason: str) -> _Refusal:
+    return _Refusal("401 Unauthorized", "Invalid authorization token",
+                    {"error": "invalid_token", "error_description": reason})
+
+
+def _insufficient_scope(scopes: Scopes) -> _Refusal:
+    return _Refusal("403 Forbidden", "Insufficient scope",
+                    {"error": "insufficient_scope", "scope": " ".join(dict.fromkeys(scopes))})
+
+
+def _authorization(environ: Environ) -> str:
+    """Return the header that a request's token comes in, the only source of tokens."""
+    header: str = environ.get("HTTP_AUTHORIZATION", "")
+    return header.strip(" \t")
+
+
+def _token_scopes(claims: Claims) -> List[str]:
+    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+    return scope.split(" ") if isinstance(scope, str) else []
+
+
+def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     header: Tuple[str, str],
 ) -> Iterable[bytes]:
@@ -917,53 +1014,49 @@ def _answer_error(
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
-class _Refusal(Exception):
-    """A request that does not get through, and what the client is told (RFC 6750 §3)."""
-
-    def __init__(self, status: str, message: str, **challenge: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.challenge = challenge
-
-
-def _invalid_token(reason: str) -> _Refusal:
-    return _Refusal(
-        "401 Unauthorized", "Invalid authorization token",
-        error="invalid_token", error_description=reason)
-
-
-def _granted(claims: Claims) -> List[str]:
-    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
-    return scope.split(" ") if isinstance(scope, str) else []
-
-
 class Verifier(Protocol):
-    """What the guard asks of a signer; a TokenSigner is one."""
+    """The part of a signer that the guard uses; a TokenSigner has it."""
 
     def verify(self, token: str) -> Claims:
-        """Return the claims of a good token, `sub` among them, or raise InvalidTokenError."""
+        """Return the claims of a valid token, including `sub`, or raise InvalidTokenError."""
 
 
 class BearerAuthMiddleware:
-    """Lets requests to protected paths through only with a valid bearer token (RFC 6750).
+    """Requires a valid bearer token (RFC 6750) for the protected paths of an application.
 
-    A rule is a path, which covers all below it, optionally behind methods: `"/api"`,
-    `"POST,DELETE /articles"`; `"GET"` covers `HEAD`. The longest matching rule counts and, for one
-    path, the one that names the method.
+    A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
+    `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The longest
+    matching rule decides; of two rules with the same path, the one that names the method.
 
-    - `protect`: the rules under which a token is needed, all paths if not given. As a mapping, from
-      rule to the scopes that the token must have: `{"/api": (), "/api/admin": "admin"}`.
-    - `exempt`: rules under which no token is needed, inside of protected paths.
-    - `realm`: the name that a refused client is told.
-    - `is_revoked`: is asked with the claims of a valid token; true refuses it. What it raises ends
-      the request.
+    - `protect`: the rules under which a token is required; all paths by default. A mapping from
+      rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
+    - `exempt`: rules under which no token is required, inside protected paths.
+    - `realm`: the name of the protected area, shown to refused clients.
+    - `is_revoked`: called with the claims of each valid token; returns true to reject it. Its
+      exceptions propagate.
 
-    An application may read a path otherwise than it is written: decode it twice, merge slashes,
-    resolve dots, ignore case. A token is needed if any reading is protected, with the scopes of all
-    of those; an exemption holds only if it covers every reading. Mounted, both `PATH_INFO` and
-    `SCRIPT_NAME + PATH_INFO` are readings. No header is looked at but `Authorization`: an
-    application that takes its path or method from another one must not be behind a rule for some.
+    The path that a rule is compared with is `PATH_INFO` and, in a mounted application, also
+    `SCRIPT_NAME + PATH_INFO`. If both are protected, the token needs the scopes of both.
+
+    A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
+    segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
+    of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
+    segment. These differences count as equal, because some applications ignore them:
+
+    - letter case, accents and invisible characters;
+    - punctuation: `/a-b` and `/a_b`;
+    - a suffix or plus sign in the last segment: `/a.json` and `/+a` for `/a`.
+
+    Any other path falls under each rule whose segments it contains in the same order:
+    `/x/../api`, `/%61pi` and `//host/api` all fall under `"/api"`. So does every path that is too
+    unusual to read, such as one with a line end. An exemption is stricter. It must equal the
+    canonical beginning of the path exactly, and it does not apply to a path with dot segments.
+
+    No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
+    application looks names up under such a collation, protect the path above the names.
+
+    The guard reads only the `Authorization` header. If the application takes its path or method
+    from another header, protect everything.
 
     Raises:
         ValueError: a rule, a scope or the realm is malformed.
@@ -993,59 +1086,82 @@ class BearerAuthMiddleware:
         self.realm = realm
         self.is_revoked = is_revoked
         self._rules = _parse_rules(protect, exempt)
-        self._remembered_scopes = lru_cache(MAX_REMEMBERED)(self._needed_scopes)
+        self._cached_scopes = lru_cache(PATH_CACHE_SIZE)(self._scopes_of_path)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        for key in _IDENTITY:
+        token_check = environ.pop(_TOKEN_CHECK, None)
+        for key in _IDENTITY_KEYS:
             environ.pop(key, None)
-        try:
-            scopes = self._scopes(environ)
-            if scopes is not None:
-                self._authenticate(environ, scopes)
-        except _Refusal as refusal:
-            return self._refuse(refusal, environ, start_response)
+        scopes = self._required_scopes(environ)
+        if scopes is not None:
+            refusal = self._admit(environ, scopes, token_check)
+            if refusal is not None:
+                return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
-    def _scopes(self, environ: Environ) -> Optional[Scopes]:
-        """The scopes that the request needs; None where not even a token is needed."""
+    def authenticate(self, environ: Environ) -> Optional[Claims]:
+        """Return the claims of the request's token, or None if it has no valid, unrevoked token.
+
+        Middleware in front of the guard can call this. The guard then uses the result and does not
+        verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
+        """
+        authorization = _authorization(environ)
+        try:
+            result = self._check_token(authorization)
+        except Exception:  # a stored exception would keep the frames of the request in memory
+            return None
+        environ[_TOKEN_CHECK] = _TokenCheck(self, authorization, result)
+        return None if isinstance(result, _Refusal) else result
+
+    def _check_token(self, authorization: str) -> Union[Claims, _Refusal]:
+        if not authorization:
+            return _MISSING_TOKEN
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return _invalid_token("The scheme must be Bearer")
+        try:
+            claims = self.signer.verify(token.lstrip(" "))
+        except InvalidTokenError as error:
+            return _invalid_token(str(error))
+        if self.is_revoked is not None and self.is_revoked(claims):
+            return _invalid_token("Token has been revoked")
+        return claims
+
+    def _admit(self, environ: Environ, scopes: Scopes, token_check: Any) -> Optional[_Refusal]:
+        """Add the identity to the environ, or return why the request is refused."""
+        authorization = _authorization(environ)
+        if isinstance(token_check, _TokenCheck) and token_check[:2] == (self, authorization):
+            result = token_check.result
+        else:
+            result = self._check_token(authorization)
+        if isinstance(result, _Refusal):
+            return result
+        if scopes and not set(scopes).issubset(_token_scopes(result)):
+            return _insufficient_scope(scopes)
+        environ["wsgi_auth.claims"] = result
+        environ["REMOTE_USER"] = result["sub"]
+        environ["AUTH_TYPE"] = "Bearer"
+        return None
+
+    def _required_scopes(self, environ: Environ) -> Optional[Scopes]:
+        """Return the scopes that the request needs, or None if it needs no token."""
         method = environ.get("REQUEST_METHOD", "GET")
         mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
-        # Reading a path costs as much as verifying a token, and most requests are for a few paths.
-        short = len(method) + len(mount) + len(path) <= MAX_REMEMBERED_LENGTH
-        return (self._remembered_scopes if short else self._needed_scopes)(method, mount, path)
+        # Matching a path may cost as much as verifying a token; most requests repeat a path.
+        short = len(method) + len(mount) + len(path) <= MAX_CACHED_PATH_LENGTH
+        return (self._cached_scopes if short else self._scopes_of_path)(method, mount, path)
 
-    def _needed_scopes(self, method: str, mount: str, path: str) -> Optional[Scopes]:
+    def _scopes_of_path(self, method: str, mount: str, path: str) -> Optional[Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
         needed: Optional[Scopes] = None
         paths = [_read_path(path)]
         if mount:
-            paths.append(_read_mounted_path(mount, path))
-        for spelling in paths:
-            for rule in _covering(self._rules, method, spelling):
+            paths.append(_read_mounted_path(mount, path, paths[0]))
+        for reading in paths:
+            for rule in _applicable_rules(self._rules, method, reading):
                 if rule.scopes is not None:
                     needed = (needed or ()) + rule.scopes
         return needed
-
-    def _authenticate(self, environ: Environ, scopes: Scopes) -> None:
-        header = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
-        if not header:
-            raise _Refusal("401 Unauthorized", "An authorization header is required")
-        scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer":
-            raise _invalid_token("The scheme must be Bearer")
-        try:
-            claims = self.signer.verify(token.lstrip(" "))
-        except InvalidTokenError as error:
-            raise _invalid_token(str(error)) from None
-        if self.is_revoked is not None and self.is_revoked(claims):
-            raise _invalid_token("Token has been revoked")
-        if scopes and not set(scopes).issubset(_granted(claims)):
-            raise _Refusal(
-                "403 Forbidden", "Insufficient scope",
-                error="insufficient_scope", scope=" ".join(dict.fromkeys(scopes)))
-        environ["wsgi_auth.claims"] = claims
-        environ["REMOTE_USER"] = claims["sub"]
-        environ["AUTH_TYPE"] = "Bearer"
 
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
@@ -1053,9 +1169,16 @@ class BearerAuthMiddleware:
         parameters = {"realm": self.realm, **refusal.challenge}
         challenge = ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
-        return _answer_error(
+        return _send_error(
             environ, start_response, refusal.status, refusal.message,
             ("WWW-Authenticate", f"Bearer {challenge}"))
+
+
+# --- The rate limit -----------------------------------------------------------------------------
+#
+# Design: Each client has a token bucket. It is stored as one number, the time at which the bucket
+# will be full again, in an ordered dictionary whose oldest entries are dropped. The thread of the
+# request updates it under a lock. Nothing here may block or grow without a bound.
 
 
 def _subject_or_address(environ: Environ) -> str:
@@ -1064,17 +1187,17 @@ def _subject_or_address(environ: Environ) -> str:
 
 
 class RateLimitMiddleware:
-    """Lets a client make `limit` requests at once, and as many again in each `period`.
+    """Lets a client send `limit` requests at once, and as many again in each `period`.
 
-    Each client has a token bucket that holds `limit` requests and fills evenly. Beyond it the
-    answer is 429 with Retry-After (RFC 6585 §4).
+    Each client has a token bucket that holds `limit` requests and refills evenly. A request that
+    finds it empty gets 429 with Retry-After (RFC 6585 §4) and is not counted.
 
     - `limit`: requests; `period`: seconds.
-    - `key`: tells clients apart, by the environ: the subject behind the guard, else the address.
-      A request for which it returns None is not limited.
+    - `key`: called with the environ, returns a string for each client. By default, the user behind
+      the guard, otherwise the address. Requests for which it returns None are not limited.
     - `clock`: returns seconds.
 
-    The state is this process's own. At most 65,536 buckets are kept, those last used.
+    The state belongs to one process. It keeps the 65,536 buckets that were used last.
 
     Raises:
         ValueError: `limit` is below 1, or `period` not above 0.
@@ -1099,10 +1222,9 @@ class RateLimitMiddleware:
         self.key = key
         self.clock = clock
         self._period = period
-        self._cost = period / limit  # the seconds in which what a request takes flows in again
-        # When each client's bucket will be full again, the last used at the end. Of a client it is
-        # the hash that is kept, a number, as its name may have any length.
-        self._full: "OrderedDict[int, float]" = OrderedDict()
+        self._seconds_per_request = period / limit
+        # By the hash of the client's key: the key itself may have any length.
+        self._full_at: "OrderedDict[int, float]" = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -1110,43 +1232,48 @@ class RateLimitMiddleware:
         wait = 0.0 if client is None else self._take(client)
         if not wait:
             return self.app(environ, start_response)
-        return _answer_error(
+        return _send_error(
             environ, start_response, "429 Too Many Requests", "Too many requests",
             ("Retry-After", str(math.ceil(wait))))
 
     def _take(self, client: str) -> float:
-        """Take a request out of the client's bucket or, if it is empty, return the seconds to wait.
-
-        A refused request takes nothing.
-        """
+        """Take a request from the client's bucket, or return the seconds until it has one."""
         now, bucket = self.clock(), hash(client)
         with self._lock:
-            full = max(self._full.pop(bucket, now), now)
-            full = min(full, now + self._period)  # or the clock was ahead
-            wait = full + self._cost - now - self._period
-            if wait < self._cost / 1000:  # rounding, in sums of floats
-                wait, full = 0.0, full + self._cost
-            self._full[bucket] = full
-            if len(self._full) > MAX_BUCKETS:
-                self._full.popitem(last=False)
+            full_at = max(self._full_at.pop(bucket, now), now)
+            full_at = min(full_at, now + self._period)  # the clock may have been set back
+            wait = full_at + self._seconds_per_request - now - self._period
+            if wait < self._seconds_per_request / 1000:  # rounding in sums of floats
+                wait, full_at = 0.0, full_at + self._seconds_per_request
+            self._full_at[bucket] = full_at
+            if len(self._full_at) > MAX_BUCKETS:
+                self._full_at.popitem(last=False)
         return wait
 
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+# --- CORS ---------------------------------------------------------------------------------------
+#
+# Design: tells browsers which pages of other origins may read the responses (Cross-Origin Resource
+# Sharing, https://fetch.spec.whatwg.org/#http-cors). It answers preflight requests itself and adds
+# headers to all other responses. It must be outside the guard, because a preflight has no token.
+# It must never allow credentials, so that pages of other origins cannot use a user's cookies.
+
+_ORIGIN = re.compile(
+    r"(?!http://.*:80\Z|https://.*:443\Z)"  # browsers omit the default port
+    r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 
 class CORSMiddleware:
-    """Lets pages of other origins read the answers (https://fetch.spec.whatwg.org/#http-cors).
+    """Lets pages of the listed origins read the responses of an application.
 
-    It answers preflights itself, so that they need no token, and has the last word on all headers
-    `Access-Control-*`. Cookies are never let in: a page has its token from a sign-in, and shows it.
+    It replaces the application's `Access-Control-*` headers.
 
-    - `allow_origins`: a list of origins as browsers send them, `"https://app.example.org"`, without
-      a path; `"*"` for any.
-    - `allow_methods`, `allow_headers`: what a page may send.
-    - `expose_headers`: what it may read of an answer, beyond what every page may.
-    - `max_age`: seconds for which a browser need not ask again.
+    - `allow_origins`: a list of origins as browsers send them, such as `"https://app.example.org"`,
+      without a path; `"*"` for any origin.
+    - `allow_methods`, `allow_headers`: the methods and headers that a page may send.
+    - `expose_headers`: the response headers that a page may read, besides those always allowed.
+    - `max_age`: seconds for which a browser may cache the answer to a preflight request.
 
     Raises:
         ValueError: an origin, a method or the name of a header is malformed.
@@ -1166,59 +1293,58 @@ class CORSMiddleware:
         expose_headers: Sequence[str] = ("WWW-Authenticate", "Retry-After"), max_age: int = 600,
     ) -> None:
         if isinstance(allow_origins, str) and allow_origins != "*":
-            raise ValueError("origins come in a list, not as one string")
-        origins = list(allow_origins)
-        for origin in origins:
-            if origin != "*" and not _is_origin(origin):
-                raise ValueError(f"not an origin as browsers send it: {origin!r}; one is"
-                                 " scheme://host or scheme://host:port, in lower case")
+            raise ValueError("allow_origins must be a list, not one string")
         self.app = app
-        self._origins = frozenset(origins)
-        self._exposed = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
-        self._allowed = [
+        self._origins = frozenset(map(_check_origin, allow_origins))
+        self._exposed_headers = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
+        self._preflight_headers = [
             ("Access-Control-Allow-Methods", _join_names(allow_methods)),
             ("Access-Control-Allow-Headers", _join_names(allow_headers)),
             ("Access-Control-Max-Age", str(int(max_age))),
         ]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self._is_preflight(environ):
-            start_response("204 No Content", [
-                ("X-Content-Type-Options", "nosniff"), *self._added(environ, self._allowed)])
+        if _is_preflight(environ):
+            cors_headers = self._cors_headers(environ, self._preflight_headers)
+            start_response(
+                "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
-        added = self._added(environ, self._exposed)
+        cors_headers = self._cors_headers(environ, self._exposed_headers)
 
-        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
-            own = [field for field in headers
-                   if not field[0].lower().startswith("access-control-")]
-            return start_response(status, own + added, *exc_info)
+        def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+            other_headers = [header for header in headers
+                             if not header[0].lower().startswith("access-control-")]
+            return start_response(status, other_headers + cors_headers, *exc_info)
 
         return self.app(environ, start)
 
-    def _added(self, environ: Environ, more: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
-        """What lets a page of this origin read the answer, and `more`, if it may."""
+    def _cors_headers(self, environ: Environ, extra: Headers) -> Headers:
+        """Return the CORS headers for this origin, with `extra` if the origin is allowed."""
         origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
             return [("Vary", "Origin")]
-        allowed = "*" if "*" in self._origins else origin
-        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed), *more]
-
-    def _is_preflight(self, environ: Environ) -> bool:
-        return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
-                and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+        allowed_origin = "*" if "*" in self._origins else origin
+        return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed_origin), *extra]
 
 
-def _is_origin(text: Any) -> bool:
-    """Tell whether a browser could send this, which leaves out the port that is the usual one."""
-    match = _ORIGIN.fullmatch(text) if isinstance(text, str) else None
-    return match is not None and not re.fullmatch("http://.*:80|https://.*:443", text)
+def _is_preflight(environ: Environ) -> bool:
+    return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
+            and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+
+
+def _check_origin(origin: Any) -> str:
+    """Return `origin` if a browser could send it, or if it is "*"; otherwise raise ValueError."""
+    if not isinstance(origin, str) or not (origin == "*" or _ORIGIN.fullmatch(origin)):
+        raise ValueError(f"not an origin as browsers send it: {origin!r}; write scheme://host or"
+                         " scheme://host:port in lower case, without a default port")
+    return origin
 
 
 def _join_names(names: Sequence[str]) -> str:
     if isinstance(names, str):
-        raise ValueError(f"names come in a list, not as one string: {names!r}")
-    listed = list(names)
-    for name in listed:
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+        raise ValueError(f"methods and headers must be a list, not one string: {names!r}")
+    name_list = list(names)
+    for name in name_list:
+        if not isinstance(name, str) or not _HTTP_TOKEN.fullmatch(name):
             raise ValueError(f"not the name of a method or header: {name!r}")
-    return ", ".join(listed)
+    return ", ".join(name_list)

@@ -1,17 +1,25 @@
 """`python jwtserver.py` as a process, over real sockets."""
 
 import contextlib
+import io
 import json
 import os
+import re
+import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 import jwtserver
+from http_support import (
+    CERTIFICATE, echo, exchange, head, parse, received, serving, statuses)
+from jwtserver import Settings
 from support import ENVIRONMENT, ROOT, Running
 
 
@@ -40,7 +48,7 @@ def server(tmp_path_factory):
 
 @contextlib.contextmanager
 def handlers_kept():
-    """Lets `main` handle signals meanwhile."""
+    """Restores the signal handlers that `main` replaces."""
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
         yield
@@ -75,7 +83,7 @@ def test_first_run_prints_two_curl_lines_that_work_as_pasted(start, tmp_path):
     assert os.stat(tmp_path / "jwtserver.db").st_mode & 0o777 == 0o600
 
 
-def test_run_that_failed_is_no_first_run(tmp_path, capsys, monkeypatch):
+def test_first_run_after_a_failed_start_still_greets(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert jwtserver.main(["--port", "0", "--protect", "nope"]) == 1
     monkeypatch.setattr(
@@ -87,7 +95,7 @@ def test_run_that_failed_is_no_first_run(tmp_path, capsys, monkeypatch):
     assert "curl -d username=demo" in capsys.readouterr().out
 
 
-def test_first_run_beside_another_that_was_faster_shows_no_password(tmp_path):
+def test_first_run_beside_a_faster_process_shows_no_password(tmp_path):
     store = jwtserver.Store(str(tmp_path / "jwtserver.db"))
     store.prepare()
     store.add([jwtserver.User("demo", "", "", 0, 0)])
@@ -138,7 +146,7 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     (["--host", "256.0.0.1"], {}, "cannot listen on 256.0.0.1"),
     ([], {"JWTSERVER_TOKEN_LIFETIME": "-1"}, "JWTSERVER_TOKEN_LIFETIME"),
 ])
-def test_setting_that_cannot_be_used_is_one_line(tmp_path, arguments, environment, words):
+def test_setting_unusable_is_one_line(tmp_path, arguments, environment, words):
     result = subprocess.run(
         [sys.executable, str(ROOT / "jwtserver.py"), "--port", "0", *arguments],
         cwd=tmp_path, env={**ENVIRONMENT, **environment}, capture_output=True, text=True,
@@ -149,7 +157,7 @@ def test_setting_that_cannot_be_used_is_one_line(tmp_path, arguments, environmen
     assert result.stderr.startswith("jwtserver: ") and result.stderr.count("\n") == 1
 
 
-def test_process_environment_does_not_become_request_data(start):
+def test_environment_of_the_process_is_not_request_data(start):
     server = start("--database", "other.db", REMOTE_USER="admin", HTTP_AUTHORIZATION="Bearer x",
                    PATH_INFO="/health", CONTENT_LENGTH="7")
 
@@ -158,14 +166,14 @@ def test_process_environment_does_not_become_request_data(start):
     assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="api"')
 
 
-# --- Requests
+# --- Requests to a process
 
 
-def test_empty_connection_is_no_fault(server):
+def test_connection_without_a_byte_is_no_fault(server):
     assert server.raw(b"") == b""
 
 
-def test_answer_does_not_tell_the_version_of_python(server):
+def test_response_does_not_reveal_the_version_of_python(server):
     _, headers, _ = server.request("/health")
     malformed = server.raw(b"GET / HTTP/9.9\r\n\r\n")
 
@@ -174,24 +182,24 @@ def test_answer_does_not_tell_the_version_of_python(server):
 
 
 @pytest.mark.parametrize("size", [65537, 100_000])
-def test_body_too_long_is_refused_and_the_answer_arrives(server, size):
+def test_body_too_long_is_refused_and_the_response_arrives(server, size):
     status, _, body = server.request(
         "/authenticate", b" " * size, **{"Content-Type": "application/json"})
 
     assert (status, body["success"]) == (413, False)
 
 
-def test_body_that_nobody_reads_does_not_cost_the_answer(server):
+def test_body_unread_does_not_cost_the_response(server):
     status, _, _ = server.request("/protected", b" " * 60_000)
 
     assert status == 401
 
 
 def test_two_authorization_headers_are_refused(server):
-    answer = server.raw(
+    response = server.raw(
         b"GET /protected HTTP/1.0\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n")
 
-    assert answer.startswith(b"HTTP/1.1 401 ") and b'error="invalid_token"' in answer
+    assert response.startswith(b"HTTP/1.1 401 ") and b'error="invalid_token"' in response
 
 
 @pytest.mark.parametrize("target", [
@@ -200,10 +208,10 @@ def test_two_authorization_headers_are_refused(server):
     b"/protected?x=/health", b"/protected%2f", b"/./protected", b"/\\protected",
 ])
 def test_protected_in_any_spelling_needs_a_token(server, target):
-    answer = server.raw(b"GET " + target + b" HTTP/1.0\r\n\r\n")
+    response = server.raw(b"GET " + target + b" HTTP/1.0\r\n\r\n")
 
-    assert answer.startswith(b"HTTP/1.1 401 ")
-    assert b"Welcome" not in answer
+    assert response.startswith(b"HTTP/1.1 401 ")
+    assert b"Welcome" not in response
 
 
 def test_logins_at_once_are_all_answered(server):
@@ -221,14 +229,14 @@ def test_logins_at_once_are_all_answered(server):
     assert sorted(statuses) == [401] * 5 + [429] * 19
 
 
-def test_server_serves_others_while_a_client_is_silent(server):
+def test_client_that_is_silent_does_not_delay_others(server):
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         silent.sendall(b"GET /health HT")
 
         assert server.request("/health")[0] == 200
 
 
-# --- In this process
+# --- The greeting, in this process
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -254,7 +262,7 @@ def test_serve_greets_and_ends_with_a_signal(
     assert output.count("curl ") == 2
 
 
-def test_greeting_that_cannot_be_written_is_one_line(tmp_path):
+def test_greeting_to_a_full_disk_is_one_line(tmp_path):
     (tmp_path / "jwtserver.key").write_text("k" * 40 + "\n")
     (tmp_path / "jwtserver.key").chmod(0o600)
     with open("/dev/full", "w") as full:
@@ -275,3 +283,275 @@ def test_serve_on_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
 
     assert code == 1
     assert "cannot listen on" in capsys.readouterr().err
+
+
+# --- The flags of serve
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    path = tmp_path / "server.pem"
+    path.write_text(CERTIFICATE)
+    return str(path)
+
+
+@pytest.fixture
+def trusting(certificate):
+    return ssl.create_default_context(cafile=certificate)
+
+
+def test_limit_of_open_files_is_raised_to_the_maximum():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+
+    jwtserver._raise_file_limit()
+
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_listening_socket_is_inherited(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        monkeypatch.setattr(jwtserver, "LISTEN_FD", os.dup(listener.fileno()))
+
+        with jwtserver._listen("192.0.2.1", 1) as inherited:
+            assert inherited.getsockname() == listener.getsockname()
+
+
+def test_application_is_imported_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "mine_too.py").write_text("def application(): pass\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    assert jwtserver._load_app("mine_too").__name__ == "application"
+
+
+def test_logout_holds_for_the_next_request_of_a_connection():
+    settings = Settings(secret="k" * 32)
+    store = jwtserver.Store(settings.database)
+    store.prepare()
+    app = jwtserver.create_app(settings, store=store)
+    user = jwtserver.User("alice", "", "", 0, 0)
+    store.add([user])
+    grant = jwtserver.new_grant(user, 1000, time.time())
+    store.open_session(grant, 0)
+    token, _ = jwtserver.issue_token(
+        grant, jwtserver.make_signer(settings), 1000, time.time())
+    requests = [head(b"Authorization: Bearer " + token.encode(), first=line + b" HTTP/1.1")
+                for line in (b"GET /protected", b"POST /logout", b"GET /protected")]
+
+    with serving(app) as server:
+        assert statuses(exchange(server, b"".join(requests))) == [200, 204, 401]
+    store.close()
+
+
+def test_serve_over_tls(start, certificate, trusting):
+    server = start("--tls-cert", certificate)
+
+    assert server.url.startswith("https://127.0.0.1:")
+    with trusting.wrap_socket(socket.create_connection(("127.0.0.1", server.port)),
+                              server_hostname="127.0.0.1") as connection:
+        connection.sendall(head(b"Connection: close", first=b"GET /health HTTP/1.1"))
+        assert statuses(received(connection)) == [200]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--tls-cert", "none.pem"], "cannot use none.pem: No such file or directory\n"),
+    (["--tls-cert", "bad.pem"], "key in --tls-key?\n"),
+    (["--tls-key", "none.pem"], "--tls-key needs --tls-cert"),
+    (["--app", "nothing_there:app"], "cannot import nothing_there:app: ModuleNotFoundError"),
+    (["--app", "mine:nothing"], "cannot import mine:nothing: AttributeError"),
+    (["--app", "mine:number"], "mine:number is not callable"),
+    (["--app", ":app"], "cannot import :app: ValueError"),
+])
+def test_serve_with_unusable_files_is_one_line(
+        tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "bad.pem").write_text("no certificate")
+    (tmp_path / "mine.py").write_text("number = 7\n")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+    assert jwtserver.main(["--port", "0", *arguments]) == 1
+
+    errors = capsys.readouterr().err
+    assert words in errors and errors.count("\n") == 1
+
+
+def test_serve_your_own_application_behind_the_guard(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+class site:
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ.get("REMOTE_USER", "nobody").encode()]
+""")
+    server = start("--app", "mine:site.app", "--exempt", "/open")
+    output = ""
+    while "curl -H" not in output:
+        output = server.process.stdout.readline()
+    token = re.search(r"Bearer ([\w.-]+)", output)[1]
+
+    def get(path, *lines):
+        return server.raw(head(*lines, first=b"GET " + path + b" HTTP/1.0")).partition(b"\r\n\r\n")
+
+    assert output.rstrip().endswith(f"{server.url}/")
+    assert get(b"/")[0].startswith(b"HTTP/1.1 401 ")
+    assert get(b"/", b"Authorization: Bearer " + token.encode())[2] == b"demo"
+    assert get(b"/open/x")[2] == b"nobody"
+
+
+def test_logging_configured_by_an_application_is_kept(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import logging
+logging.basicConfig(level="INFO", format="MINE %(message)s")
+app = print
+""")
+    _, _, errors = start("--app", "mine:app").stop()
+
+    assert errors.startswith('MINE user_add user="demo"\n')
+
+
+def test_signal_lets_responses_in_progress_finish(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import pathlib, time
+def app(environ, start_response):
+    pathlib.Path("begun").touch()
+    while not pathlib.Path("go").exists():
+        time.sleep(0.01)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"whole"]
+""")
+    server = start("--app", "mine:app", "--protect", "/x")
+    address = ("127.0.0.1", server.port)
+    with socket.create_connection(address) as idle, socket.create_connection(address) as busy:
+        busy.sendall(head(first=b"GET / HTTP/1.1") + head(first=b"GET / HTTP/1.1"))
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        assert idle.recv(9) == b""
+        with pytest.raises(OSError):
+            socket.create_connection(address)
+        (tmp_path / "go").touch()
+
+        ((status, headers, body),) = parse(received(busy))
+
+    assert (status, headers["connection"], body) == (200, "close", b"whole")
+    with server.process:
+        errors = server.process.stderr.read()
+        server.process.stdout.read()
+    assert (server.process.returncode, "Traceback" in errors) == (0, False)
+
+
+def test_second_signal_ends_at_once(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import pathlib, time
+def app(environ, start_response):
+    pathlib.Path("begun").touch()
+    time.sleep(60)
+""")
+    server = start("--app", "mine:app", "--protect", "/x")
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head(first=b"GET / HTTP/1.1"))
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(OSError):
+            while True:  # until the first one has come
+                socket.create_connection(("127.0.0.1", server.port)).close()
+                time.sleep(0.01)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        assert connection.recv(9) == b""
+    with server.process:
+        server.process.stdout.read()
+        server.process.stderr.read()
+    assert server.process.returncode == 1
+
+
+def test_socket_from_systemd_is_used(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        code = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = "
+                "str(os.getpid()); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(listener.fileno()), str(ROOT / "jwtserver.py")],
+            cwd=tmp_path, env={**ENVIRONMENT, "LISTEN_FDS": "1"}, pass_fds=[listener.fileno()],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with process:
+            assert f"http://127.0.0.1:{port} " in process.stdout.readline()
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(head(b"Connection: close", first=b"GET /health HTTP/1.1"))
+                assert statuses(received(connection)) == [200]
+            process.terminate()
+            process.stdout.read()
+            process.stderr.read()
+
+
+def test_serve_on_ipv6(start):
+    server = start("--host", "::")
+
+    assert server.url == f"http://[::1]:{server.port}"
+    for host in ("::1", "127.0.0.1"):
+        with socket.create_connection((host, server.port)) as connection:
+            connection.sendall(head(b"Connection: close", first=b"GET /health HTTP/1.1"))
+            assert statuses(received(connection)) == [200]
+
+
+def test_unix_socket_is_served(tmp_path):
+    seen = {}
+
+    def app(environ, start_response):
+        seen.update(environ)
+        return echo(environ, start_response)
+
+    path = str(tmp_path / "socket")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    with serving(app, listener=listener), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        connection.sendall(head(b"Connection: close"))
+        assert statuses(received(connection)) == [200]
+    assert (seen["REMOTE_ADDR"], seen["SERVER_NAME"], seen["SERVER_PORT"]) == ("", path, "0")
+
+
+def test_access_log_has_one_escaped_line_per_request():
+    log = io.StringIO()
+
+    def app(environ, start_response):
+        environ["REMOTE_USER"] = "a b\n"
+        return echo(environ, start_response)
+
+    with serving(app, access_log=log) as server:
+        agent = b'User-Agent: x" \\ \xff\x80'
+        exchange(server, head(agent, b"Referer: http://r", first=b'GET /x?"y HTTP/1.1'))
+        exchange(server, b"GARBAGE\r\n\r\n")
+
+    first, second = log.getvalue().splitlines()
+    date = r"\[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
+    assert re.fullmatch(
+        r'127\.0\.0\.1 - a\\x20b\\x0a ' + date + r' "GET /x\?\\x22y HTTP/1\.1" 200 \d+ "http://r"'
+        r' "x\\x22 \\x5c \\xff\\x80"', first)
+    assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "-" 400 \d+ "-" "-"', second)
+
+
+def test_access_log_without_a_reader_ends_and_requests_are_answered(caplog):
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    with open(writer, "w", closefd=False) as log, serving(echo, access_log=log) as server:
+        assert statuses(exchange(server, head() + head())) == [200, 200]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "The access log cannot be written, and ends here: [Errno 32] Broken pipe"]
+    os.close(writer)
+
+
+def test_access_log_goes_to_the_output(start):
+    server = start("--access-log")
+    server.request("/health")
+
+    _, output, _ = server.stop()
+
+    assert '"GET /health HTTP/1.1" 200 16 "-" "Python-urllib/' in output

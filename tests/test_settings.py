@@ -33,6 +33,7 @@ OTHER = KEY[::-1]
     ("TRUSTED_PROXIES", "0", "trusted_proxies", 0),
     ("TRUSTED_PROXIES", "2", "trusted_proxies", 2),
     ("PROTECT", "/a; POST /b ;", "protect", ("/a", "POST /b")),
+    ("PROTECT", "/my files; GET,PUT /b c", "protect", ("/my files", "GET,PUT /b c")),
     ("EXEMPT", "/a/b", "exempt", ("/a/b",)),
     ("PREFIX", "/auth/v1/", "prefix", "/auth/v1"),
     ("PBKDF2_ITERATIONS", "10000000", "pbkdf2_iterations", 10_000_000),
@@ -54,7 +55,8 @@ def test_variable_sets_its_field(variable, text, field, value):
     ("SESSION_LIFETIME", "0"), ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
     *(("PREFIX", text) for text in ("auth", "//", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
     *((variable, text) for variable in ("PROTECT", "EXEMPT") for text in (
-        "/a,/b", "/a:admin", "/a=admin", "/x;GET,POST /a,/b")),
+        "/a,/b", "/a:admin", "/a=admin", "/x;GET,POST /a,/b", "/my files:admin", "/my=x files",
+        "/articles GET,POST")),
 ])
 def test_variable_that_cannot_be_used_is_named(variable, text):
     with pytest.raises(SettingsError, match=f"^JWTSERVER_{variable} must be ") as caught:

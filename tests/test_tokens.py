@@ -1,4 +1,4 @@
-"""Tokens: what is signed, what is accepted, and everything that must be refused."""
+"""Tokens: what is signed, what is accepted, and everything that must be rejected."""
 
 import base64
 import collections
@@ -18,35 +18,25 @@ from pathlib import Path
 
 import pytest
 
+import support
 import wsgi_auth
 from wsgi_auth import (
-    MAX_TOKEN_BYTES,
-    DecodeError,
-    ExpiredSignatureError,
-    ImmatureSignatureError,
-    InvalidAlgorithmError,
-    InvalidAudienceError,
-    InvalidClaimError,
-    InvalidIssuerError,
-    InvalidKeyError,
-    InvalidSignatureError,
-    InvalidTokenError,
-    MissingRequiredClaimError,
-    TokenSigner,
-    decode,
-    encode,
-    parse_json_object,
+    MAX_TOKEN_BYTES, DecodeError, ExpiredSignatureError, ImmatureSignatureError,
+    InvalidAlgorithmError, InvalidAudienceError, InvalidClaimError, InvalidIssuerError,
+    InvalidKeyError, InvalidSignatureError, InvalidTokenError, MissingRequiredClaimError,
+    TokenSigner, decode, encode, parse_json_object,
 )
 
 
 @pytest.fixture(autouse=True)
 def clean_environment():
-    """Nothing here reads the environment or a folder."""
+    """These tests read neither the environment nor a folder."""
 
 
-KEY = b"alpha-3c59dc048e8850243be8079a5c74d079"
+KEY = support.KEY.encode()
 OTHER_KEY = b"bravo-b6d767d2f8ed5d21a44b0e5886680cb9"
 NOW = 1_700_000_000
+ISSUER = "https://a.example"
 HEADER = b'{"alg":"HS256","typ":"JWT"}'
 PAYLOAD = b'{"sub":"alice"}'
 CANARY = "canary-5e1f0b7c-in-the-claims"
@@ -57,13 +47,13 @@ def b64(data):
 
 
 def sealed(header, payload, key=KEY):
-    """A token of two segments as they stand and their correct signature."""
+    """A token of two encoded parts, with their correct signature."""
     signing_input = header + b"." + payload
     return signing_input + b"." + b64(hmac.digest(key, signing_input, "sha256"))
 
 
 def signed(payload=PAYLOAD, header=HEADER, key=KEY):
-    """A correctly signed token of any bytes whatever."""
+    """A token of any bytes, with their correct signature."""
     return sealed(b64(header), b64(payload), key)
 
 
@@ -71,19 +61,24 @@ def signed_with(**header):
     return signed(header=json.dumps(header).encode())
 
 
-def refusal(token, **policy):
+def case(name, token, error, **policy):
+    """A row of the tables of rejected tokens: `decode(token, KEY, **policy)` raises `error`."""
+    return pytest.param(token, policy, error, id=name)
+
+
+def rejection(token, **policy):
     with pytest.raises(InvalidTokenError) as caught:
         decode(token, KEY, **{"now": NOW, **policy})
     return caught.value
 
 
 def shares_text(message, secret):
-    """Tell whether eight characters in a row of `secret` are in the message."""
+    """Whether the message contains eight consecutive characters of `secret`."""
     return any(secret[i:i + 8] in message for i in range(len(secret) - 7))
 
 
 def signer_at(now, **policy):
-    return TokenSigner(KEY, clock=lambda: now, **policy)
+    return TokenSigner(KEY, clock=support.Clock(now), **policy)
 
 
 # --- Published vectors --------------------------------------------------------------------------
@@ -102,10 +97,10 @@ RFC_TOKEN = (
 )
 
 
-def test_helper_of_rfc7515_example_makes_the_published_text():
+def test_token_helper_reproduces_the_example_of_rfc7515():
     token = signed(RFC_PAYLOAD, RFC_HEADER, RFC_KEY)
 
-    assert token == RFC_TOKEN.encode()  # so the hostile tokens below are signed as the RFC says
+    assert token == RFC_TOKEN.encode()  # so the tokens of the tables are correctly signed
 
 
 @pytest.mark.parametrize("token", [RFC_TOKEN, RFC_TOKEN.encode()], ids=["str", "bytes"])
@@ -115,19 +110,19 @@ def test_decode_of_rfc7515_example_returns_its_claims(token):
     assert claims == {"iss": "joe", "exp": 1300819380, "http://example.com/is_root": True}
 
 
-def test_decode_of_rfc7515_example_at_its_expiry_is_refused():
+def test_decode_of_rfc7515_example_at_its_expiry_is_rejected():
     with pytest.raises(ExpiredSignatureError):
         decode(RFC_TOKEN, RFC_KEY, now=1300819380)
 
 
-def test_encode_of_claims_makes_the_text_of_rfc7515():
+def test_encode_writes_compact_json_signed_as_in_rfc7515():
     token = encode({"sub": "alice"}, KEY)
 
     assert type(token) is str
     assert token.encode() == signed(b'{"sub":"alice"}', b'{"alg":"HS256","typ":"JWT"}')
 
 
-# --- Round trips --------------------------------------------------------------------------------
+# --- Round trips and other libraries ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("claims", [
@@ -149,8 +144,8 @@ def test_decode_of_encoded_claims_returns_them(claims):
 
 
 @pytest.mark.parametrize("size", [32, 33, 63, 64, 65, 128, 1000])
-def test_encode_with_key_of_any_length_signs_by_rfc2104(size):
-    key = bytes(i % 251 for i in range(size))  # hashed first where it is over a block of 64
+def test_encode_with_key_of_any_length_signs_as_in_rfc2104(size):
+    key = bytes(i % 251 for i in range(size))  # a key over 64 bytes is hashed first
 
     token = encode({"sub": "alice"}, key)
 
@@ -158,7 +153,7 @@ def test_encode_with_key_of_any_length_signs_by_rfc2104(size):
     assert decode(token, key) == {"sub": "alice"}
 
 
-def test_decode_with_text_key_reads_what_its_bytes_signed():
+def test_decode_with_text_key_accepts_a_token_signed_with_its_bytes():
     key = "ключ" * 4
 
     token = encode({"sub": "alice"}, key.encode())
@@ -166,7 +161,7 @@ def test_decode_with_text_key_reads_what_its_bytes_signed():
     assert decode(token, key) == {"sub": "alice"}
 
 
-def test_encode_with_further_headers_writes_them():
+def test_encode_with_additional_headers_writes_them():
     token = encode({"sub": "alice"}, KEY, headers={"typ": "at+jwt", "kid": "2026"})
 
     header = json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))
@@ -182,7 +177,7 @@ def test_encode_with_further_headers_writes_them():
     ({"typ": "JWE"}, DecodeError),
     ({"typ": None}, DecodeError),
 ], ids=["alg_none", "alg_null", "crit", "b64", "typ_jwe", "typ_null"])
-def test_encode_with_headers_that_decode_refuses_raises(headers, error):
+def test_encode_with_headers_that_decode_rejects_raises(headers, error):
     with pytest.raises(InvalidTokenError) as caught:
         encode({"sub": "alice"}, KEY, headers=headers)
 
@@ -217,7 +212,7 @@ def test_decode_of_pyjwt_token_returns_its_claims():
     assert decode(token, KEY, now=NOW - 1) == claims
 
 
-def test_encode_for_pyjwt_is_read_by_it():
+def test_encoded_token_is_accepted_by_pyjwt():
     jwt = pytest.importorskip("jwt")
     claims = {"sub": "alice", "aud": ["a", "b"], "name": "Zoë"}
 
@@ -226,7 +221,7 @@ def test_encode_for_pyjwt_is_read_by_it():
     assert jwt.decode(token, KEY, algorithms=["HS256"], audience="b") == claims
 
 
-def test_encode_for_joserfc_is_read_by_it():
+def test_tokens_are_exchanged_with_joserfc():
     joserfc_jwt = pytest.importorskip("joserfc.jwt")
     joserfc_jwk = pytest.importorskip("joserfc.jwk")
 
@@ -234,13 +229,12 @@ def test_encode_for_joserfc_is_read_by_it():
 
     decoded = joserfc_jwt.decode(token, joserfc_jwk.OctKey.import_key(KEY), algorithms=["HS256"])
     assert decoded.claims == {"sub": "alice"}
-    theirs = joserfc_jwt.encode(
+    foreign_token = joserfc_jwt.encode(
         {"alg": "HS256"}, {"sub": "alice"}, joserfc_jwk.OctKey.import_key(KEY))
-    assert decode(theirs, KEY) == {"sub": "alice"}
+    assert decode(foreign_token, KEY) == {"sub": "alice"}
 
 
-def test_tokens_and_those_of_npm_are_read_by_each_other():
-    """jsonwebtoken and jose, in Node."""
+def test_tokens_are_exchanged_with_jsonwebtoken_and_jose_in_node():
     node, folder = shutil.which("node"), Path(__file__).parent / "benchmarks" / "node"
     if not node or not (folder / "node_modules" / "jose").exists():
         pytest.skip("there is no Node, or npm ci has not been run")
@@ -250,33 +244,33 @@ def test_tokens_and_those_of_npm_are_read_by_each_other():
     result = subprocess.run(
         [node, "interop.mjs"], cwd=folder, input=json.dumps({"key": KEY.decode(), "token": token}),
         capture_output=True, check=True, encoding="utf-8", timeout=30)
-    told = json.loads(result.stdout)
+    output = json.loads(result.stdout)
 
     claims = signer.verify(token)
-    assert told["read"] == {"jose": claims, "jsonwebtoken": claims}
-    assert {name: signer.verify(made) for name, made in told["made"].items()} == told["read"]
+    assert output["read"] == {"jose": claims, "jsonwebtoken": claims}
+    assert {name: signer.verify(made) for name, made in output["made"].items()} == output["read"]
 
 
 # --- Errors -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error, bases", [
-    (InvalidTokenError, (Exception,)),
-    (DecodeError, (InvalidTokenError,)),
-    (InvalidSignatureError, (DecodeError,)),  # as in PyJWT
-    (InvalidAlgorithmError, (InvalidTokenError,)),
-    (ExpiredSignatureError, (InvalidTokenError,)),
-    (ImmatureSignatureError, (InvalidTokenError,)),
-    (InvalidClaimError, (InvalidTokenError,)),
-    (InvalidAudienceError, (InvalidClaimError,)),
-    (InvalidIssuerError, (InvalidClaimError,)),
-    (MissingRequiredClaimError, (InvalidTokenError,)),
-    (InvalidKeyError, (ValueError,)),
+@pytest.mark.parametrize("error, base", [
+    (InvalidTokenError, Exception),
+    (DecodeError, InvalidTokenError),
+    (InvalidSignatureError, DecodeError),  # as in PyJWT
+    (InvalidAlgorithmError, InvalidTokenError),
+    (ExpiredSignatureError, InvalidTokenError),
+    (ImmatureSignatureError, InvalidTokenError),
+    (InvalidClaimError, InvalidTokenError),
+    (InvalidAudienceError, InvalidClaimError),
+    (InvalidIssuerError, InvalidClaimError),
+    (MissingRequiredClaimError, InvalidTokenError),
+    (InvalidKeyError, ValueError),
 ])
-def test_error_class_has_its_place_under_the_root(error, bases):
+def test_error_class_is_public_and_has_its_base(error, base):
     name = error.__name__
 
-    assert error.__bases__ == bases
+    assert error.__bases__ == (base,)
     assert getattr(wsgi_auth, name) is error
     assert name in wsgi_auth.__all__
 
@@ -293,18 +287,10 @@ def test_error_name_is_one_of_pyjwt(name):
     assert issubclass(getattr(wsgi_auth, name), InvalidTokenError)
 
 
-def test_missing_claim_error_names_the_claim():
-    error = refusal(signed(), require=["sub", "exp"])
-
-    assert type(error) is MissingRequiredClaimError
-    assert error.claim == "exp"
-    assert "exp" in str(error)
-
-
 @pytest.mark.parametrize("error", [
     MissingRequiredClaimError("exp"), DecodeError("Invalid JSON"), InvalidKeyError("Not a key"),
 ], ids=["missing", "decode", "key"])
-def test_error_sent_to_another_process_keeps_its_message(error):
+def test_pickled_error_keeps_its_type_and_message(error):
     copied = pickle.loads(pickle.dumps(error))
 
     assert type(copied) is type(error)
@@ -322,80 +308,69 @@ def pem(label):
     return f"-----BEGIN {label}-----\n{PEM_BODY}\n-----END {label}-----\n"
 
 
-BAD_KEYS = [
-    pytest.param("", id="empty_text"),
-    pytest.param(b"", id="empty_bytes"),
-    pytest.param("hunter2-hunter2", id="short_text"),
-    pytest.param(b"0123456789abcdef0123456789abcde", id="31_bytes"),
-    pytest.param("☃" * 10 + "x", id="31_bytes_of_utf8"),
-    pytest.param(["hunter2-hunter2"], id="short_in_list"),
-    pytest.param([KEY, "hunter2-hunter2"], id="second_is_short"),
-    pytest.param([], id="empty_list"),
-    pytest.param((), id="empty_tuple"),
-    pytest.param([[KEY]], id="list_in_list"),
-    pytest.param([KEY, None], id="second_is_none"),
-    pytest.param(None, id="none"),
-    pytest.param(12345678901234567890123456789012, id="int"),
-    pytest.param(True, id="bool"),
-    pytest.param(bytearray(KEY), id="bytearray"),
-    pytest.param({"kty": "oct", "k": RFC_K}, id="jwk_dict"),
-    pytest.param({KEY.decode()}, id="set"),
-    pytest.param(object(), id="object"),
-    pytest.param("sekrit-" * 8 + "\ud800", id="lone_surrogate"),
-    pytest.param(pem("PUBLIC KEY"), id="pem_public"),
-    pytest.param(pem("PRIVATE KEY").encode(), id="pem_private_bytes"),
-    pytest.param(pem("RSA PRIVATE KEY"), id="pem_rsa"),
-    pytest.param(pem("EC PRIVATE KEY"), id="pem_ec"),
-    pytest.param(pem("CERTIFICATE"), id="pem_certificate"),
-    pytest.param(pem("OPENSSH PRIVATE KEY"), id="pem_openssh"),
-    pytest.param("\n # the key\n" + pem("PUBLIC KEY"), id="pem_after_comment"),
-    pytest.param([KEY, pem("PUBLIC KEY")], id="second_is_pem"),
-    pytest.param(f"---- BEGIN SSH2 PUBLIC KEY ----\n{SSH_BODY}\n", id="ssh2"),
-    pytest.param(f"PuTTY-User-Key-File-3: ssh-ed25519\n{SSH_BODY}\n", id="putty"),
-    pytest.param(f"ssh-rsa {SSH_BODY} alice@example", id="ssh_rsa"),
-    pytest.param(f"ssh-dss {SSH_BODY}".encode(), id="ssh_dss"),
-    pytest.param(f"ssh-ed25519 {SSH_BODY} alice@example", id="ssh_ed25519"),
-    pytest.param(f"ecdsa-sha2-nistp256 {SSH_BODY}", id="ssh_ecdsa"),
-    pytest.param(f"sk-ssh-ed25519@openssh.com {SSH_BODY}", id="ssh_sk"),
-    pytest.param(f"sk-ecdsa-sha2-nistp256@openssh.com {SSH_BODY}", id="ssh_sk_ecdsa"),
-    pytest.param(f'from="10.0.0.0/8" ssh-ed25519 {SSH_BODY}', id="ssh_authorized_keys_options"),
-    pytest.param(f"ssh-xmss@openssh.com {SSH_BODY}", id="ssh_xmss"),
-    pytest.param(f"-----BEGIN\tPUBLIC KEY-----\n{SSH_BODY}\n", id="pem_with_tab"),
-    pytest.param(f"-----BEGIN PUBLIC KEY-----\n{SSH_BODY}\n".encode("utf-16"), id="pem_utf16"),
-    pytest.param(json.dumps([{"kty": "oct", "k": RFC_K}]), id="jwk_array"),
-    pytest.param(json.dumps({"kty": "oct", "k": RFC_K}), id="jwk"),
-    pytest.param(json.dumps({"kty": "oct", "k": RFC_K}).encode(), id="jwk_bytes"),
-    pytest.param("\n" + json.dumps({"keys": [{"kty": "oct", "k": RFC_K}]}, indent=2) + "\n",
-                 id="jwk_set"),
-]
-USES_OF_A_KEY = [
-    pytest.param(lambda key: encode({}, key), id="encode"),
-    pytest.param(lambda key: decode(signed(), key), id="decode"),
-    pytest.param(TokenSigner, id="signer"),
-]
+BAD_KEYS = {
+    "empty_text": "",
+    "empty_bytes": b"",
+    "short_text": "hunter2-hunter2",
+    "31_bytes": b"0123456789abcdef0123456789abcde",
+    "31_bytes_of_utf8": "☃" * 10 + "x",
+    "short_in_list": ["hunter2-hunter2"],
+    "second_is_short": [KEY, "hunter2-hunter2"],
+    "empty_list": [],
+    "empty_tuple": (),
+    "list_in_list": [[KEY]],
+    "second_is_none": [KEY, None],
+    "none": None,
+    "int": 12345678901234567890123456789012,
+    "bool": True,
+    "bytearray": bytearray(KEY),
+    "jwk_dict": {"kty": "oct", "k": RFC_K},
+    "set": {KEY.decode()},
+    "object": object(),
+    "lone_surrogate": "sekrit-" * 8 + "\ud800",
+    "pem_public": pem("PUBLIC KEY"),
+    "pem_private_bytes": pem("PRIVATE KEY").encode(),
+    "pem_rsa": pem("RSA PRIVATE KEY"),
+    "pem_ec": pem("EC PRIVATE KEY"),
+    "pem_certificate": pem("CERTIFICATE"),
+    "pem_openssh": pem("OPENSSH PRIVATE KEY"),
+    "pem_after_comment": "\n # the key\n" + pem("PUBLIC KEY"),
+    "second_is_pem": [KEY, pem("PUBLIC KEY")],
+    "ssh2": f"---- BEGIN SSH2 PUBLIC KEY ----\n{SSH_BODY}\n",
+    "putty": f"PuTTY-User-Key-File-3: ssh-ed25519\n{SSH_BODY}\n",
+    "ssh_rsa": f"ssh-rsa {SSH_BODY} alice@example",
+    "ssh_dss": f"ssh-dss {SSH_BODY}".encode(),
+    "ssh_ed25519": f"ssh-ed25519 {SSH_BODY} alice@example",
+    "ssh_ecdsa": f"ecdsa-sha2-nistp256 {SSH_BODY}",
+    "ssh_sk": f"sk-ssh-ed25519@openssh.com {SSH_BODY}",
+    "ssh_sk_ecdsa": f"sk-ecdsa-sha2-nistp256@openssh.com {SSH_BODY}",
+    "ssh_authorized_keys_options": f'from="10.0.0.0/8" ssh-ed25519 {SSH_BODY}',
+    "ssh_xmss": f"ssh-xmss@openssh.com {SSH_BODY}",
+    "pem_with_tab": f"-----BEGIN\tPUBLIC KEY-----\n{SSH_BODY}\n",
+    "pem_utf16": f"-----BEGIN PUBLIC KEY-----\n{SSH_BODY}\n".encode("utf-16"),
+    "jwk_array": json.dumps([{"kty": "oct", "k": RFC_K}]),
+    "jwk": json.dumps({"kty": "oct", "k": RFC_K}),
+    "jwk_bytes": json.dumps({"kty": "oct", "k": RFC_K}).encode(),
+    "jwk_set": "\n" + json.dumps({"keys": [{"kty": "oct", "k": RFC_K}]}, indent=2) + "\n",
+}
 
 
-@pytest.mark.parametrize("use", USES_OF_A_KEY)
-@pytest.mark.parametrize("key", BAD_KEYS)
-def test_key_that_is_unfit_is_refused_with_advice(use, key):
+@pytest.mark.parametrize("use", [
+    lambda key: encode({}, key), lambda key: decode(signed(), key), TokenSigner,
+], ids=["encode", "decode", "signer"])
+@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS)
+def test_unusable_key_is_rejected_with_advice_and_without_any_part_of_it(use, key):
     with pytest.raises(InvalidKeyError) as caught:
         use(key)
 
-    assert "secrets.token_hex(32)" in str(caught.value)
-    assert "32" in str(caught.value)
-
-
-@pytest.mark.parametrize("key", BAD_KEYS)
-def test_key_refusal_holds_no_part_of_the_key(key):
-    with pytest.raises(InvalidKeyError) as caught:
-        TokenSigner(key)
-
+    message = str(caught.value)
+    assert "32" in message and "secrets.token_hex(32)" in message
     for part in key if isinstance(key, (list, tuple, set)) else [key]:
         text = part.decode("latin-1") if isinstance(part, (bytes, bytearray)) else str(part)
-        assert not shares_text(str(caught.value), text)
+        assert not shares_text(message, text)
 
 
-def test_key_refusal_of_short_key_tells_its_length():
+def test_short_key_is_rejected_with_its_length():
     with pytest.raises(InvalidKeyError, match="31 bytes"):
         TokenSigner("☃" * 10 + "x")
 
@@ -411,7 +386,7 @@ def test_key_refusal_of_short_key_tells_its_length():
     pytest.param((KEY, OTHER_KEY), id="tuple"),
     pytest.param(collections.deque([KEY, OTHER_KEY]), id="another_sequence"),
 ])
-def test_key_that_is_fit_signs_and_verifies(key):
+def test_usable_key_signs_and_verifies(key):
     signer = TokenSigner(key)
 
     claims = signer.verify(signer.sign({"sub": "alice"}))
@@ -419,43 +394,35 @@ def test_key_that_is_fit_signs_and_verifies(key):
     assert claims["sub"] == "alice"
 
 
-def test_decode_of_token_with_bad_key_blames_the_key():
-    with pytest.raises(InvalidKeyError):  # whatever the token: the key is the operator's fault
+def test_decode_of_malformed_token_with_unusable_key_raises_invalid_key_error():
+    with pytest.raises(InvalidKeyError):  # the operator's mistake matters more than the client's
         decode("junk", "short")
 
 
 # --- Several keys -------------------------------------------------------------------------------
-
-
-def test_signer_with_several_keys_signs_with_the_first():
-    token = TokenSigner([KEY, OTHER_KEY]).sign({"sub": "alice"})
+@pytest.mark.parametrize("sign", [
+    lambda keys: TokenSigner(keys).sign({"sub": "alice"}),
+    lambda keys: encode({"sub": "alice"}, keys),
+], ids=["signer", "encode"])
+def test_first_of_several_keys_signs(sign):
+    token = sign([KEY, OTHER_KEY])
 
     assert decode(token, KEY)["sub"] == "alice"
     with pytest.raises(InvalidSignatureError):
         decode(token, OTHER_KEY)
 
 
-def test_encode_with_several_keys_signs_with_the_first():
-    token = encode({"sub": "alice"}, [KEY, OTHER_KEY])
-
-    assert decode(token, KEY) == {"sub": "alice"}
-
-
 @pytest.mark.parametrize("key", [KEY, OTHER_KEY], ids=["first", "second"])
-def test_signer_with_several_keys_verifies_what_any_signed(key):
+def test_each_of_several_keys_verifies(key):
     token = signed(b'{"sub":"alice","exp":1700000001}', key=key)
 
-    claims = TokenSigner([KEY, OTHER_KEY], clock=lambda: NOW).verify(token)
+    verified = TokenSigner([KEY, OTHER_KEY], clock=support.Clock(NOW)).verify(token)
+    decoded = decode(token, (KEY, OTHER_KEY), now=NOW)
 
-    assert claims["sub"] == "alice"
-
-
-@pytest.mark.parametrize("key", [KEY, OTHER_KEY], ids=["first", "second"])
-def test_decode_with_several_keys_verifies_what_any_signed(key):
-    assert decode(signed(key=key), (KEY, OTHER_KEY)) == {"sub": "alice"}
+    assert verified == decoded == {"sub": "alice", "exp": 1700000001}
 
 
-def test_signer_after_key_is_pruned_refuses_its_tokens():
+def test_signer_after_key_is_pruned_rejects_its_tokens():
     token = TokenSigner(OTHER_KEY).sign({"sub": "alice"})
 
     with pytest.raises(InvalidSignatureError):
@@ -466,17 +433,16 @@ def test_signer_after_key_is_pruned_refuses_its_tokens():
 
 
 def test_sign_with_issuer_and_audience_adds_all_claims():
-    signer = signer_at(NOW + 0.9, issuer="https://a.example", audience="api", lifetime=60)
+    signer = signer_at(NOW + 0.9, issuer=ISSUER, audience="api", lifetime=60)
 
     claims = decode(signer.sign({"sub": "alice"}), KEY, audience="api", now=NOW + 1)
 
     jti = claims.pop("jti")
-    assert claims == {
-        "sub": "alice", "iat": NOW, "exp": NOW + 60, "iss": "https://a.example", "aud": "api"}
+    assert claims == {"sub": "alice", "iat": NOW, "exp": NOW + 60, "iss": ISSUER, "aud": "api"}
     assert type(jti) is str and len(jti) >= 22  # 128 bits
 
 
-def test_sign_without_policy_adds_times_and_jti_alone():
+def test_sign_without_policy_adds_only_times_and_jti():
     claims = decode(signer_at(NOW).sign({"sub": "alice"}), KEY, now=NOW)
 
     assert set(claims) == {"sub", "iat", "exp", "jti"}
@@ -496,14 +462,14 @@ def test_sign_twice_makes_different_jti():
     ("aud", ["api", "other"]),
 ])
 def test_sign_with_claim_given_keeps_it(name, value):
-    signer = signer_at(NOW, issuer="https://a.example", audience="api")
+    signer = signer_at(NOW, issuer=ISSUER, audience="api")
 
     token = signer.sign({"sub": "alice", name: value})
 
     assert decode(token, KEY, audience="api", now=NOW)[name] == value
 
 
-def test_sign_of_claims_leaves_the_callers_dict_alone():
+def test_sign_does_not_change_the_claims_of_the_caller():
     claims = {"sub": "alice"}
 
     signer_at(NOW).sign(claims)
@@ -519,7 +485,7 @@ def test_signer_with_list_audience_verifies_its_own_tokens():
     assert claims["aud"] == ["api", "web"]
 
 
-def test_signer_without_clock_uses_the_time_of_day():
+def test_signer_without_clock_uses_the_current_time():
     before = int(time.time())
 
     claims = TokenSigner(KEY).verify(TokenSigner(KEY).sign({"sub": "alice"}))
@@ -528,28 +494,8 @@ def test_signer_without_clock_uses_the_time_of_day():
     assert claims["exp"] == claims["iat"] + 3600
 
 
-@pytest.mark.parametrize("payload, missing", [
-    (b'{"exp":1700000001}', "sub"), (b'{"sub":"alice"}', "exp"), (b"{}", "exp"),
-], ids=["no_sub", "no_exp", "neither"])
-def test_verify_of_token_without_required_claim_is_refused(payload, missing):
-    with pytest.raises(MissingRequiredClaimError) as caught:
-        signer_at(NOW).verify(signed(payload))
-
-    assert caught.value.claim == missing
-
-
-@pytest.mark.parametrize("now, error", [
-    (NOW + 3600 + 10, ExpiredSignatureError), (NOW - 11, ImmatureSignatureError),
-], ids=["expired", "immature"])
-def test_verify_outside_of_lifetime_and_leeway_is_refused(now, error):
-    token = signer_at(NOW).sign({"sub": "alice"})
-
-    with pytest.raises(error):
-        signer_at(now, leeway=10).verify(token)
-
-
 @pytest.mark.parametrize("now", [NOW + 3600 + 9, NOW - 10], ids=["last", "first"])
-def test_verify_in_the_outmost_second_of_lifetime_and_leeway_is_accepted(now):
+def test_verify_in_the_outermost_second_of_the_lifetime_and_leeway_accepts(now):
     token = signer_at(NOW).sign({"sub": "alice"})
 
     claims = signer_at(now, leeway=10).verify(token)
@@ -557,34 +503,439 @@ def test_verify_in_the_outmost_second_of_lifetime_and_leeway_is_accepted(now):
     assert claims["sub"] == "alice"
 
 
-@pytest.mark.parametrize("policy, error", [
-    ({"issuer": "https://b.example", "audience": "api"}, InvalidIssuerError),
-    ({"issuer": "https://a.example", "audience": "web"}, InvalidAudienceError),
-    ({"issuer": "https://a.example"}, InvalidAudienceError),
-], ids=["other_issuer", "other_audience", "no_audience"])
-def test_verify_of_token_of_another_policy_is_refused(policy, error):
-    token = signer_at(NOW, issuer="https://a.example", audience="api").sign({"sub": "alice"})
+@pytest.mark.parametrize("now, policy, error", [
+    pytest.param(NOW + 3600 + 10, {}, ExpiredSignatureError, id="expired"),
+    pytest.param(NOW - 11, {}, ImmatureSignatureError, id="immature"),
+    pytest.param(NOW, {"issuer": "https://b.example"}, InvalidIssuerError, id="other_issuer"),
+    pytest.param(NOW, {"audience": "web"}, InvalidAudienceError, id="other_audience"),
+    pytest.param(NOW, {"audience": None}, InvalidAudienceError, id="no_audience"),
+])
+def test_verify_of_token_that_violates_the_policy_raises(now, policy, error):
+    expected = {"issuer": ISSUER, "audience": "api", "leeway": 10}
+    token = signer_at(NOW, **expected).sign({"sub": "alice"})
 
     with pytest.raises(error):
-        signer_at(NOW, **policy).verify(token)
+        signer_at(now, **{**expected, **policy}).verify(token)
 
 
-@pytest.mark.parametrize("policy, missing", [
-    ({"issuer": "https://a.example"}, "iss"), ({"audience": "api"}, "aud"),
-], ids=["issuer", "audience"])
-def test_verify_of_token_without_configured_claim_is_refused(policy, missing):
-    token = signer_at(NOW).sign({"sub": "alice"})
-
+@pytest.mark.parametrize("payload, policy, missing", [
+    pytest.param(b'{"exp":1700000001}', {}, "sub", id="no_sub"),
+    pytest.param(b'{"sub":"alice"}', {}, "exp", id="no_exp"),
+    pytest.param(b"{}", {}, "exp", id="neither"),
+    pytest.param(b'{"sub":"alice","exp":1700000001}', {"issuer": ISSUER}, "iss", id="no_iss"),
+    pytest.param(b'{"sub":"alice","exp":1700000001}', {"audience": "api"}, "aud", id="no_aud"),
+])
+def test_verify_of_token_without_required_claim_names_it(payload, policy, missing):
     with pytest.raises(MissingRequiredClaimError) as caught:
-        signer_at(NOW, **policy).verify(token)
+        signer_at(NOW, **policy).verify(signed(payload))
 
     assert caught.value.claim == missing
+    assert str(caught.value) == f"Token is missing the {missing} claim"
 
 
-# --- Policy of decode ---------------------------------------------------------------------------
+# --- Rejected: malformed tokens and base64url ---------------------------------------------------
 
-TIMES = [
-    # claim, leeway, now that is refused, the nearest now that is not, error
+TOKEN = encode({"sub": "alice", "secret": CANARY}, KEY)
+
+SHAPES = {
+    "empty": ("", DecodeError),
+    "one_dot": (".", DecodeError),
+    "two_dots": ("..", DecodeError),
+    "three_dots": ("...", DecodeError),
+    "one_part": ("a", DecodeError),
+    "header_alone": (TOKEN.split(".")[0], DecodeError),
+    "no_signature": (TOKEN.rpartition(".")[0], DecodeError),
+    "no_header": (TOKEN.partition(".")[2], DecodeError),
+    "empty_signature": (TOKEN.rpartition(".")[0] + ".", InvalidSignatureError),
+    "empty_header": ("." + TOKEN.partition(".")[2], DecodeError),
+    "dot_before": ("." + TOKEN, DecodeError),
+    "dot_after": (TOKEN + ".", InvalidSignatureError),
+    "twice": (TOKEN + "." + TOKEN, InvalidSignatureError),
+    "four_parts": (TOKEN + "." + TOKEN.split(".")[2], InvalidSignatureError),
+    "four_parts_signed": (
+        sealed(b64(HEADER), b64(PAYLOAD) + b"." + b64(PAYLOAD)).decode(), DecodeError),
+    "empty_part_signed": (sealed(b64(HEADER), b"." + b64(PAYLOAD)).decode(), DecodeError),
+    "dot_in_payload_signed": (sealed(b64(HEADER), b64(PAYLOAD) + b".").decode(), DecodeError),
+    "empty_header_signed": (sealed(b"", b64(PAYLOAD)).decode(), DecodeError),
+    "empty_payload_signed": (sealed(b64(HEADER), b"").decode(), DecodeError),
+    "jwe": (
+        b64(b'{"alg":"dir","enc":"A256GCM"}').decode() + "..AAAA.AAAA.AAAA", InvalidAlgorithmError),
+    "json_serialization": (
+        json.dumps({"protected": b64(HEADER).decode(), "payload": b64(PAYLOAD).decode()}),
+        DecodeError),
+    "scheme_before": ("Bearer " + TOKEN, DecodeError),
+    "space_before": (" " + TOKEN, DecodeError),
+    "newline_after": (TOKEN + "\n", InvalidSignatureError),
+    "nul_after": (TOKEN + "\x00", InvalidSignatureError),
+    "quoted": ('"' + TOKEN + '"', DecodeError),
+    "other_case": (TOKEN.swapcase(), DecodeError),
+    "colons": (TOKEN.replace(".", ":"), DecodeError),
+    "ideographic_full_stops": (TOKEN.replace(".", "\u3002"), DecodeError),
+    "fullwidth": ("\uff45" + TOKEN[1:], DecodeError),
+    "arabic_digit": (TOKEN[:-1] + "\u0661", InvalidSignatureError),
+    "latin1": (TOKEN + "\u00e9", InvalidSignatureError),
+    "bom": ("\ufeff" + TOKEN, DecodeError),
+    "high_surrogate": (TOKEN + "\ud800", InvalidSignatureError),
+    "surrogate_escape": (TOKEN + "\udcff", InvalidSignatureError),
+    "surrogates": ("\udcff" * 40, DecodeError),
+    "braces": ("{}.{}.{}", DecodeError),
+    "percent": ("%s.%s.%s", DecodeError),
+    "nuls": ("\x00" * 100, DecodeError),
+    "dots": ("." * MAX_TOKEN_BYTES, DecodeError),
+    "letters": ("A" * MAX_TOKEN_BYTES, DecodeError),
+    "too_long": ("A" * (MAX_TOKEN_BYTES + 1), DecodeError),
+    "emoji": ("\U0001f600" * MAX_TOKEN_BYTES, DecodeError),
+    "million_dots": ("." * 1_000_000, DecodeError),
+}
+
+# Each of the three parts contains "-" and "_", and its last character has spare bits.
+ODD_HEADER = b64(b'{"alg":"HS256","a":">?>?>?"}')
+ODD_PAYLOAD = b64(b'{"s":"%s"}' % (b">?" * 10))
+ODD_TOKEN = sealed(ODD_HEADER, ODD_PAYLOAD)
+ODD_INPUT, _, ODD_SIGNATURE = ODD_TOKEN.rpartition(b".")
+
+SPELLINGS = {
+    "padded": lambda text: text + b"=" * (-len(text) % 4),
+    "one_pad": lambda text: text + b"=",
+    "four_pads": lambda text: text + b"====",
+    "pad_before": lambda text: b"=" + text,
+    "pad_inside": lambda text: text[:4] + b"=" + text[4:],
+    "space_after": lambda text: text + b" ",
+    "space_before": lambda text: b" " + text,
+    "space_inside": lambda text: text[:4] + b" " + text[4:],
+    "newline_after": lambda text: text + b"\n",
+    "newline_inside": lambda text: text[:8] + b"\r\n" + text[8:],
+    "tab_after": lambda text: text + b"\t",
+    "nul_after": lambda text: text + b"\x00",
+    "other_character_after": lambda text: text + b"!",
+    "other_characters_inside": lambda text: text[:4] + b"!!!!" + text[4:],
+    "stray_bits": lambda text: text[:-1] + bytes([text[-1] + 1]),
+    "one_beyond_a_quantum": lambda text: text + b"A" * (-(len(text) - 1) % 4),
+    "base64_alphabet": lambda text: text.translate(bytes.maketrans(b"-_", b"+/")),
+    "plus_for_minus": lambda text: text.replace(b"-", b"+"),
+    "slash_for_underscore": lambda text: text.replace(b"_", b"/"),
+    "imap_alphabet": lambda text: text.replace(b"_", b","),
+    "percent_encoded": lambda text: text.replace(b"-", b"%2D"),
+    "utf8_after": lambda text: text + b"\xc3\xa9",
+    "high_bit": lambda text: bytes([text[0] | 0x80]) + text[1:],
+    "bom": lambda text: b"\xef\xbb\xbf" + text,
+}
+
+
+def signed_of_length(size):
+    payload_size = size - len(b64(HEADER)) - 2 - 43  # in base64url
+    token = signed(b'{"x":"%s"}' % (b"x" * (payload_size * 3 // 4 - len(b'{"x":""}'))))
+    assert len(token) == size
+    return token
+
+
+MALFORMED = [
+    *(case(f"type_{type(token).__name__}", token, DecodeError) for token in [
+        None, True, 0, 1.5, [], {}, (), [TOKEN], {"token": TOKEN}, bytearray(TOKEN.encode()),
+        memoryview(TOKEN.encode()), TOKEN.split("."), object(), bytes]),
+    *(case(name, token, error) for name, (token, error) in SHAPES.items()),
+    *(case(f"{name}_bytes", token.encode(), error)
+      for name, (token, error) in SHAPES.items() if token.isascii()),
+    *(case(f"{size}_bytes_as_{kind}", convert(signed_of_length(size)), DecodeError)
+      for size in (MAX_TOKEN_BYTES + 1, 2 * MAX_TOKEN_BYTES)
+      for kind, convert in [("bytes", bytes), ("str", bytes.decode)]),
+    *(case(f"header_{name}", sealed(spell(ODD_HEADER), ODD_PAYLOAD), DecodeError)
+      for name, spell in SPELLINGS.items()),
+    *(case(f"payload_{name}", sealed(ODD_HEADER, spell(ODD_PAYLOAD)), DecodeError)
+      for name, spell in SPELLINGS.items()),
+    *(case(f"signature_{name}", ODD_INPUT + b"." + spell(ODD_SIGNATURE), InvalidSignatureError)
+      for name, spell in SPELLINGS.items()),
+]
+
+
+@pytest.mark.parametrize("token, policy, error", MALFORMED)
+def test_decode_of_malformed_token_is_rejected(token, policy, error):
+    assert type(rejection(token, **policy)) is error
+
+
+def test_each_part_of_the_odd_token_can_be_spelled_otherwise():
+    parts = ODD_TOKEN.split(b".")
+
+    assert decode(ODD_TOKEN, KEY) == {"s": ">?" * 10}
+    assert all(b"-" in part and b"_" in part and len(part) % 4 for part in parts)
+    assert all(spell(part) != part for spell in SPELLINGS.values() for part in parts)
+
+
+def test_decode_of_token_of_the_maximum_size_is_accepted():
+    token = signed_of_length(MAX_TOKEN_BYTES)
+
+    assert set(decode(token, KEY)) == {"x"}
+    assert MAX_TOKEN_BYTES == 16 * 1024
+
+
+# --- Rejected: headers, all correctly signed unless the name says otherwise ---------------------
+
+ALGORITHMS = [
+    None, "", "none", "None", "NONE", "nOnE", "hs256", "Hs256", "HS256 ", " HS256", "HS256\x00",
+    "HS-256", "\uff28S256", "HS384", "HS512", "HS1", "RS256", "PS256", "ES256", "EdDSA", "dir",
+    "A256GCMKW", "HMAC-SHA256", ["HS256"], {"alg": "HS256"}, ["HS256", "none"], True, 256, 0,
+    CANARY, [CANARY],
+]
+TYPES = [
+    "", None, True, 1, [], ["JWT"], {}, "JWE", "JWS", "JOSE", "JOSE+JSON", "JWT ", " JWT", "JWT\n",
+    "JWT\x00", "id+jwt", "dpop+jwt", "secevent+jwt", "logout+jwt", "at+", "+jwt", "application/",
+    "application/application/jwt", "text/jwt", "application/jwt; charset=utf-8", "jwt,at+jwt",
+    "\uff2a\uff37\uff34", "at+jwt+at", CANARY,
+]
+EXTENSIONS = [
+    {"crit": ["exp"]}, {"crit": ["b64"], "b64": False}, {"crit": []}, {"crit": None},
+    {"crit": CANARY}, {"b64": False}, {"b64": True}, {"b64": None},
+]
+KEY_HEADERS = {
+    "jwk": {"jwk": {"kty": "oct", "k": b64(OTHER_KEY).decode()}},
+    "jku": {"jku": "https://attacker.example/jwks.json"},
+    "x5u": {"x5u": "https://attacker.example/cert.pem"},
+    "x5c": {"x5c": [b64(OTHER_KEY).decode()]},
+    "kid_file": {"kid": "/dev/null"},
+    "kid_sql": {"kid": "' UNION SELECT 'key"},
+    "kid_number": {"kid": 1},
+    "odd": {"kid": None, "jwk": None, "x5t": [], "cty": "JWT", "zip": "DEF"},
+}
+HS512_INPUT = b64(b'{"alg":"HS512"}') + b"." + b64(PAYLOAD)
+
+JUNK_JSON = {
+    "empty": b"",
+    "white_space": b" ",
+    "null": b"null",
+    "true": b"true",
+    "number": b"1",
+    "string": b'"sub"',
+    "array": b"[]",
+    "array_of_object": b'[{"sub":"alice"}]',
+    "array_of_pairs": b'[["sub","alice"]]',
+    "two_objects": b"{}{}",
+    "two_lines": b'{"a":1}\n{"a":1}',
+    "trailing_comma_outside": b"{},",
+    "trailing_comma": b'{"a":1,}',
+    "unclosed": b'{"a":1',
+    "closed_twice": b'{"a":1}}',
+    "no_value": b'{"a":}',
+    "no_colon": b'{"a"}',
+    "no_name": b'{:1}',
+    "bare_name": b"{a:1}",
+    "number_as_name": b"{1:1}",
+    "single_quotes": b"{'a':1}",
+    "comment": b'{"a":1/*c*/}',
+    "comment_after": b'{"a":1}//',
+    "nul_after": b"{}\x00",
+    "nul_before": b"\x00{}",
+    "bom": b"\xef\xbb\xbf{}",
+    "no_break_space": "\u00a0{}".encode(),
+    "vertical_tab": b"\x0b{}\x0c",
+    "line_separator": "{}\u2028".encode(),
+    "not_utf8": b"\xff\xfe{}",
+    "utf16": '{"a":1}'.encode("utf-16"),
+    "utf16_no_bom": '{"a":1}'.encode("utf-16-le"),
+    "utf32": '{"a":1}'.encode("utf-32-be"),
+    "latin1": b'{"a":"\xe9"}',
+    "overlong_utf8": b'{"a":"\xc0\xaf"}',
+    "surrogate_in_utf8": b'{"a":"\xed\xa0\x80"}',
+    "beyond_unicode": b'{"a":"\xf4\x90\x80\x80"}',
+    "truncated_utf8": b'{"a":"\xe2\x98',
+    "high_surrogate": b'{"a":"\\ud800"}',
+    "low_surrogate": b'{"a":"\\udc00"}',
+    "surrogates_reversed": b'{"a":"\\udc00\\ud800"}',
+    "surrogate_in_name": b'{"\\ud800":1}',
+    "surrogate_nested": b'{"a":{"b":["x\\ud83d"]}}',
+    "bad_unicode_escape": b'{"a":"\\u12g4"}',
+    "bad_escape": b'{"a":"\\x41"}',
+    "newline_in_string": b'{"a":"\n"}',
+    "nul_in_string": b'{"a":"\x00"}',
+    "duplicate": b'{"a":1,"a":2}',
+    "duplicate_same_value": b'{"a":1,"a":1}',
+    "duplicate_escaped": b'{"a":1,"\\u0061":2}',
+    "duplicate_empty": b'{"":1,"":2}',
+    "duplicate_apart": b'{"a":1,"b":2,"c":3,"b":4}',
+    "duplicate_nested": b'{"a":{"b":1,"b":2}}',
+    "duplicate_in_array": b'{"a":[{"b":1},{"b":1,"b":2}]}',
+    "duplicate_deep": b'{"a":{"b":{"c":{"d":1,"d":1}}}}',
+    "duplicate_both": b'{"a":{"b":1,"b":2},"a":3}',
+    "duplicate_object": b'{"a":1,"a":{}}',
+    "duplicate_beside_url": b'{"a":"x://y","a":1}',
+    "duplicate_nested_beside_url": b'{"a":"x://y","b":{"c":1,"c":2}}',
+    "url_without_quotes": b'{"a"://"b"}',
+    "nan": b'{"a":NaN}',
+    "infinity": b'{"a":Infinity}',
+    "minus_infinity": b'{"a":-Infinity}',
+    "nan_nested": b'{"a":[1,[NaN]]}',
+    "nan_lower_case": b'{"a":nan}',
+    "minus_nan": b'{"a":-NaN}',
+    "overflow": b'{"a":1e400}',
+    "overflow_negative": b'{"a":-1e400}',
+    "overflow_exponent": b'{"a":1.0E+99999999999}',
+    "overflow_nested": b'{"a":[{"b":1e309}]}',
+    "overflow_digits": b'{"a":1%s.0}' % (b"0" * 400),
+    "integer_of_5001_digits": b'{"a":1%s}' % (b"0" * 5000),
+    "integer_of_12000_digits": b'{"a":-%s}' % (b"9" * 12_000),
+    "leading_zero": b'{"a":01}',
+    "plus_sign": b'{"a":+1}',
+    "no_integer_part": b'{"a":.5}',
+    "no_fraction": b'{"a":1.}',
+    "hexadecimal": b'{"a":0x10}',
+    "underscore": b'{"a":1_000}',
+    "arabic_digit": '{"a":\u0661}'.encode(),
+    "array_of_101_levels": b'{"a":' + b"[" * 100 + b"]" * 100 + b"}",
+    "object_of_101_levels": b'{"a":' * 101 + b"1" + b"}" * 101,
+    "deep_array": b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "deep_object": b'{"a":' * 2000 + b"1" + b"}" * 2000,
+    "deep_array_unclosed": b'{"a":' + b"[" * 12_000,
+    "deep_object_unclosed": b'{"a":' * 2400,
+    "deep_array_alone": b"[" * 12_000,
+}
+JUNK_AFTER_HS256 = {
+    "duplicate": b'"a":1,"a":1',
+    "duplicate_alg": b'"alg":"HS256"',
+    "duplicate_alg_escaped": b'"\\u0061lg":"none"',
+    "duplicate_nested": b'"a":{"b":1,"b":1}',
+    "nan": b'"a":NaN',
+    "overflow": b'"a":1e400',
+    "lone_surrogate": b'"a":"\\ud800"',
+    "deep_array": b'"a":' + b"[" * 5000 + b"]" * 5000,
+    "deep_object": b'"a":' + b'{"a":' * 1900 + b"1" + b"}" * 1900,
+}
+HEADERS = [
+    case("alg_missing", signed_with(typ="JWT"), InvalidAlgorithmError),
+    *(case(f"alg_{alg!a}", signed_with(alg=alg, typ="JWT"), InvalidAlgorithmError)
+      for alg in ALGORITHMS),
+    *(case(f"alg_{alg}_without_signature",
+           b64(b'{"alg":"%s"}' % alg.encode()) + b"." + b64(PAYLOAD) + b".", InvalidAlgorithmError)
+      for alg in ["none", "None", "HS512", "RS256"]),
+    case("hs512_signature", HS512_INPUT + b"." + b64(hmac.digest(KEY, HS512_INPUT, "sha512")),
+         InvalidAlgorithmError),
+    *(case(f"typ_{typ!a}", signed_with(alg="HS256", typ=typ), DecodeError) for typ in TYPES),
+    *(case(f"extension_{extension}", signed_with(alg="HS256", **extension), DecodeError)
+      for extension in EXTENSIONS),
+    *(case(f"{name}_with_{kind}_key", signed(
+        header=json.dumps({"alg": "HS256", **header}).encode(), key=key), InvalidSignatureError)
+      for name, header in KEY_HEADERS.items()
+      for kind, key in [("its", OTHER_KEY), ("empty", b""), ("zero", bytes(32))]),
+    *(case(f"json_{name}", signed(header=header), DecodeError)
+      for name, header in JUNK_JSON.items()),
+    *(case(f"hs256_and_{name}", signed(header=b'{"alg":"HS256",%s}' % junk), DecodeError)
+      for name, junk in JUNK_AFTER_HS256.items()),
+]
+
+
+@pytest.mark.parametrize("token, policy, error", HEADERS)
+def test_decode_of_token_with_invalid_header_is_rejected(token, policy, error):
+    assert type(rejection(token, **policy)) is error
+
+
+@pytest.mark.parametrize("header", [
+    *(pytest.param({"typ": typ}, id=typ) for typ in [
+        "JWT", "jwt", "jWt", "at+jwt", "AT+JWT", "At+Jwt", "application/jwt", "application/at+jwt",
+        "APPLICATION/JWT", "Application/AT+jwt"]),
+    pytest.param({}, id="no_typ"),
+    *(pytest.param(header, id=name) for name, header in KEY_HEADERS.items()),
+])
+def test_decode_of_token_with_valid_header_accepts_our_key(header):
+    token = signed_with(alg="HS256", **header)
+
+    assert decode(token, KEY) == {"sub": "alice"}
+
+
+@pytest.mark.parametrize("header", [
+    b' {"alg" : "HS256"}\r\n', b'{"typ":"JWT","alg":"HS256"}', b'{"alg":"\\u0048S256"}',
+    b'{"alg":"HS256","nested":{"alg":"none"}}', '{"alg":"HS256","kid":"\u2603:"}'.encode(),
+], ids=["white_space", "other_order", "escape", "nested_alg", "unicode"])
+def test_decode_of_token_with_unusual_header_text_is_accepted(header):
+    assert decode(signed(header=header), KEY) == {"sub": "alice"}
+
+
+# --- Rejected: JSON payloads --------------------------------------------------------------------
+
+PAYLOADS = [
+    *(case(name, signed(payload), DecodeError) for name, payload in JUNK_JSON.items()),
+    *(case(f"{name}_{number}", signed(f'{{"{name}":{number}}}'.encode()), DecodeError)
+      for name in ["exp", "nbf", "iat"]
+      for number in ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"]),
+]
+
+LEGAL_JSON = {
+    "empty": (b"{}", {}),
+    "white_space": (b' \t\r\n{ "a" :\n1\t,"b": [ ] }\r\n ', {"a": 1, "b": []}),
+    "same_name_apart": (b'{"a":{"b":{"a":1}},"b":[{"a":1},{"a":2}]}',
+                        {"a": {"b": {"a": 1}}, "b": [{"a": 1}, {"a": 2}]}),
+    "colons_in_strings": (b'{"a":"b:c","d":":::"}', {"a": "b:c", "d": ":::"}),
+    "colon_in_name": (b'{"a:b":{}}', {"a:b": {}}),
+    "urls": (b'{"a":"://","b":"x://y:80/"}', {"a": "://", "b": "x://y:80/"}),
+    "empty_objects": (b'{"a":{},"b":[{}]}', {"a": {}, "b": [{}]}),
+    "escapes": (b'{"a":"\\ud83d\\ude00\\u0000"}', {"a": "\U0001f600\0"}),
+    "utf8": ('{"a":"\ufeff\U0001f600"}'.encode(), {"a": "\ufeff\U0001f600"}),
+    "nan_as_text": (b'{"a":"NaN","b":"Infinity"}', {"a": "NaN", "b": "Infinity"}),
+    "numbers": (b'{"a":1e308,"b":1e-400,"c":-0}', {"a": 1e308, "b": 0.0, "c": 0}),
+    "integer_of_401_digits": (b'{"a":1%s}' % (b"0" * 400), {"a": 10**400}),
+    "ten_levels": (b'{"a":[[[[[[[[[[{"b":1}]]]]]]]]]]}', {"a": [[[[[[[[[[{"b": 1}]]]]]]]]]]}),
+    "array_of_100_levels": (
+        b'{"a":' + b"[" * 99 + b"]" * 99 + b"}", {"a": json.loads("[" * 99 + "]" * 99)}),
+    "object_of_100_levels": (
+        b'{"a":' * 100 + b"1" + b"}" * 100, json.loads('{"a":' * 100 + "1" + "}" * 100)),
+    "wide": (b'{"a":[' + b"{}," * 2000 + b"[]]}", {"a": [{}] * 2000 + [[]]}),
+    "brackets_in_string": (b'{"a":"\\"%s"}' % (b"[{" * 3000), {"a": '"' + "[{" * 3000}),
+}
+
+
+@pytest.mark.parametrize("token, policy, error", PAYLOADS)
+def test_decode_of_token_with_malformed_payload_is_rejected(token, policy, error):
+    assert type(rejection(token, **policy)) is error
+
+
+@pytest.mark.parametrize("data", [
+    *(pytest.param(data, id=name) for name, data in JUNK_JSON.items()),
+    *(pytest.param(b'{"a":' + opening * (size // len(opening)), id=f"{name}_{size}")
+      for size in [12_000, 65_536]
+      for name, opening in [("array", b"["), ("object", b'{"":'), ("both", b'[{"":')]),
+])
+def test_parse_json_object_of_malformed_json_raises_decode_error(data):
+    with pytest.raises(DecodeError) as caught:
+        parse_json_object(data)
+
+    assert type(caught.value) is DecodeError
+    assert len(str(caught.value)) < 40
+
+
+@pytest.mark.parametrize("data, value", LEGAL_JSON.values(), ids=LEGAL_JSON)
+def test_legal_json_is_returned_as_object_and_as_claims(data, value):
+    assert parse_json_object(data) == value
+    assert decode(signed(data), KEY, now=NOW) == value
+
+
+DEEP_HEADER_IN_SMALL_THREAD = """
+import threading, wsgi_auth
+
+def verify():
+    try:
+        wsgi_auth.decode({token!r}, "k" * 32)
+    except wsgi_auth.InvalidTokenError:
+        print("rejected")
+
+threading.stack_size(512 * 1024)  # musl: 128 KiB; python:alpine: 1 MiB
+thread = threading.Thread(target=verify)
+thread.start()
+thread.join()
+"""
+
+
+def test_decode_of_deep_header_in_thread_with_small_stack_is_rejected():
+    token = b64(b'{"a":' + b"[" * 12_000) + b".e30.AAAA"  # unsigned: anyone could send it
+    script = DEEP_HEADER_IN_SMALL_THREAD.format(token=token)
+
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=os.path.dirname(wsgi_auth.__file__),
+        stdout=subprocess.PIPE, timeout=60)
+
+    assert (result.returncode, result.stdout.strip()) == (0, b"rejected")
+
+
+# --- Rejected: times ----------------------------------------------------------------------------
+
+BOUNDARIES = [
+    # claim, leeway, rejected at, the nearest time at which it is accepted, error
     ("exp", 0, NOW, NOW - 1, ExpiredSignatureError),
     ("exp", 0, NOW, NOW - 0.001, ExpiredSignatureError),
     ("exp", 30, NOW + 30, NOW + 29, ExpiredSignatureError),
@@ -597,746 +948,229 @@ TIMES = [
     ("iat", 30, NOW - 31, NOW - 30, ImmatureSignatureError),
     ("iat", 0.5, NOW - 0.75, NOW - 0.5, ImmatureSignatureError),
 ]
+NO_NUMBERS = [
+    None, True, False, "", str(NOW + 9), "NaN", [], [NOW + 9], {}, {"$date": NOW + 9},
+    [CANARY], {CANARY: 1},
+]
+HUGE = "1" + "0" * 400  # larger than every float
+TIMES = [
+    *(case(f"{name}_{value!r}_leeway_{leeway}_at_{now - NOW}", encode({name: value}, KEY), error,
+           now=now, leeway=leeway)
+      for name, leeway, now, _, error in BOUNDARIES for value in (NOW, float(NOW))),
+    *(case(f"{name}_{value!r}", encode({name: value}, KEY), InvalidClaimError)
+      for name in ["exp", "nbf", "iat"] for value in NO_NUMBERS),
+    *(case(f"exp_{name}", signed(b'{"exp":%s}' % number.encode()), ExpiredSignatureError)
+      for name, number in [
+          ("0", "0"), ("-0", "-0"), ("-1", "-1"), ("1e-400", "1e-400"), ("-1e308", "-1e308"),
+          ("minus_huge", f"-{HUGE}"), ("1.7E9", "1.7E9")]),
+    *(case(f"{name}_{sign}huge_leeway_{leeway}", signed(f'{{"{name}":{sign}{HUGE}}}'.encode()),
+           error, leeway=leeway)
+      for name, sign, error in [("exp", "-", ExpiredSignatureError),
+                                ("nbf", "", ImmatureSignatureError),
+                                ("iat", "", ImmatureSignatureError)]
+      for leeway in (0, 60, 0.5)),
+    *(case(f"{name}_leeway_nan", encode({name: NOW}, KEY), error, leeway=math.nan)
+      for name, error in [("exp", ExpiredSignatureError), ("nbf", ImmatureSignatureError),
+                          ("iat", ImmatureSignatureError)]),
+    case("exp_without_now", encode({"exp": 1300819380}, KEY), ExpiredSignatureError, now=None),
+    case("nbf_without_now", encode({"nbf": 2**40}, KEY), ImmatureSignatureError, now=None),
+]
 
 
-@pytest.mark.parametrize("value", [NOW, float(NOW)], ids=["int", "float"])
-@pytest.mark.parametrize("name, leeway, refused, accepted, error", TIMES)
-def test_decode_at_the_boundary_of_a_time_decides_exactly(
-        name, leeway, refused, accepted, error, value):
-    token = encode({name: value}, KEY)
-
-    claims = decode(token, KEY, now=accepted, leeway=leeway)
-
-    assert claims == {name: value}
-    assert type(refusal(token, now=refused, leeway=leeway)) is error
+@pytest.mark.parametrize("token, policy, error", TIMES)
+def test_decode_of_token_at_the_wrong_time_is_rejected(token, policy, error):
+    assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("name, error", [
-    ("nbf", ImmatureSignatureError), ("iat", ImmatureSignatureError),
+@pytest.mark.parametrize("claims, now, leeway", [
+    *(pytest.param({name: value}, now, leeway, id=f"{name}_{value}_leeway_{leeway}_at_{now - NOW}")
+      for name, leeway, _, now, _ in BOUNDARIES for value in (NOW, float(NOW))),
+    pytest.param({"exp": 1, "iat": 0}, 0, 0, id="at_the_epoch"),
+    *(pytest.param({name: value}, NOW, leeway, id=f"{name}_huge_leeway_{leeway}")
+      for name, value in [("exp", int(HUGE)), ("nbf", -int(HUGE)), ("iat", -int(HUGE))]
+      for leeway in (0, 60, 0.5)),
 ])
-def test_decode_refused_as_immature_names_the_claim(name, error):
-    caught = refusal(encode({name: NOW + 1}, KEY))
+def test_decode_of_token_at_the_right_time_returns_its_claims(claims, now, leeway):
+    token = encode(claims, KEY)
 
-    assert type(caught) is error
-    assert name in str(caught)
-
-
-def test_decode_with_now_zero_is_at_the_epoch():
-    token = encode({"exp": 1, "iat": 0}, KEY)
-
-    assert decode(token, KEY, now=0) == {"exp": 1, "iat": 0}
+    assert decode(token, KEY, now=now, leeway=leeway) == claims
 
 
-@pytest.mark.parametrize("claims, error", [
-    ({"exp": 1300819380}, ExpiredSignatureError), ({"nbf": 2**40}, ImmatureSignatureError),
-], ids=["long_expired", "far_future"])
-def test_decode_without_now_uses_the_time_of_day(claims, error):
-    with pytest.raises(error):
-        decode(encode(claims, KEY), KEY)
-
-
-@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
-def test_decode_with_leeway_that_is_no_number_accepts_nothing(name):
-    assert isinstance(refusal(encode({name: NOW}, KEY), leeway=math.nan), InvalidTokenError)
-
-
-@pytest.mark.parametrize("leeway", [0, 60])
-def test_decode_of_exp_beyond_every_float_is_accepted(leeway):
-    token = signed(b'{"exp":1%s}' % (b"0" * 400))
-
-    assert decode(token, KEY, now=NOW, leeway=leeway) == {"exp": 10**400}
-
-
-@pytest.mark.parametrize("name", [b"nbf", b"iat"])
-def test_decode_of_start_beyond_every_float_is_immature(name):
-    token = signed(b'{"%s":1%s}' % (name, b"0" * 400))
-
-    assert type(refusal(token)) is ImmatureSignatureError
-
-
-@pytest.mark.parametrize("sign", [b"", b"-"], ids=["future", "past"])
-@pytest.mark.parametrize("name", [b"exp", b"nbf", b"iat"])
-def test_decode_of_time_beyond_every_float_with_fractional_leeway_is_refused(name, sign):
-    token = signed(b'{"%s":%s1%s}' % (name, sign, b"0" * 400))
-
-    assert type(refusal(token, leeway=0.5)) is InvalidClaimError
-
-
-@pytest.mark.parametrize("require", [["exp"], ("sub", "exp"), {"exp": 1}, frozenset(["exp"])],
-                         ids=["list", "tuple", "dict", "set"])
-def test_decode_with_required_claim_missing_is_refused(require):
-    error = refusal(signed(), require=require)
-
-    assert (type(error), error.claim) == (MissingRequiredClaimError, "exp")
-
-
-def test_decode_with_required_claims_there_returns_them():
-    assert decode(signed(), KEY, require=["sub"]) == {"sub": "alice"}
-
-
-@pytest.mark.parametrize("aud, audience", [
-    ("api", "api"), ("api", ["web", "api"]), ("api", ("web", "api")), (["web", "api"], "api"),
-    (["web", "api"], ["api", "other"]), ("", ""),
+@pytest.mark.parametrize("claims", [
+    {name: value} for name in ["exp", "nbf", "iat"] for value in [*NO_NUMBERS, NOW + 1]
+    if (name, value) != ("exp", NOW + 1)
 ], ids=repr)
-def test_decode_with_audience_that_the_token_names_is_accepted(aud, audience):
-    token = encode({"aud": aud}, KEY)
+def test_rejection_of_wrong_time_names_the_claim(claims):
+    [name] = claims
 
-    assert decode(token, KEY, audience=audience) == {"aud": aud}
+    assert name in str(rejection(encode(claims, KEY)))
 
 
-@pytest.mark.parametrize("aud, audience", [
+# --- Rejected: issuer, audience, subject, token identifier --------------------------------------
+
+NO_STRINGS = [None, True, 0, 1.5, [], ["alice"], {}, [CANARY], {CANARY: 1}]
+NO_AUDIENCES = [
+    None, True, 0, 1.5, {}, {"api": 1}, {CANARY: 1}, [None], ["api", None], ["api", 1], [["api"]],
+    ["api", {}], [True],
+]
+OTHER_AUDIENCES = [
     ("api", "web"), ("api", None), (["api"], None), ([], None), ([], "api"), ([], []),
     ("api", []), ("ap", "api"), ("api", "ap"), ("", "api"), ("API", "api"), ("api", ""),
-    ("api", ["apis", "web"]), (["a", "p", "i"], "api"), ("", None),
-], ids=repr)
-def test_decode_with_audience_that_the_token_does_not_name_is_refused(aud, audience):
-    token = encode({"aud": aud}, KEY)
-
-    assert type(refusal(token, audience=audience)) is InvalidAudienceError
-
-
-@pytest.mark.parametrize("audience", ["api", "", ["api"], []], ids=repr)
-def test_decode_with_audience_of_token_without_aud_is_refused(audience):
-    error = refusal(signed(), audience=audience)
-
-    assert (type(error), error.claim) == (MissingRequiredClaimError, "aud")
-
-
-@pytest.mark.parametrize("iss, issuer", [
-    ("https://a.example", "https://a.example"), ("https://a.example", None), ("", ""),
-    ("https://a.example", ["https://b.example", "https://a.example"]),
-], ids=repr)
-def test_decode_with_issuer_of_the_token_is_accepted(iss, issuer):
-    token = encode({"iss": iss}, KEY)
-
-    assert decode(token, KEY, issuer=issuer) == {"iss": iss}
-
-
-@pytest.mark.parametrize("iss, issuer", [
-    ("https://a.example", "https://b.example"), ("https://a.example/", "https://a.example"),
-    ("https://a", "https://a.example"), ("HTTPS://a.example", "https://a.example"),
-    ("", "https://a.example"), ("https://a.example", []), ("https://a.example", ""),
-], ids=repr)
-def test_decode_with_issuer_other_than_the_tokens_is_refused(iss, issuer):
-    token = encode({"iss": iss}, KEY)
-
-    assert type(refusal(token, issuer=issuer)) is InvalidIssuerError
-
-
-@pytest.mark.parametrize("issuer", ["https://a.example", "", ["https://a.example"]], ids=repr)
-def test_decode_with_issuer_of_token_without_iss_is_refused(issuer):
-    error = refusal(signed(), issuer=issuer)
-
-    assert (type(error), error.claim) == (MissingRequiredClaimError, "iss")
-
-
-# --- Headers, all of them correctly signed ------------------------------------------------------
-
-MISSING = object()
-
-
-@pytest.mark.parametrize("alg", [
-    MISSING, None, "", "none", "None", "NONE", "nOnE", "hs256", "Hs256", "HS256 ", " HS256",
-    "HS256\x00", "HS-256", "\uff28S256", "HS384", "HS512", "HS1", "RS256", "PS256", "ES256",
-    "EdDSA", "dir", "A256GCMKW", "HMAC-SHA256", ["HS256"], {"alg": "HS256"}, ["HS256", "none"],
-    True, 256, 0,
-], ids=lambda alg: "missing" if alg is MISSING else ascii(alg))
-def test_decode_of_other_algorithm_is_refused(alg):
-    header = {"typ": "JWT"} if alg is MISSING else {"alg": alg, "typ": "JWT"}
-    token = signed_with(**header)
-
-    assert type(refusal(token)) is InvalidAlgorithmError
-
-
-@pytest.mark.parametrize("alg", ["none", "None", "HS512", "RS256"])
-def test_decode_of_other_algorithm_without_signature_is_refused(alg):
-    token = b64(b'{"alg":"%s"}' % alg.encode()) + b"." + b64(PAYLOAD) + b"."
-
-    assert type(refusal(token)) is InvalidAlgorithmError
-
-
-def test_decode_of_real_hs512_signature_is_refused():
-    signing_input = b64(b'{"alg":"HS512"}') + b"." + b64(PAYLOAD)
-
-    token = signing_input + b"." + b64(hmac.digest(KEY, signing_input, "sha512"))
-
-    assert type(refusal(token)) is InvalidAlgorithmError
-
-
-@pytest.mark.parametrize("extension", [
-    {"crit": ["exp"]}, {"crit": ["b64"], "b64": False}, {"crit": []}, {"crit": None},
-    {"b64": False}, {"b64": True}, {"b64": None},
-], ids=repr)
-def test_decode_of_header_with_extension_is_refused(extension):
-    token = signed_with(alg="HS256", **extension)
-
-    assert type(refusal(token)) is DecodeError
-
-
-@pytest.mark.parametrize("typ", [
-    "JWT", "jwt", "jWt", "at+jwt", "AT+JWT", "At+Jwt", "application/jwt", "application/at+jwt",
-    "APPLICATION/JWT", "Application/AT+jwt", MISSING,
-], ids=lambda typ: "missing" if typ is MISSING else typ)
-def test_decode_of_typ_that_is_a_jwt_is_accepted(typ):
-    token = signed_with(alg="HS256", **({} if typ is MISSING else {"typ": typ}))
-
-    assert decode(token, KEY) == {"sub": "alice"}
-
-
-@pytest.mark.parametrize("typ", [
-    "", None, True, 1, [], ["JWT"], {}, "JWE", "JWS", "JOSE", "JOSE+JSON", "JWT ", " JWT", "JWT\n",
-    "JWT\x00", "id+jwt", "dpop+jwt", "secevent+jwt", "logout+jwt", "at+", "+jwt", "application/",
-    "application/application/jwt", "text/jwt", "application/jwt; charset=utf-8", "jwt,at+jwt",
-    "\uff2a\uff37\uff34", "at+jwt+at",
-], ids=ascii)
-def test_decode_of_typ_that_is_no_jwt_is_refused(typ):
-    token = signed_with(alg="HS256", typ=typ)
-
-    assert type(refusal(token)) is DecodeError
-
-
-KEY_HEADERS = [
-    pytest.param({"jwk": {"kty": "oct", "k": b64(OTHER_KEY).decode()}}, id="jwk"),
-    pytest.param({"jku": "https://attacker.example/jwks.json"}, id="jku"),
-    pytest.param({"x5u": "https://attacker.example/cert.pem"}, id="x5u"),
-    pytest.param({"x5c": [b64(OTHER_KEY).decode()]}, id="x5c"),
-    pytest.param({"kid": "/dev/null"}, id="kid_file"),
-    pytest.param({"kid": "' UNION SELECT 'key"}, id="kid_sql"),
-    pytest.param({"kid": 1}, id="kid_number"),
-    pytest.param({"kid": None, "jwk": None, "x5t": [], "cty": "JWT", "zip": "DEF"}, id="odd"),
+    ("api", ["apis", "web"]), (["a", "p", "i"], "api"), ("", None), ([CANARY], None),
+]
+OTHER_ISSUERS = [
+    (ISSUER, "https://b.example"), ("https://a.example/", ISSUER), ("https://a", ISSUER),
+    ("HTTPS://a.example", ISSUER), ("", ISSUER), (ISSUER, []), (ISSUER, ""),
+]
+NAMES = [
+    *(case(f"{name}_{value}", encode({name: value}, KEY), error)
+      for name, error in [("sub", InvalidClaimError), ("jti", InvalidClaimError),
+                          ("iss", InvalidIssuerError)]
+      for value in NO_STRINGS),
+    *(case(f"iss_{value}_with_issuer", encode({"iss": value}, KEY), InvalidIssuerError,
+           issuer=ISSUER)
+      for value in [None, True, 0, [], [ISSUER], {}]),
+    *(case(f"iss_{iss}_issuer_{issuer}", encode({"iss": iss}, KEY), InvalidIssuerError,
+           issuer=issuer)
+      for iss, issuer in OTHER_ISSUERS),
+    *(case(f"aud_{aud}_audience_{audience}", encode({"aud": aud}, KEY), InvalidAudienceError,
+           audience=audience)
+      for aud, audience in [*itertools.product(NO_AUDIENCES, ["api", ["api"], None]),
+                            *OTHER_AUDIENCES]),
+    *(case(f"no_iss_issuer_{issuer}", signed(), MissingRequiredClaimError, issuer=issuer)
+      for issuer in [ISSUER, "", [ISSUER]]),
+    *(case(f"no_aud_audience_{audience}", signed(), MissingRequiredClaimError, audience=audience)
+      for audience in ["api", "", ["api"], []]),
+    *(case(f"no_exp_require_{require}", signed(), MissingRequiredClaimError, require=require)
+      for require in [["exp"], ("sub", "exp"), {"exp": 1}, frozenset(["exp"])]),
 ]
 
 
-@pytest.mark.parametrize("header", KEY_HEADERS)
-@pytest.mark.parametrize("key", [OTHER_KEY, b"", bytes(32)], ids=["own", "empty", "zeros"])
-def test_decode_of_header_that_brings_its_key_is_refused(header, key):
-    token = signed(header=json.dumps({"alg": "HS256", **header}).encode(), key=key)
-
-    assert type(refusal(token)) is InvalidSignatureError
+@pytest.mark.parametrize("token, policy, error", NAMES)
+def test_decode_of_token_with_wrong_name_is_rejected(token, policy, error):
+    assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("header", KEY_HEADERS)
-def test_decode_of_header_with_key_hint_uses_our_key(header):
-    token = signed_with(alg="HS256", **header)
-
-    assert decode(token, KEY) == {"sub": "alice"}
-
-
-# --- JSON ---------------------------------------------------------------------------------------
-
-JUNK_JSON = [
-    pytest.param(b"", id="empty"),
-    pytest.param(b" ", id="white_space"),
-    pytest.param(b"null", id="null"),
-    pytest.param(b"true", id="true"),
-    pytest.param(b"1", id="number"),
-    pytest.param(b'"sub"', id="string"),
-    pytest.param(b"[]", id="array"),
-    pytest.param(b'[{"sub":"alice"}]', id="array_of_object"),
-    pytest.param(b'[["sub","alice"]]', id="array_of_pairs"),
-    pytest.param(b"{}{}", id="two_objects"),
-    pytest.param(b'{"a":1}\n{"a":1}', id="two_lines"),
-    pytest.param(b"{},", id="trailing_comma_outside"),
-    pytest.param(b'{"a":1,}', id="trailing_comma"),
-    pytest.param(b'{"a":1', id="unclosed"),
-    pytest.param(b'{"a":1}}', id="closed_twice"),
-    pytest.param(b'{"a":}', id="no_value"),
-    pytest.param(b'{"a"}', id="no_colon"),
-    pytest.param(b'{:1}', id="no_name"),
-    pytest.param(b"{a:1}", id="bare_name"),
-    pytest.param(b"{1:1}", id="number_as_name"),
-    pytest.param(b"{'a':1}", id="single_quotes"),
-    pytest.param(b'{"a":1/*c*/}', id="comment"),
-    pytest.param(b'{"a":1}//', id="comment_after"),
-    pytest.param(b"{}\x00", id="nul_after"),
-    pytest.param(b"\x00{}", id="nul_before"),
-    pytest.param(b"\xef\xbb\xbf{}", id="bom"),
-    pytest.param("\u00a0{}".encode(), id="no_break_space"),
-    pytest.param(b"\x0b{}\x0c", id="vertical_tab"),
-    pytest.param("{}\u2028".encode(), id="line_separator"),
-    pytest.param(b"\xff\xfe{}", id="not_utf8"),
-    pytest.param('{"a":1}'.encode("utf-16"), id="utf16"),
-    pytest.param('{"a":1}'.encode("utf-16-le"), id="utf16_no_bom"),
-    pytest.param('{"a":1}'.encode("utf-32-be"), id="utf32"),
-    pytest.param(b'{"a":"\xe9"}', id="latin1"),
-    pytest.param(b'{"a":"\xc0\xaf"}', id="overlong_utf8"),
-    pytest.param(b'{"a":"\xed\xa0\x80"}', id="surrogate_in_utf8"),
-    pytest.param(b'{"a":"\xf4\x90\x80\x80"}', id="beyond_unicode"),
-    pytest.param(b'{"a":"\xe2\x98', id="truncated_utf8"),
-    pytest.param(b'{"a":"\\ud800"}', id="high_surrogate"),
-    pytest.param(b'{"a":"\\udc00"}', id="low_surrogate"),
-    pytest.param(b'{"a":"\\udc00\\ud800"}', id="surrogates_reversed"),
-    pytest.param(b'{"\\ud800":1}', id="surrogate_in_name"),
-    pytest.param(b'{"a":{"b":["x\\ud83d"]}}', id="surrogate_nested"),
-    pytest.param(b'{"a":"\\u12g4"}', id="bad_unicode_escape"),
-    pytest.param(b'{"a":"\\x41"}', id="bad_escape"),
-    pytest.param(b'{"a":"\n"}', id="newline_in_string"),
-    pytest.param(b'{"a":"\x00"}', id="nul_in_string"),
-    pytest.param(b'{"a":1,"a":2}', id="duplicate"),
-    pytest.param(b'{"a":1,"a":1}', id="duplicate_same_value"),
-    pytest.param(b'{"a":1,"\\u0061":2}', id="duplicate_escaped"),
-    pytest.param(b'{"":1,"":2}', id="duplicate_empty"),
-    pytest.param(b'{"a":1,"b":2,"c":3,"b":4}', id="duplicate_apart"),
-    pytest.param(b'{"a":{"b":1,"b":2}}', id="duplicate_nested"),
-    pytest.param(b'{"a":[{"b":1},{"b":1,"b":2}]}', id="duplicate_in_array"),
-    pytest.param(b'{"a":{"b":{"c":{"d":1,"d":1}}}}', id="duplicate_deep"),
-    pytest.param(b'{"a":{"b":1,"b":2},"a":3}', id="duplicate_both"),
-    pytest.param(b'{"a":1,"a":{}}', id="duplicate_object"),
-    pytest.param(b'{"a":NaN}', id="nan"),
-    pytest.param(b'{"a":Infinity}', id="infinity"),
-    pytest.param(b'{"a":-Infinity}', id="minus_infinity"),
-    pytest.param(b'{"a":[1,[NaN]]}', id="nan_nested"),
-    pytest.param(b'{"a":nan}', id="nan_lower_case"),
-    pytest.param(b'{"a":-NaN}', id="minus_nan"),
-    pytest.param(b'{"a":1e400}', id="overflow"),
-    pytest.param(b'{"a":-1e400}', id="overflow_negative"),
-    pytest.param(b'{"a":1.0E+99999999999}', id="overflow_exponent"),
-    pytest.param(b'{"a":[{"b":1e309}]}', id="overflow_nested"),
-    pytest.param(b'{"a":1%s.0}' % (b"0" * 400), id="overflow_digits"),
-    pytest.param(b'{"a":1%s}' % (b"0" * 5000), id="integer_of_5001_digits"),
-    pytest.param(b'{"a":-%s}' % (b"9" * 12_000), id="integer_of_12000_digits"),
-    pytest.param(b'{"a":01}', id="leading_zero"),
-    pytest.param(b'{"a":+1}', id="plus_sign"),
-    pytest.param(b'{"a":.5}', id="no_integer_part"),
-    pytest.param(b'{"a":1.}', id="no_fraction"),
-    pytest.param(b'{"a":0x10}', id="hexadecimal"),
-    pytest.param(b'{"a":1_000}', id="underscore"),
-    pytest.param('{"a":\u0661}'.encode(), id="arabic_digit"),
-    pytest.param(b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", id="deep_array"),
-    pytest.param(b'{"a":' * 2000 + b"1" + b"}" * 2000, id="deep_object"),
-    pytest.param(b'{"a":' + b"[" * 12_000, id="deep_array_unclosed"),
-    pytest.param(b'{"a":' * 2400, id="deep_object_unclosed"),
-    pytest.param(b"[" * 12_000, id="deep_array_alone"),
-]
-LEGAL_JSON = [
-    pytest.param(b"{}", {}, id="empty"),
-    pytest.param(b' \t\r\n{ "a" :\n1\t,"b": [ ] }\r\n ', {"a": 1, "b": []}, id="white_space"),
-    pytest.param(b'{"a":{"b":{"a":1}},"b":[{"a":1},{"a":2}]}',
-                 {"a": {"b": {"a": 1}}, "b": [{"a": 1}, {"a": 2}]}, id="same_name_apart"),
-    pytest.param(b'{"a":"b:c","d":":::"}', {"a": "b:c", "d": ":::"}, id="colons_in_strings"),
-    pytest.param(b'{"a:b":{}}', {"a:b": {}}, id="colon_in_name"),
-    pytest.param(b'{"a":{},"b":[{}]}', {"a": {}, "b": [{}]}, id="empty_objects"),
-    pytest.param(b'{"a":"\\ud83d\\ude00\\u0000"}', {"a": "\U0001f600\0"}, id="escapes"),
-    pytest.param('{"a":"\ufeff\U0001f600"}'.encode(), {"a": "\ufeff\U0001f600"}, id="utf8"),
-    pytest.param(b'{"a":"NaN","b":"Infinity"}', {"a": "NaN", "b": "Infinity"}, id="nan_as_text"),
-    pytest.param(b'{"a":1e308,"b":1e-400,"c":-0}', {"a": 1e308, "b": 0.0, "c": 0}, id="numbers"),
-    pytest.param(b'{"a":1%s}' % (b"0" * 400), {"a": 10**400}, id="integer_of_401_digits"),
-    pytest.param(b'{"a":[[[[[[[[[[{"b":1}]]]]]]]]]]}', {"a": [[[[[[[[[[{"b": 1}]]]]]]]]]]},
-                 id="ten_levels"),
-    pytest.param(b'{"a":[' + b"{}," * 2000 + b"[]]}", {"a": [{}] * 2000 + [[]]}, id="wide"),
-    pytest.param(b'{"a":"\\"%s"}' % (b"[{" * 3000), {"a": '"' + "[{" * 3000},
-                 id="brackets_in_string"),
-]
-
-
-@pytest.mark.parametrize("payload", JUNK_JSON)
-def test_decode_of_signed_junk_payload_is_refused(payload):
-    token = signed(payload)
-
-    assert type(refusal(token)) is DecodeError
-
-
-@pytest.mark.parametrize("header", JUNK_JSON)
-def test_decode_of_signed_junk_header_is_refused(header):
-    token = signed(header=header)
-
-    assert type(refusal(token)) is DecodeError
-
-
-@pytest.mark.parametrize("junk", [
-    pytest.param(b'"a":1,"a":1', id="duplicate"),
-    pytest.param(b'"alg":"HS256"', id="duplicate_alg"),
-    pytest.param(b'"\\u0061lg":"none"', id="duplicate_alg_escaped"),
-    pytest.param(b'"a":{"b":1,"b":1}', id="duplicate_nested"),
-    pytest.param(b'"a":NaN', id="nan"),
-    pytest.param(b'"a":1e400', id="overflow"),
-    pytest.param(b'"a":"\\ud800"', id="lone_surrogate"),
-    pytest.param(b'"a":' + b"[" * 5000 + b"]" * 5000, id="deep_array"),
-    pytest.param(b'"a":' + b'{"a":' * 1900 + b"1" + b"}" * 1900, id="deep_object"),
-])
-def test_decode_of_signed_header_that_says_hs256_with_junk_is_refused(junk):
-    token = signed(header=b'{"alg":"HS256",%s}' % junk)
-
-    assert type(refusal(token)) is DecodeError
-
-
-@pytest.mark.parametrize("data", JUNK_JSON)
-def test_parse_json_object_of_junk_raises_decode_error(data):
-    with pytest.raises(DecodeError) as caught:
-        parse_json_object(data)
-
-    assert type(caught.value) is DecodeError
-    assert len(str(caught.value)) < 40
-
-
-@pytest.mark.parametrize("size", [12_000, 65_536])
-@pytest.mark.parametrize("opening", [b"[", b'{"":', b'[{"":'], ids=["array", "object", "both"])
-def test_parse_json_object_of_deep_request_body_raises_decode_error(opening, size):
-    data = b'{"a":' + opening * (size // len(opening))
-
-    with pytest.raises(DecodeError):
-        parse_json_object(data)
-
-
-@pytest.mark.parametrize("data, value", LEGAL_JSON)
-def test_parse_json_object_of_legal_json_returns_it(data, value):
-    assert parse_json_object(data) == value
-
-
-@pytest.mark.parametrize("payload, value", LEGAL_JSON)
-def test_decode_of_legal_payload_returns_it(payload, value):
-    assert decode(signed(payload), KEY, now=NOW) == value
-
-
-@pytest.mark.parametrize("header", [
-    b' {"alg" : "HS256"}\r\n', b'{"typ":"JWT","alg":"HS256"}', b'{"alg":"\\u0048S256"}',
-    b'{"alg":"HS256","nested":{"alg":"none"}}', '{"alg":"HS256","kid":"\u2603:"}'.encode(),
-], ids=["white_space", "other_order", "escape", "nested_alg", "unicode"])
-def test_decode_of_legal_header_is_accepted(header):
-    assert decode(signed(header=header), KEY) == {"sub": "alice"}
-
-
-DEEP_HEADER_IN_SMALL_THREAD = """
-import threading, wsgi_auth
-
-def verify():
-    try:
-        wsgi_auth.decode({token!r}, "k" * 32)
-    except wsgi_auth.InvalidTokenError:
-        print("refused")
-
-threading.stack_size(512 * 1024)  # musl has 128 KiB, python:alpine 1 MiB, mod_wsgi what is set
-thread = threading.Thread(target=verify)
-thread.start()
-thread.join()
-"""
-
-
-def test_decode_of_deep_header_in_thread_with_small_stack_is_refused():
-    token = b64(b'{"a":' + b"[" * 12_000) + b".e30.AAAA"  # nobody signed it
-    script = DEEP_HEADER_IN_SMALL_THREAD.format(token=token)
-
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=os.path.dirname(wsgi_auth.__file__),
-        stdout=subprocess.PIPE, timeout=60)
-
-    assert (result.returncode, result.stdout.strip()) == (0, b"refused")
-
-
-# --- base64url, spelt otherwise and correctly signed --------------------------------------------
-
-# Each of the three parts has bits to spare in its last character, a "-" and a "_".
-ODD_HEADER = b64(b'{"alg":"HS256","a":">?>?>?"}')
-ODD_PAYLOAD = b64(b'{"s":">?>?>?>?"}')
-ODD_TOKEN = sealed(ODD_HEADER, ODD_PAYLOAD)
-
-SPELLINGS = [
-    pytest.param(lambda text: text + b"=" * (-len(text) % 4), id="padded"),
-    pytest.param(lambda text: text + b"=", id="one_pad"),
-    pytest.param(lambda text: text + b"====", id="four_pads"),
-    pytest.param(lambda text: b"=" + text, id="pad_before"),
-    pytest.param(lambda text: text[:4] + b"=" + text[4:], id="pad_inside"),
-    pytest.param(lambda text: text + b" ", id="space_after"),
-    pytest.param(lambda text: b" " + text, id="space_before"),
-    pytest.param(lambda text: text[:4] + b" " + text[4:], id="space_inside"),
-    pytest.param(lambda text: text + b"\n", id="newline_after"),
-    pytest.param(lambda text: text[:8] + b"\r\n" + text[8:], id="newline_inside"),
-    pytest.param(lambda text: text + b"\t", id="tab_after"),
-    pytest.param(lambda text: text + b"\x00", id="nul_after"),
-    pytest.param(lambda text: text + b"!", id="other_character_after"),
-    pytest.param(lambda text: text[:4] + b"!!!!" + text[4:], id="other_characters_inside"),
-    pytest.param(lambda text: text[:-1] + bytes([text[-1] + 1]), id="stray_bits"),
-    pytest.param(lambda text: text + b"A" * (-(len(text) - 1) % 4), id="one_beyond_a_quantum"),
-    pytest.param(lambda text: text.translate(bytes.maketrans(b"-_", b"+/")), id="base64_alphabet"),
-    pytest.param(lambda text: text.replace(b"-", b"+"), id="plus_for_minus"),
-    pytest.param(lambda text: text.replace(b"_", b"/"), id="slash_for_underscore"),
-    pytest.param(lambda text: text.replace(b"_", b","), id="imap_alphabet"),
-    pytest.param(lambda text: text.replace(b"-", b"%2D"), id="percent_encoded"),
-    pytest.param(lambda text: text + b"\xc3\xa9", id="utf8_after"),
-    pytest.param(lambda text: bytes([text[0] | 0x80]) + text[1:], id="high_bit"),
-    pytest.param(lambda text: b"\xef\xbb\xbf" + text, id="bom"),
-]
-
-
-def test_spelling_of_each_part_can_be_odd():
-    parts = ODD_TOKEN.split(b".")
-
-    assert decode(ODD_TOKEN, KEY) == {"s": ">?>?>?>?"}
-    assert all(b"-" in part and b"_" in part and len(part) % 4 for part in parts)
-
-
-@pytest.mark.parametrize("spell", SPELLINGS)
-def test_decode_of_header_spelt_otherwise_is_refused(spell):
-    header = spell(ODD_HEADER)
-
-    assert header != ODD_HEADER
-    assert type(refusal(sealed(header, ODD_PAYLOAD))) is DecodeError
-
-
-@pytest.mark.parametrize("spell", SPELLINGS)
-def test_decode_of_payload_spelt_otherwise_is_refused(spell):
-    payload = spell(ODD_PAYLOAD)
-
-    assert payload != ODD_PAYLOAD
-    assert type(refusal(sealed(ODD_HEADER, payload))) is DecodeError
-
-
-@pytest.mark.parametrize("spell", SPELLINGS)
-def test_decode_of_signature_spelt_otherwise_is_refused(spell):
-    signing_input, _, signature = ODD_TOKEN.rpartition(b".")
-    token = signing_input + b"." + spell(signature)
-
-    assert token != ODD_TOKEN
-    assert type(refusal(token)) is InvalidSignatureError
-
-
-# --- Claims of a wrong type, all of them correctly signed ---------------------------------------
-
-
-@pytest.mark.parametrize("value", [
-    None, True, False, "", str(NOW + 9), "NaN", [], [NOW + 9], {}, {"$date": NOW + 9},
+@pytest.mark.parametrize("policy, missing", [
+    ({"require": ["sub", "exp"]}, "exp"), ({"require": ["exp"]}, "exp"),
+    ({"issuer": ISSUER}, "iss"), ({"issuer": ""}, "iss"), ({"issuer": [ISSUER]}, "iss"),
+    ({"audience": "api"}, "aud"), ({"audience": ""}, "aud"), ({"audience": ["api"]}, "aud"),
+    ({"audience": []}, "aud"),
 ], ids=repr)
-@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
-def test_decode_of_time_that_is_no_number_is_refused(name, value):
-    error = refusal(encode({name: value}, KEY))
+def test_rejection_of_missing_claim_names_it(policy, missing):
+    error = rejection(signed(), **policy)
 
-    assert type(error) is InvalidClaimError
-    assert name in str(error)
-
-
-@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e400", b"-1e400"])
-@pytest.mark.parametrize("name", [b"exp", b"nbf", b"iat"])
-def test_decode_of_time_that_is_not_finite_is_refused(name, number):
-    assert type(refusal(signed(b'{"%s":%s}' % (name, number)))) is DecodeError
+    assert (type(error), error.claim) == (MissingRequiredClaimError, missing)
+    assert str(error) == f"Token is missing the {missing} claim"
 
 
-@pytest.mark.parametrize("number, error", [
-    ("0", ExpiredSignatureError), ("-0", ExpiredSignatureError), ("-1", ExpiredSignatureError),
-    ("1e-400", ExpiredSignatureError), ("-1e308", ExpiredSignatureError),
-    ("-1" + "0" * 400, ExpiredSignatureError), ("1.7E9", ExpiredSignatureError),
-])
-def test_decode_of_exp_that_is_odd_but_past_is_expired(number, error):
-    assert type(refusal(signed(b'{"exp":%s}' % number.encode()))) is error
-
-
-@pytest.mark.parametrize("value", [None, True, 0, 1.5, [], ["alice"], {}], ids=repr)
-@pytest.mark.parametrize("name, error", [
-    ("sub", InvalidClaimError), ("jti", InvalidClaimError), ("iss", InvalidIssuerError),
-])
-def test_decode_of_name_that_is_no_string_is_refused(name, error, value):
-    assert type(refusal(encode({name: value}, KEY))) is error
-
-
-@pytest.mark.parametrize("value", [None, True, 0, [], ["https://a.example"], {}], ids=repr)
-def test_decode_with_issuer_of_iss_that_is_no_string_is_refused(value):
-    error = refusal(encode({"iss": value}, KEY), issuer="https://a.example")
-
-    assert type(error) is InvalidIssuerError
-
-
-@pytest.mark.parametrize("audience", ["api", ["api"], None], ids=repr)
-@pytest.mark.parametrize("aud", [
-    None, True, 0, 1.5, {}, {"api": 1}, [None], ["api", None], ["api", 1], [["api"]], ["api", {}],
-    [True],
+@pytest.mark.parametrize("claims, policy", [
+    ({"sub": "alice"}, {"require": ["sub"]}),
+    ({"aud": "api"}, {"audience": "api"}),
+    ({"aud": "api"}, {"audience": ["web", "api"]}),
+    ({"aud": "api"}, {"audience": ("web", "api")}),
+    ({"aud": ["web", "api"]}, {"audience": "api"}),
+    ({"aud": ["web", "api"]}, {"audience": ["api", "other"]}),
+    ({"aud": ""}, {"audience": ""}),
+    ({"iss": ISSUER}, {"issuer": ISSUER}),
+    ({"iss": ISSUER}, {"issuer": None}),
+    ({"iss": ""}, {"issuer": ""}),
+    ({"iss": ISSUER}, {"issuer": ["https://b.example", ISSUER]}),
 ], ids=repr)
-def test_decode_of_aud_of_wrong_type_is_refused(aud, audience):
-    error = refusal(encode({"aud": aud}, KEY), audience=audience)
+def test_decode_of_token_with_expected_names_returns_its_claims(claims, policy):
+    token = encode(claims, KEY)
 
-    assert type(error) is InvalidAudienceError
-
-
-# --- Shapes -------------------------------------------------------------------------------------
-
-TOKEN = encode({"sub": "alice", "secret": CANARY}, KEY)
+    assert decode(token, KEY, **policy) == claims
 
 
-@pytest.mark.parametrize("token", [
-    None, True, 0, 1.5, [], {}, (), [TOKEN], {"token": TOKEN}, bytearray(TOKEN.encode()),
-    memoryview(TOKEN.encode()), TOKEN.split("."), object(), bytes,
-], ids=lambda token: type(token).__name__)
-def test_decode_of_what_is_not_text_is_refused(token):
-    assert type(refusal(token)) is DecodeError
-
-
-SHAPES = [
-    pytest.param("", DecodeError, id="empty"),
-    pytest.param(".", DecodeError, id="one_dot"),
-    pytest.param("..", DecodeError, id="two_dots"),
-    pytest.param("...", DecodeError, id="three_dots"),
-    pytest.param("a", DecodeError, id="one_part"),
-    pytest.param(TOKEN.split(".")[0], DecodeError, id="header_alone"),
-    pytest.param(TOKEN.rpartition(".")[0], DecodeError, id="no_signature"),
-    pytest.param(TOKEN.partition(".")[2], DecodeError, id="no_header"),
-    pytest.param(TOKEN.rpartition(".")[0] + ".", InvalidSignatureError, id="empty_signature"),
-    pytest.param("." + TOKEN.partition(".")[2], DecodeError, id="empty_header"),
-    pytest.param("." + TOKEN, DecodeError, id="dot_before"),
-    pytest.param(TOKEN + ".", InvalidSignatureError, id="dot_after"),
-    pytest.param(TOKEN + "." + TOKEN, InvalidSignatureError, id="twice"),
-    pytest.param(TOKEN + "." + TOKEN.split(".")[2], InvalidSignatureError, id="four_parts"),
-    pytest.param(sealed(b64(HEADER), b64(PAYLOAD) + b"." + b64(PAYLOAD)).decode(), DecodeError,
-                 id="four_parts_signed"),
-    pytest.param(sealed(b64(HEADER), b"." + b64(PAYLOAD)).decode(), DecodeError,
-                 id="empty_part_signed"),
-    pytest.param(sealed(b64(HEADER), b64(PAYLOAD) + b".").decode(), DecodeError,
-                 id="dot_in_payload_signed"),
-    pytest.param(sealed(b"", b64(PAYLOAD)).decode(), DecodeError, id="empty_header_signed"),
-    pytest.param(sealed(b64(HEADER), b"").decode(), DecodeError, id="empty_payload_signed"),
-    pytest.param(b64(b'{"alg":"dir","enc":"A256GCM"}').decode() + "..AAAA.AAAA.AAAA",
-                 InvalidAlgorithmError, id="jwe"),
-    pytest.param(json.dumps({"protected": b64(HEADER).decode(), "payload": b64(PAYLOAD).decode()}),
-                 DecodeError, id="json_serialization"),
-    pytest.param("Bearer " + TOKEN, DecodeError, id="scheme_before"),
-    pytest.param(" " + TOKEN, DecodeError, id="space_before"),
-    pytest.param(TOKEN + "\n", InvalidSignatureError, id="newline_after"),
-    pytest.param(TOKEN + "\x00", InvalidSignatureError, id="nul_after"),
-    pytest.param('"' + TOKEN + '"', DecodeError, id="quoted"),
-    pytest.param(TOKEN.swapcase(), DecodeError, id="other_case"),
-    pytest.param(TOKEN.replace(".", ":"), DecodeError, id="colons"),
-    pytest.param(TOKEN.replace(".", "\u3002"), DecodeError, id="ideographic_full_stops"),
-    pytest.param("\uff45" + TOKEN[1:], DecodeError, id="fullwidth"),
-    pytest.param(TOKEN[:-1] + "\u0661", DecodeError, id="arabic_digit"),
-    pytest.param(TOKEN + "\u00e9", DecodeError, id="latin1"),
-    pytest.param("\ufeff" + TOKEN, DecodeError, id="bom"),
-    pytest.param(TOKEN + "\ud800", DecodeError, id="high_surrogate"),
-    pytest.param(TOKEN + "\udcff", DecodeError, id="surrogate_escape"),
-    pytest.param("\udcff" * 40, DecodeError, id="surrogates"),
-    pytest.param("{}.{}.{}", DecodeError, id="braces"),
-    pytest.param("%s.%s.%s", DecodeError, id="percent"),
-    pytest.param("\x00" * 100, DecodeError, id="nuls"),
-    pytest.param("." * MAX_TOKEN_BYTES, DecodeError, id="dots"),
-    pytest.param("A" * MAX_TOKEN_BYTES, DecodeError, id="letters"),
-    pytest.param("A" * (MAX_TOKEN_BYTES + 1), DecodeError, id="too_long"),
-    pytest.param("\U0001f600" * MAX_TOKEN_BYTES, DecodeError, id="emoji"),
-    pytest.param("." * 1_000_000, DecodeError, id="million_dots"),
-]
-
-
-@pytest.mark.parametrize("token, error", SHAPES)
-def test_decode_of_wrong_shape_is_refused(token, error):
-    assert type(refusal(token)) is error
-
-
-@pytest.mark.parametrize("token, error", [shape for shape in SHAPES if shape.values[0].isascii()])
-def test_decode_of_wrong_shape_in_bytes_is_refused_alike(token, error):
-    assert type(refusal(token.encode())) is error
-
-
-def signed_of_length(size):
-    room = size - len(b64(HEADER)) - 2 - 43  # for the payload, in base64url
-    token = signed(b'{"x":"%s"}' % (b"x" * (room * 3 // 4 - len(b'{"x":""}'))))
-    assert len(token) == size
-    return token
-
-
-def test_decode_of_token_of_the_longest_size_is_accepted():
-    token = signed_of_length(MAX_TOKEN_BYTES)
-
-    assert set(decode(token, KEY)) == {"x"}
-    assert MAX_TOKEN_BYTES == 16 * 1024
-
-
-@pytest.mark.parametrize("size", [MAX_TOKEN_BYTES + 1, 2 * MAX_TOKEN_BYTES])
-def test_decode_of_token_over_the_longest_size_is_refused(size):
-    token = signed_of_length(size)
-
-    assert type(refusal(token)) is DecodeError
-    assert type(refusal(token.decode())) is DecodeError
-
-
-# --- Signatures ---------------------------------------------------------------------------------
+# --- Rejected: wrong keys and signatures --------------------------------------------------------
 
 
 def signature_of(digest):
-    """A token whose signature `digest` makes of the signing input."""
+    """A token whose signature is `digest` of the signing input."""
     signing_input = b64(HEADER) + b"." + b64(PAYLOAD)
     return signing_input + b"." + digest(signing_input)
 
 
-@pytest.mark.parametrize("token", [
-    pytest.param(signed(key=OTHER_KEY), id="other_key"),
-    pytest.param(signed(key=KEY + b"\n"), id="key_with_newline"),
-    pytest.param(signed(key=KEY[:-1]), id="key_cut"),
-    pytest.param(signed(key=b""), id="empty_key"),
-    pytest.param(signed(key=hashlib.sha256(KEY).digest()), id="hash_of_key"),
-    pytest.param(signature_of(lambda _: b64(bytes(32))), id="zeros"),
-    pytest.param(signature_of(lambda text: b64(hashlib.sha256(text).digest())), id="no_key"),
-    pytest.param(signature_of(lambda text: b64(hashlib.sha256(KEY + text).digest())), id="no_hmac"),
-    pytest.param(signature_of(lambda text: b64(hmac.digest(KEY, text, "sha512"))), id="sha512"),
-    pytest.param(signature_of(lambda text: b64(hmac.digest(KEY, text, "sha512")[:32])),
-                 id="sha512_cut"),
-    pytest.param(signature_of(lambda text: b64(hmac.digest(KEY, text, "sha256")[:16])), id="cut"),
-    pytest.param(signature_of(lambda text: b64(hmac.digest(KEY, text, "sha256") + b"\0")),
-                 id="longer"),
-    pytest.param(signature_of(lambda text: hmac.digest(KEY, text, "sha256").hex().encode()),
-                 id="hexadecimal"),
-    pytest.param(signature_of(lambda text: hmac.digest(KEY, text, "sha256").replace(b".", b"")),
-                 id="raw"),
-    pytest.param(signature_of(lambda _: b64(hmac.digest(KEY, b64(PAYLOAD), "sha256"))),
-                 id="of_payload_alone"),
-    pytest.param(signature_of(lambda _: b64(hmac.digest(KEY, HEADER + b"." + PAYLOAD, "sha256"))),
-                 id="of_decoded_parts"),
-    pytest.param(signed().replace(b64(PAYLOAD), b64(b'{"sub":"admin"}')), id="of_other_payload"),
-])
-def test_decode_of_wrong_signature_is_refused(token):
-    assert type(refusal(token)) is InvalidSignatureError
+WRONG_SIGNATURES = {
+    "other_key": signed(key=OTHER_KEY),
+    "key_with_newline": signed(key=KEY + b"\n"),
+    "key_cut": signed(key=KEY[:-1]),
+    "empty_key": signed(key=b""),
+    "hash_of_key": signed(key=hashlib.sha256(KEY).digest()),
+    "zeros": signature_of(lambda _: b64(bytes(32))),
+    "no_key": signature_of(lambda text: b64(hashlib.sha256(text).digest())),
+    "no_hmac": signature_of(lambda text: b64(hashlib.sha256(KEY + text).digest())),
+    "sha512": signature_of(lambda text: b64(hmac.digest(KEY, text, "sha512"))),
+    "sha512_cut": signature_of(lambda text: b64(hmac.digest(KEY, text, "sha512")[:32])),
+    "cut": signature_of(lambda text: b64(hmac.digest(KEY, text, "sha256")[:16])),
+    "longer": signature_of(lambda text: b64(hmac.digest(KEY, text, "sha256") + b"\0")),
+    "hexadecimal": signature_of(lambda text: hmac.digest(KEY, text, "sha256").hex().encode()),
+    "raw": signature_of(lambda text: hmac.digest(KEY, text, "sha256").replace(b".", b"")),
+    "of_payload_alone": signature_of(lambda _: b64(hmac.digest(KEY, b64(PAYLOAD), "sha256"))),
+    "of_decoded_parts": signature_of(
+        lambda _: b64(hmac.digest(KEY, HEADER + b"." + PAYLOAD, "sha256"))),
+    "of_other_payload": signed().replace(b64(PAYLOAD), b64(b'{"sub":"admin"}')),
+}
+UNPARSED_PAYLOADS = {
+    "not_json": b64(b"not JSON"),
+    "duplicate": b64(b'{"a":1,"a":1}'),
+    "expired": b64(b'{"exp":1}'),
+    "exp_null": b64(b'{"exp":null}'),
+    "not_base64": b"!",
+    "padding": b"=",
+    "one_character": b"A",
+    "empty": b"",
+    "dot": b".",
+    "deep": b64(b"[" * 12_000),
+}
+SIGNATURES = [
+    *(case(name, token, InvalidSignatureError) for name, token in WRONG_SIGNATURES.items()),
+    # InvalidSignatureError although the payload is malformed: so no byte of it was parsed.
+    *(case(f"{name}_with_other_key", sealed(b64(HEADER), payload, OTHER_KEY), InvalidSignatureError)
+      for name, payload in UNPARSED_PAYLOADS.items()),
+]
 
 
-@pytest.mark.parametrize("payload", [
-    b64(b"not JSON"), b64(b'{"a":1,"a":1}'), b64(b'{"exp":1}'), b64(b'{"exp":null}'), b"!", b"=",
-    b"A", b"", b".", b64(b"[" * 12_000),
-], ids=["not_json", "duplicate", "expired", "exp_null", "not_base64", "padding", "one_character",
-        "empty", "dot", "deep"])
-def test_decode_of_broken_payload_with_wrong_signature_blames_the_signature(payload):
-    token = sealed(b64(HEADER), payload, OTHER_KEY)
-
-    assert type(refusal(token)) is InvalidSignatureError  # so not one byte of it was parsed
+@pytest.mark.parametrize("token, policy, error", SIGNATURES)
+def test_decode_of_token_with_wrong_signature_is_rejected(token, policy, error):
+    assert type(rejection(token, **policy)) is error
 
 
-# --- All of it ----------------------------------------------------------------------------------
+# --- All rejected tokens together ---------------------------------------------------------------
+
+REJECTED = [(row.values[0], row.values[1])
+            for row in MALFORMED + HEADERS + PAYLOADS + TIMES + NAMES + SIGNATURES]
 
 
-def all_hostile_tokens():
-    for junk in JUNK_JSON:
-        yield from (signed(junk.values[0]), signed(header=junk.values[0]))
-    for spelling in SPELLINGS:
-        spell = spelling.values[0]
-        yield from (sealed(spell(ODD_HEADER), ODD_PAYLOAD), sealed(ODD_HEADER, spell(ODD_PAYLOAD)))
-    for name, value in itertools.product(
-            ["exp", "nbf", "iat", "sub", "jti", "iss", "aud"], [None, True, [CANARY], {CANARY: 1}]):
-        yield encode({name: value}, KEY)
-    for value in [CANARY, [CANARY], None]:
-        yield from (signed_with(alg=value), signed_with(alg="HS256", typ=value, crit=value))
-    yield from (shape.values[0] for shape in SHAPES)
+def test_messages_of_all_rejections_are_fixed_printable_sentences():
+    messages = {str(rejection(token, **policy)) for token, policy in REJECTED}
+
+    assert 10 < len(messages) < 40
+    assert all(message.isascii() and message.isprintable() for message in messages)
+    assert not any(set(message) & set('"\\') for message in messages)  # RFC 6750 §3: quoted-string
 
 
-def test_refusal_of_any_hostile_token_holds_no_part_of_it_or_the_key():
-    for token in all_hostile_tokens():
-        message = str(refusal(token))
+def test_messages_of_all_rejections_contain_no_part_of_token_or_key():
+    for token, policy in REJECTED:
+        message = str(rejection(token, **policy))
 
-        text = token if isinstance(token, str) else token.decode("latin-1")
+        text = token.decode("latin-1") if isinstance(token, bytes) else str(token)
         assert not any(shares_text(message, part) for part in text[:MAX_TOKEN_BYTES].split("."))
         assert not shares_text(message, CANARY)
         assert not shares_text(message, KEY.decode())
 
 
-def test_refusal_of_any_hostile_token_is_one_printable_line():
-    messages = {str(refusal(token)) for token in all_hostile_tokens()}
-
-    assert len(messages) > 10
-    assert all(message.isascii() and message.isprintable() for message in messages)
-    assert not any(set(message) & set('"\\') for message in messages)  # RFC 6750 §3: quoted-string
-
-
-def test_verify_of_any_hostile_token_raises_invalid_token_error():
+def test_verify_of_all_rejected_tokens_raises_invalid_token_error():
     signer = signer_at(NOW)
 
-    for token in all_hostile_tokens():
+    for token, _ in REJECTED:
         with pytest.raises(InvalidTokenError):
             signer.verify(token)
 
 
 def mutate(rng, token):
-    """Change, drop or repeat a few characters of a text, or bytes of bytes."""
+    """Change, drop or repeat a few characters of a str, or bytes of a bytes."""
     symbols = list(token)
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         at = rng.randrange(len(symbols))
@@ -1357,14 +1191,6 @@ def mutate(rng, token):
     return "".join(symbols) if isinstance(token, str) else bytes(symbols)
 
 
-def outcome(function, token):
-    """The claims, or the refusal; another error fails the test."""
-    try:
-        return function(token)
-    except InvalidTokenError as error:
-        return error
-
-
 MUTABLE = signer_at(NOW).sign({"sub": "alice", "secret": CANARY, "odd": ">?>?~~"})
 
 
@@ -1374,7 +1200,7 @@ MUTABLE = signer_at(NOW).sign({"sub": "alice", "secret": CANARY, "odd": ">?>?~~"
     pytest.param(signed(b'{"sub":"alice","exp":%d}' % (NOW + 1), b'{"alg":"HS256"}').decode(),
                  id="other_header"),
 ])
-def test_decode_and_verify_of_mutated_token_accept_the_original_alone(original):
+def test_mutated_tokens_are_rejected_unless_equal_to_the_original(original):
     rng = random.Random(7)
     signer = signer_at(NOW)
     expected = signer.verify(original)
@@ -1383,14 +1209,16 @@ def test_decode_and_verify_of_mutated_token_accept_the_original_alone(original):
 
     for _ in range(3000):
         token = mutate(rng, original)
-        for function in (lambda token: decode(token, KEY, now=NOW), signer.verify):
-            result = outcome(function, token)
-            assert result == expected if token == original else isinstance(result, Exception)
-            if isinstance(result, Exception):
-                errors[type(result)] += 1
-                messages.add(str(result))
+        for verify in (lambda token: decode(token, KEY, now=NOW), signer.verify):
+            try:
+                claims = verify(token)
+            except InvalidTokenError as error:
+                errors[type(error)] += 1
+                messages.add(str(error))
+            else:
+                assert token == original and claims == expected
 
     assert {DecodeError, InvalidSignatureError} <= set(errors)
     text = original if isinstance(original, str) else original.decode()
     assert not any(shares_text(message, text) for message in messages)
-    assert len(messages) < 20  # sentences that are fixed, not made of the token
+    assert len(messages) < 20  # fixed sentences, not made from the token

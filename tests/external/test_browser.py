@@ -118,7 +118,7 @@ def test_page_of_a_listed_origin_signs_in_and_page_of_another_origin_reads_nothi
     assert results["refused"] == {
         "status": 401, "body": {"success": False, "error": "Invalid authorization token"},
         "challenge": 'Bearer realm="api", error="invalid_token",'
-                     ' error_description="A token has three parts"'}
+                     ' error_description="Token must have three parts"'}
     assert results["plain"]["body"] == {"status": "ok"}
     assert results["with_cookies"] == "TypeError"  # the service allows no cookies
 

@@ -6,16 +6,14 @@ What a router serves as secret, however the path is written, it must not serve w
 import importlib
 import importlib.util
 import logging
-import posixpath
 import random
-import re
 import types
 import warnings
-from urllib.parse import unquote, urlsplit
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
+from paths import READERS, spellings
 
 from wsgi_auth import BearerAuthMiddleware, TokenSigner
 
@@ -249,40 +247,6 @@ def says(words):
     return app
 
 
-def each_segment(pattern):
-    return lambda path: "/".join(re.sub(pattern, "", name) for name in path.split("/"))
-
-
-READERS = {
-    "raw": lambda path: path,
-    "urlsplit": lambda path: urlsplit(path).path,
-    "decode": unquote,
-    "decode twice": lambda path: unquote(unquote(path)),
-    "decode as latin-1": lambda path: unquote(path, "latin-1"),
-    "decode bytes": lambda path: unquote(path.encode("latin-1")),
-    "utf-8 ignoring": lambda path: path.encode("latin-1").decode("utf-8", "ignore"),
-    "normpath": posixpath.normpath,
-    "merge slashes": lambda path: re.sub("/+", "/", path),
-    "add a slash": lambda path: "/" + path.lstrip("/"),
-    "lower": str.lower,
-    "case fold": str.casefold,
-    "backslashes": lambda path: path.replace("\\", "/"),
-    "no parameters": each_segment(";.*"),
-    "no parameters at all": lambda path: path.split(";")[0],
-    "no query": lambda path: path.split("?")[0],
-    "no fragment": lambda path: path.split("#")[0],
-    "no suffix": lambda path: re.sub(r"(?<=[^/])\.[^./]*(/?)\Z", r"\1", path),
-    "no at signs": each_segment(r"\A@@"),
-    "no plus before a view": lambda path: re.sub(r"/\++([^/]*/?)\Z", r"/\1", path),
-    "any first character": lambda path: "/" + path[1:],
-    "no trailing dots": each_segment(r"(?<=[^. ])[. ]+\Z"),
-    "strip": str.strip,
-    "strip segments": lambda path: "/".join(name.strip() for name in path.split("/")),
-    "no controls": lambda path: re.sub("[\x00-\x1f\x7f]", "", path),
-    "to the nul": lambda path: path.split("\0")[0],
-}
-
-
 def is_secret(path):
     return path == "/protected" or path.startswith("/protected/")
 
@@ -293,80 +257,7 @@ def rewriting(app, read):
         {**environ, "PATH_INFO": read(environ["PATH_INFO"])}, start_response)
 
 
-# --- Spellings ----------------------------------------------------------------------------------
-
-
-def inserted(path, text, where):
-    return path[:where] + text + path[where:]
-
-
-def somewhere(*texts):
-    return lambda path, dice: inserted(path, dice.choice(texts), dice.randint(0, len(path)))
-
-
-def at_a_slash(*texts):
-    """Puts a text before a slash, or at the end."""
-    def mutate(path, dice):
-        ends = [match.start() for match in re.finditer("/|$", path)]
-        return inserted(path, dice.choice(texts), dice.choice(ends))
-
-    return mutate
-
-
-def before(*texts):
-    return lambda path, dice: dice.choice(texts) + path
-
-
-def behind(*texts):
-    return lambda path, dice: path + dice.choice(texts)
-
-
-def each_character(change, share):
-    return lambda path, dice: "".join(
-        change(character) if dice.random() < share else character for character in path)
-
-
-def percent(character):
-    return f"%{ord(character):02x}" if ord(character) < 256 else character
-
-
-MUTATIONS = [
-    each_character(percent, 0.1),
-    each_character(percent, 0.1),
-    each_character(str.swapcase, 0.3),
-    each_character(lambda character: "\\" if character == "/" else character, 0.5),
-    each_character(lambda character: "//" if character == "/" else character, 0.5),
-    each_character(lambda character: "%25" if character == "%" else character, 1),
-    at_a_slash("/", "/.", "/./.", "/x/..", "/x/y/../..", "/..", "/%2e%2e", "/..;", "/...",
-               "/a%2fb/.."),
-    at_a_slash(";", ";v=1", ";v=1;w", ";a/b", ";a\\b", ";a%2fb", "/;", "/;v"),
-    at_a_slash(".", "..", " ", ". .", "%20", "\t", "\x85", "\xa0", "\xc2\xa0", "\xe2\x80\xa8."),
-    before("/", "//h", "http://h", "HTTPS://u@h:1", "x:", "//a\\b", "http://a%2fb", "//",
-           "/x/..", " "),
-    before("\\", "\\\\h", "\0", "\t", "\x01", "/.", "/;x", "/ ", "\xff", "http:", "/h/.."),
-    behind("/", "//", "?x", "#x", "?x/../y", "\0", "\0x", "%00", "\n", "\r\n", " ", ".", ";x",
-           "/?x"),
-    somewhere("\x01", "\x1f", "\x7f", "\t", "\n", "\xff", "\xc3", "\x80", "\xe3\x81",
-              "\xc3\xa9", "%ff"),
-    lambda path, dice: path.lstrip("/"),
-    lambda path, dice: path.replace("/", "/@@"),
-    lambda path, dice: re.sub(r"/([^/]*)\Z", r"/+\1", path),
-    lambda path, dice: "x" + path[1:],
-    behind(".json", ".json/", ".tar.gz", ".a"),
-]
-
-
-def spellings(count):
-    """So many ways to write a protected path, always the same ones."""
-    dice = random.Random(1)
-    made = set()
-    while len(made) < count:
-        path = "/protected" + dice.choice(["", "", "/", "/deeper"])
-        for mutate in dice.choices(MUTATIONS, k=dice.randint(1, 4)):
-            path = mutate(path, dice)
-        made.add(path)
-    return sorted(made)
-
+# --- Requests ---------------------------------------------------------------------------------
 
 SPELLINGS = spellings(400)
 
@@ -525,4 +416,18 @@ def test_reader_of_what_another_has_read_serves_the_secret_under_no_spelling(nam
     paths = {path for second in READERS for path, read in readings(second, once) if is_secret(read)}
 
     assert len(paths) >= 50
+    assert sorted(paths & leaks) == []
+
+
+def test_reader_of_what_two_others_have_read_serves_the_secret_under_no_spelling(leaks):
+    dice = random.Random(1)
+    chains = dice.sample([(first, second) for first in READERS for second in READERS], 100)
+    paths = set()
+
+    for first, second in chains:
+        twice = readings(second, readings(first))
+        third = dice.choice(list(READERS))
+        paths.update(path for path, read in readings(third, twice) if is_secret(read))
+
+    assert len(paths) >= 200
     assert sorted(paths & leaks) == []

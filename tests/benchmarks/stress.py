@@ -1,0 +1,240 @@
+"""Checks the order, the number and the content of many responses, over plain HTTP or TLS.
+
+    python tests/benchmarks/stress.py [--responses 100000] [--clients 16] [--tls]
+    python tests/benchmarks/stress.py --readers 500
+    ... --root ../other-checkout
+
+Each client keeps its connection and sends, in random pieces: pipelined requests, bodies that arrive
+late and together with the next request, slow requests that make the event loop move, long bodies,
+and long responses. Each response must be the one to its own request. With --readers, so many
+clients read responses of 4 MB slowly, while a probe measures how long another client waits.
+Exits with 1 if a response is wrong, lost or out of order, or if the probe waits over 0.25 s.
+"""
+
+import argparse
+import contextlib
+import random
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+
+APPLICATION = '''
+import time
+
+BODY = b"x" * 4_000_000
+
+def app(environ, start_response):
+    """Answers with the number in the path; what comes before it says how."""
+    kind, number = environ["PATH_INFO"].strip("/").split("/")
+    size = int(environ.get("CONTENT_LENGTH") or 0)
+    read = len(environ["wsgi.input"].read(size)) if size else 0
+    text = f"{kind} {number} {read}".encode()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if kind == "slow":
+        time.sleep(0.008)
+    if kind == "big":
+        return [BODY]
+    if kind == "stream":
+        return (BODY[:50_000] for _ in range(80))
+    return (text[i:i + 1] for i in range(len(text))) if kind == "pieces" else [text]
+'''
+
+
+def start(root, folder, tls):
+    (folder / "application.py").write_text(APPLICATION)
+    flags = []
+    if tls:
+        from http_support import CERTIFICATE
+        (folder / "server.pem").write_text(CERTIFICATE)
+        flags = ["--tls-cert", "server.pem"]
+    process = subprocess.Popen(
+        [sys.executable, str(root / "jwtserver.py"), "--port", "0", "--app", "application:app",
+         "--exempt", "/", *flags], cwd=folder, text=True, stdout=subprocess.PIPE,
+        stderr=open(folder / "log", "w"))
+    line = process.stdout.readline()
+    return process, int(line.split("://", 1)[1].split()[0].rpartition(":")[2])
+
+
+def connect(port, tls, receive_buffer=None):
+    connection = socket.socket()
+    if receive_buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(60)
+    connection.connect(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = context.wrap_socket(connection)
+    return connection
+
+
+def request(kind, number, size=0):
+    """The header and the body of a request, and the text of the right response."""
+    length = f"Content-Length: {size}\r\n" if size else ""
+    header = f"POST /{kind}/{number} HTTP/1.1\r\nHost: a\r\n{length}\r\n".encode()
+    return header, b"b" * size, f"{kind} {number} {size}".encode()
+
+
+def read_response(file):
+    """The status and body of the next response."""
+    status = file.readline()
+    if not status:
+        raise ConnectionError("the connection ended")
+    fields = dict(line.rstrip().lower().split(b": ", 1) for line in iter(file.readline, b"\r\n"))
+    if b"content-length" in fields:
+        body = file.read(int(fields[b"content-length"]))
+    else:
+        body = b""
+        for size in iter(lambda: int(file.readline(), 16), 0):
+            body += file.read(size)
+            file.readline()
+        file.readline()
+    return int(status.split()[1]), body
+
+
+def client(port, tls, seed, count, results):
+    """Send `count` requests over one connection, and check each response."""
+    dice, number = random.Random(seed), 0
+    connection = connect(port, tls)
+    file = connection.makefile("rb")
+    while number < count:
+        wanted, pieces = [], []
+        for _ in range(dice.randint(1, 6)):
+            number += 1
+            kind = dice.choice(["fast", "fast", "fast", "pieces", "slow"])
+            size = dice.choice([0, 0, 0, 10, 3000, 100_000 if dice.random() < 0.05 else 40])
+            header, body, text = request(kind, f"{seed}-{number}", size)
+            wanted.append(text)
+            pieces += [header, body]
+        # The last bytes of one request and the first of the next one travel together.
+        data = b"".join(pieces)
+        cuts = sorted(dice.sample(range(1, len(data)), min(dice.randint(0, 4), len(data) - 1)))
+        try:
+            for begin, end in zip([0, *cuts], [*cuts, len(data)]):
+                connection.sendall(data[begin:end])
+                if dice.random() < 0.2:
+                    time.sleep(0.001)
+            for text in wanted:
+                status, body = read_response(file)
+                right = status == 200 and body == text
+                results["right" if right else "wrong or out of order"] += 1
+        except (OSError, ValueError) as error:
+            results[f"lost ({type(error).__name__})"] += 1
+            file.close()
+            connection.close()
+            connection = connect(port, tls)
+            file = connection.makefile("rb")
+    file.close()
+    connection.close()
+
+
+def late_body_client(port, tls, seed, count, results):
+    """A header, then its body together with a GET, then three more GETs: the reviewers' sequence.
+    """
+    connection = connect(port, tls)
+    file = connection.makefile("rb")
+    for number in range(count // 5):
+        header, body, text = request("slow", f"{seed}-{number}", 70_000)
+        gets = [request("fast", f"{seed}-{number}-{each}") for each in range(4)]
+        try:
+            connection.sendall(header + body[:60_000])
+            connection.sendall(body[60_000:] + gets[0][0])
+            for each in gets[1:]:
+                connection.sendall(each[0])
+            for wanted in (text, *(each[2] for each in gets)):
+                right = read_response(file) == (200, wanted)
+                results["right" if right else "wrong or out of order"] += 1
+        except (OSError, ValueError) as error:
+            results[f"lost ({type(error).__name__})"] += 1
+            connection.close()
+            connection = connect(port, tls)
+            file = connection.makefile("rb")
+    file.close()
+    connection.close()
+
+
+def check_responses(port, tls, clients, responses):
+    results = Counter()
+    threads = [threading.Thread(
+        target=late_body_client if number % 4 == 0 else client,
+        args=(port, tls, number, responses // clients + 5, results)) for number in range(clients)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(f"{sum(results.values())} responses over {'TLS' if tls else 'HTTP'} in"
+          f" {time.monotonic() - began:.0f} s: {dict(results)}")
+    return set(results) == {"right"}
+
+
+def check_readers(port, tls, readers, kind):
+    """Let many clients read slowly; tell whether another one waited at most 0.25 s."""
+    connections = [connect(port, tls, receive_buffer=4096) for _ in range(readers)]
+    stop = threading.Event()
+
+    def read_slowly():
+        while not stop.is_set():
+            for connection in connections:
+                with contextlib.suppress(OSError):  # a server may abort it
+                    connection.recv(1000)
+            time.sleep(0.1)
+
+    for connection in connections:
+        connection.sendall(request(kind, "0")[0])
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    slowest, end = 0.0, time.monotonic() + 8
+    while time.monotonic() < end:
+        began = time.monotonic()
+        with connect(port, tls) as probe, probe.makefile("rb") as file:
+            probe.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_response(file)[0] == 200
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.01)
+    stop.set()
+    reader.join()
+    for connection in connections:
+        connection.close()
+    print(f"{readers} clients read /{kind} (4 MB) slowly: another waited {slowest:.3f} s at most")
+    return slowest <= 0.25
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Check many responses.")
+    parser.add_argument("--responses", type=int, default=100_000)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--readers", type=int, default=0)
+    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--root", type=Path, default=HERE.parents[1])
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        process, port = start(args.root.resolve(), Path(folder), args.tls)
+        try:
+            if args.readers:
+                right = all([check_readers(port, args.tls, args.readers, kind)
+                             for kind in ("big", "stream")])
+            else:
+                right = check_responses(port, args.tls, args.clients, args.responses)
+        finally:
+            process.terminate()
+            process.stdout.read()
+            process.wait()
+        log = (Path(folder) / "log").read_text()
+    faults = log.count("Traceback")
+    print(f"tracebacks in the log: {faults}")
+    sys.exit(not right or bool(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,883 @@
+"""The event loop: states and their timers, slow clients, and how the loop moves between threads."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import socket
+import ssl
+import struct
+import threading
+
+import pytest
+
+import jwtserver
+from http_support import (
+    CERTIFICATE, connect, echo, exchange, head, parse, received, serving, statuses)
+from jwtserver import _State
+from support import Clock
+
+LONG = 1_000_000  # bytes of a body that is read by the application, in a worker
+
+
+def put(size, *lines):
+    return head(b"Content-Length: %d" % size, *lines, first=b"PUT /x HTTP/1.1")
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def advance(server, clock, seconds):
+    """Move the clock of a server, and let its loop see it."""
+    clock.now += seconds
+    server._wake()
+
+
+class Gate:
+    """An application that waits at /slow until it is opened."""
+
+    def __init__(self):
+        self.arrived, self.opened = threading.Semaphore(0), threading.Event()
+        self.order = []
+
+    def __call__(self, environ, start_response):
+        if environ["PATH_INFO"] == "/slow":
+            self.arrived.release()
+            assert self.opened.wait(10)
+        self.order.append(environ["PATH_INFO"])
+        return echo(environ, start_response)
+
+    def await_requests(self, count):
+        for _ in range(count):
+            assert self.arrived.acquire(timeout=10)
+
+
+SLOW = head(first=b"GET /slow HTTP/1.1")
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+# --- States and their timers
+
+
+@pytest.mark.parametrize("data, state, seconds, responses", [
+    (b"", _State.IDLE, 15, []),
+    (head(), _State.IDLE, 15, [200]),
+    (head()[:-3], _State.READING_HEADER, 10, [408]),
+    (put(9) + b"abc", _State.READING_BODY, 10, [408]),
+    (head(b"Connection: close"), _State.LINGERING, jwtserver.LINGER_SECONDS, [200]),
+])
+def test_state_that_lasts_too_long_ends(clock, data, state, seconds, responses):
+    with serving(clock=clock) as server, connect(server) as connection:
+        server.await_state(_State.IDLE)
+        connection.sendall(data)
+        if data:
+            server.await_state(state)
+
+        advance(server, clock, seconds - 0.1)
+        server._wake()
+        assert server.count(state) == 1
+        advance(server, clock, 0.2)
+
+        assert statuses(received(connection)) == responses
+
+
+def test_state_of_a_header_in_pieces_keeps_its_timer(clock):
+    with serving(clock=clock) as server, connect(server) as connection:
+        for piece in (b"G", b"E", b"T"):
+            connection.sendall(piece)
+            server.await_state(_State.READING_HEADER) if piece == b"G" else None
+            advance(server, clock, 4)
+
+        assert statuses(received(connection)) == [408]
+
+
+def test_body_at_the_promised_rate_is_received(clock):
+    with serving(clock=clock, body_rate=10) as server, connect(server) as connection:
+        connection.sendall(put(300, b"Connection: close"))
+        server.await_state(_State.READING_BODY)
+        for _ in range(3):
+            connection.sendall(b"x" * 100)
+            advance(server, clock, 9)
+
+        ((status, _, body),) = parse(received(connection))
+
+    assert (status, len(json.loads(body)[3])) == (200, 300)
+
+
+def test_body_that_drips_is_too_slow_on_average(clock):
+    with serving(clock=clock, body_rate=1) as server, connect(server) as connection:
+        restarted = threading.Semaphore(0)
+        check = server._check_pace
+        server._check_pace = lambda *arguments: (check(*arguments), restarted.release())
+        connection.sendall(put(300))
+        server.await_state(_State.READING_BODY)
+        for number in range(3):
+            connection.sendall(b"x")
+            assert restarted.acquire(timeout=10)
+            clock.now += 5
+
+        connection.sendall(b"x")
+
+        assert statuses(received(connection)) == [408]
+
+
+def test_response_that_nobody_reads_is_reset(clock):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [b"x" * 20_000_000]
+
+    with serving(app, clock=clock) as server, connect(server) as connection:
+        connection.sendall(head())
+        server.await_state(_State.SENDING)
+        assert len(server._threads) == 1  # a slow reader costs no thread
+
+        while not server.closed.acquire(timeout=0.02):  # the kernel may still take some bytes
+            advance(server, clock, 15.1)
+
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(1_000_000):
+                pass
+
+
+def test_response_read_too_slowly_on_average_is_reset(clock):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [b"x" * 20_000_000]
+
+    with serving(app, clock=clock, body_rate=1_000_000_000) as server, \
+            connect(server) as connection:
+        connection.sendall(head())
+        server.await_state(_State.SENDING)
+
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(100_000):
+                clock.now += 1
+
+
+def test_response_long_is_sent_whole():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [bytes(range(250)) * 80_000]
+
+    with serving(app) as server:
+        ((_, _, body),) = parse(exchange(server, head()))
+
+    assert body == bytes(range(250)) * 80_000
+
+
+def test_lingering_client_that_sends_too_much_is_closed():
+    size = jwtserver.MAX_BODY_BYTES + 1
+    with serving() as server, connect(server) as connection:
+        connection.sendall(b"BAD\r\n\r\n")
+        server.await_state(_State.LINGERING)
+        with pytest.raises(OSError):
+            while True:
+                connection.sendall(b"x" * size)
+
+
+def test_connections_over_the_limit_evict_the_one_that_waited_longest(clock):
+    with serving(clock=clock, connections=3) as server:
+        idle = connect(server)
+        server.await_state(_State.IDLE)
+        clock.now += 0.1
+        begun = connect(server)
+        begun.sendall(head()[:9])
+        server.await_state(_State.READING_HEADER)
+        clock.now += 0.1
+        others = [connect(server) for _ in range(2)]
+
+        assert idle.recv(9) == b""
+        clock.now += 0.1
+        assert statuses(exchange(server, head())) == [200]
+        assert begun.recv(9) == b""
+        for connection in others:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]
+
+        for connection in (idle, begun, *others):
+            connection.close()
+
+
+def test_connections_over_the_limit_evict_a_reader_last():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [b"x" * 20_000_000]
+
+    with serving(app, connections=1) as server, connect(server) as reading:
+        reading.sendall(head())
+        server.await_state(_State.SENDING)
+
+        with connect(server) as other:
+            server.await_state(_State.IDLE, 2)
+            assert server.count(_State.SENDING) == 0
+            other.close()
+
+
+def test_open_files_over_the_limit_evict_a_connection():
+    class FullListener:
+        def accept(self):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def close(self):
+            pass
+
+    with serving() as server, connect(server) as idle:
+        server.await_state(_State.IDLE)
+        listener, server._listener = server._listener, FullListener()
+
+        server._accept()
+        server._accept()  # there is none to close any more
+
+        server._listener = listener
+        assert idle.recv(9) == b""
+
+
+def test_accept_and_receive_without_anything_to_do_do_nothing():
+    with serving() as server, connect(server):
+        server.await_state(_State.IDLE)
+        (connection,) = server._timers[_State.IDLE]
+
+        server._accept()
+
+        assert connection.receive() is False
+
+
+def test_header_repeated_is_parsed_once_and_gives_equal_environs():
+    def app(environ, start_response):
+        seen.append(dict(environ))
+        environ.clear()  # each request has its own
+        start_response("200 OK", [])
+        return []
+
+    seen = []
+    first = head(b"X: y", first=b"GET /a?b HTTP/1.1")
+    long = head(b"X: " + b"y" * jwtserver.MAX_CACHED_HEADER_BYTES)
+    with serving(app) as server:
+        data = exchange(server, first + first + head() + b"Bad\r\n\r\n" + first)
+        assert statuses(data) == [200, 200, 200, 400]
+        assert statuses(exchange(server, long + long)) == [200, 200]
+
+    bodies = [environ.pop("wsgi.input") for environ in seen]
+    assert len(set(map(id, bodies))) == len(bodies)
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[3] == seen[4]
+
+
+# --- The loop moves
+
+
+def test_loop_moves_when_a_response_takes_long(gate):
+    with serving(gate) as server:
+        waiting = [connect(server) for _ in range(5)]
+        for connection in waiting:
+            connection.sendall(SLOW + head())
+        gate.await_requests(5)
+
+        assert statuses(exchange(server, head() * 2)) == [200, 200]
+
+        gate.opened.set()
+        for connection in waiting:
+            connection.shutdown(socket.SHUT_WR)
+            assert statuses(received(connection)) == [200, 200]
+            connection.close()
+
+
+def test_loop_that_has_moved_leaves_no_thread_behind(gate):
+    with serving(gate) as server:
+        with connect(server) as connection:
+            connection.sendall(head(b"Connection: close", first=b"GET /slow HTTP/1.1"))
+            gate.await_requests(1)
+            assert statuses(exchange(server, head())) == [200]
+            (worker,) = server._threads - {server._loop_thread}
+
+            gate.opened.set()
+
+            assert statuses(received(connection)) == [200]
+            worker.join(10)
+            assert server._threads == {server._loop_thread}
+
+
+def test_loop_moves_only_after_the_interval(clock, gate):
+    with serving(gate, clock=clock) as server, connect(server) as connection:
+        connection.sendall(SLOW)
+        gate.await_requests(1)
+        clock.now += 0.004
+        server._move_loop(jwtserver.POLL_INTERVAL)
+        assert len(server._threads) == 1
+
+        clock.now += 0.002
+        server._move_loop(jwtserver.POLL_INTERVAL)
+
+        assert len(server._threads) == 2
+        assert statuses(exchange(server, head())) == [200]
+        gate.opened.set()
+
+
+def test_loop_released_by_the_application_moves_at_once(clock, gate):
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/slow":
+            environ["jwtserver.release_loop"]()
+            environ["jwtserver.release_loop"]()  # this thread has no loop any more
+        return gate(environ, start_response)
+
+    with serving(app, clock=clock) as server, connect(server) as slow:
+        slow.sendall(head(b"Connection: close", first=b"GET /slow HTTP/1.1"))
+        gate.await_requests(1)
+
+        assert statuses(exchange(server, head())) == [200]
+
+        assert len(server._threads) == 2
+        gate.opened.set()
+        assert statuses(received(slow)) == [200]
+
+
+def test_loop_polls_although_requests_wait(clock, gate):
+    """A flood of pipelined requests does not delay others."""
+    flood = head(first=b"GET /flood HTTP/1.1")
+    together = jwtserver.RECEIVE_BYTES // len(flood)  # are received at once
+    begun = threading.Event()
+
+    def app(environ, start_response):
+        begun.set()
+        clock.now += 0.002
+        return gate(environ, start_response)
+
+    with serving(app, clock=clock) as server, connect(server) as flooding:
+        flooding.sendall(flood * together)
+        assert begun.wait(10)
+
+        assert statuses(exchange(server, head())) == [200]
+
+        assert gate.order.index("/x") < together - 1
+
+
+def test_loop_sends_the_responses_of_an_iteration_although_it_moves(gate):
+    with serving(gate, threads=2) as server:
+        first, *others = [connect(server) for _ in range(6)]
+        server.await_state(_State.IDLE, 6)
+        with server._lock:  # nothing moves
+            for number, connection in enumerate((first, *others)):
+                connection.sendall(SLOW if number == 3 else head())
+        gate.await_requests(1)
+
+        for number, connection in enumerate((first, *others)):
+            if number != 3:
+                assert connection.recv(12) == b"HTTP/1.1 200"
+
+        gate.opened.set()
+        assert others[2].recv(12) == b"HTTP/1.1 200"
+        for connection in (first, *others):
+            connection.close()
+
+
+def test_input_during_a_response_in_a_worker_is_for_later(gate):
+    with serving(gate) as server, connect(server) as connection:
+        connection.sendall(SLOW)
+        gate.await_requests(1)
+        server._move_loop(0)
+        (responding,) = server._timers[_State.RESPONDING]
+        unwatched = threading.Event()
+        watch = server._watch
+        server._watch = lambda *arguments: (watch(*arguments), unwatched.set())
+
+        connection.sendall(head(b"Connection: close"))
+
+        assert unwatched.wait(10) and responding.watched_events == 0
+        gate.opened.set()
+        assert statuses(received(connection)) == [200, 200]
+
+
+def test_connection_is_used_by_one_thread_at_a_time(trusting, certificate):
+    """Over TLS too, while the loop moves at each request and bodies arrive late."""
+    overlaps, used, outcomes = [], set(), []
+
+    class Watched:
+        def __init__(self, sock):
+            self.sock, self.busy = sock, threading.Lock()
+
+        def __getattr__(self, name):
+            method = getattr(self.sock, name)
+            if name not in ("recv", "send", "do_handshake", "unwrap"):
+                return method
+
+            def call(*arguments):
+                used.add(name)
+                if not self.busy.acquire(blocking=False):
+                    overlaps.append(name)
+                try:
+                    return method(*arguments)
+                finally:
+                    self.busy.release()
+
+            return call
+
+    def app(environ, start_response):
+        environ["jwtserver.release_loop"]()
+        return echo(environ, start_response)
+
+    with serving(app, tls=jwtserver._tls_context(certificate, None)) as server:
+        enter = server._enter
+
+        def enter_watched(connection, state):
+            if not isinstance(connection.sock, Watched):
+                connection.sock = Watched(connection.sock)
+            enter(connection, state)
+
+        server._enter = enter_watched
+
+        def client(number):
+            dice = random.Random(number)
+            with trusting.wrap_socket(connect(server), server_hostname="localhost") as tls:
+                file, expected = tls.makefile("rb"), []
+                for turn in range(30):
+                    size = dice.choice([3, 40_000, 100_000])
+                    tls.sendall(put(size))
+                    tls.sendall(b"x" * size + head() + head())
+                    expected += ["PUT", "GET", "GET"]
+                tls.sendall(head(b"Connection: close"))
+                methods = [json.loads(body)[0] for _, _, body in parse(file.read())]
+                file.close()
+                outcomes.append(methods == [*expected, "GET"])
+
+        threads = [threading.Thread(target=client, args=[number]) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes == [True] * 4
+    assert overlaps == [] and {"recv", "send"} <= used
+
+
+# --- No thread is free
+
+
+def test_threads_all_busy_let_requests_wait(gate):
+    with serving(gate, threads=1) as server, connect(server) as connection, \
+            connect(server) as other:
+        connection.sendall(SLOW)
+        gate.await_requests(1)
+        other.sendall(head(b"Connection: close"))
+        server._move_loop(0)
+        assert server._thread_wanted
+        gate.opened.set()
+
+        assert statuses(received(other)) == [200]
+
+
+@pytest.fixture
+def no_thread_starts(monkeypatch):
+    """Limits threads as `ulimit -u` does, after `allowed` more have been started."""
+    start = threading.Thread.start
+
+    def limit(allowed):
+        def limited(thread):
+            nonlocal allowed
+            allowed -= 1
+            if allowed < 0:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+    return limit
+
+
+def test_thread_that_cannot_be_started_counts_as_busy(gate, clock, no_thread_starts):
+    with serving(gate, clock=clock) as server, connect(server) as connection:
+        server.await_state(_State.IDLE)
+        no_thread_starts(0)
+        connection.sendall(SLOW)
+        gate.await_requests(1)
+        server._move_loop(0)
+        server._move_loop(0)  # not tried again so soon
+        loop = server._loop_thread
+        gate.opened.set()
+
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+        assert server._threads == {loop}
+        no_thread_starts(9)
+        gate.opened.clear()
+        with connect(server) as again:
+            clock.now += jwtserver.RETRY_THREAD_SECONDS
+            again.sendall(SLOW)
+            gate.await_requests(1)
+            server._move_loop(0)
+            assert len(server._threads) == 2
+            gate.opened.set()
+
+
+def test_server_without_any_other_thread_serves_in_its_own(no_thread_starts, caplog):
+    no_thread_starts(1)  # that of the test
+    with serving() as server:
+        assert statuses(exchange(server, head() + put(LONG) + b"x")) == [200, 200]
+        assert server._threads == set()
+    assert "No thread can be started" in caplog.text
+
+
+def test_worker_that_has_finished_takes_the_loop_that_waits(gate):
+    go = threading.Event()
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/first":
+            environ["jwtserver.release_loop"]()
+            assert go.wait(10)
+        return gate(environ, start_response)
+
+    with serving(app, threads=2) as server, connect(server) as first, connect(server) as slow, \
+            connect(server) as other:
+        first.sendall(head(first=b"GET /first HTTP/1.1"))
+        slow.sendall(SLOW)
+        gate.await_requests(1)
+        other.sendall(head())
+        server._move_loop(0)
+        go.set()
+
+        assert first.recv(12) == other.recv(12) == b"HTTP/1.1 200"
+
+        gate.opened.set()
+
+
+def test_client_that_stalls_in_a_long_body_is_not_aborted_without_need(monkeypatch):
+    monkeypatch.setattr(jwtserver, "MAX_WAIT", 0.001)
+    with serving(threads=2) as server, connect(server) as connection:
+        connection.sendall(put(LONG, b"Connection: close"))
+        while len(server._threads) < 2:
+            assert statuses(exchange(server, head())) == [200]
+        for _ in range(9):  # meanwhile the worker waits more than once
+            assert statuses(exchange(server, head())) == [200]
+        connection.sendall(b"x" * LONG)
+
+        ((status, _, body),) = parse(received(connection))
+
+    assert (status, len(json.loads(body)[3])) == (200, LONG)
+
+
+# --- Slow readers of a stream
+
+
+def streaming(pieces, size=100_000):
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/x":
+            return echo(environ, start_response)
+        start_response("200 OK", [])
+        return (b"%d" % (number % 10) * size for number in range(pieces))
+
+    return app
+
+
+STREAM = head(b"Connection: close", first=b"GET /stream HTTP/1.1")
+
+
+def test_stream_waits_for_its_client(monkeypatch):
+    monkeypatch.setattr(jwtserver, "MAX_WAIT", 0.001)
+    with serving(streaming(200)) as server, connect(server) as connection:
+        connection.sendall(STREAM)
+        while len(server._threads) < 2:
+            assert statuses(exchange(server, head())) == [200]
+
+        ((_, _, body),) = parse(received(connection))
+
+    assert len(body) == 20_000_000 and body[::100_000] == b"0123456789" * 20
+
+
+def test_streams_to_slow_clients_do_not_count_as_busy_threads():
+    """500 clients that read slowly once delayed all others by seconds."""
+    with serving(streaming(100), threads=2) as server:
+        slow = [connect(server) for _ in range(9)]
+        for connection in slow:
+            connection.sendall(STREAM)
+        while server._blocked_threads < 9:
+            assert statuses(exchange(server, head())) == [200]
+
+        for connection in slow:
+            ((_, _, body),) = parse(received(connection))
+            assert len(body) == 10_000_000 and body[::100_000] == b"0123456789" * 10
+            connection.close()
+
+
+@pytest.mark.parametrize("data", [STREAM, put(LONG)])
+def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
+    monkeypatch.setattr(jwtserver, "MAX_BLOCKED_THREADS", 2)
+    with serving(streaming(100)) as server:
+        slow = [connect(server) for _ in range(4)]
+        for connection in slow:
+            connection.sendall(data)
+
+        assert statuses(exchange(server, head())) == [200]
+
+        for connection in slow:
+            connection.close()
+
+
+def test_stream_is_closed_when_its_client_has_gone():
+    closed = threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            closed.set()
+
+    with serving(app) as server:
+        with connect(server) as connection:
+            connection.sendall(head())
+            connection.recv(1)
+        assert closed.wait(10)
+
+
+@pytest.mark.parametrize("body_rate, read", [(1024, 0), (1e12, 100_000)])
+def test_stream_whose_client_is_too_slow_is_closed(body_rate, read):
+    closed = threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        try:
+            while True:
+                yield b"x" * 1_000_000
+        finally:
+            closed.set()
+
+    with serving(app, idle_timeout=0.05, body_rate=body_rate) as server, \
+            connect(server) as connection:
+        connection.sendall(head())
+        with contextlib.suppress(ConnectionResetError):
+            while not closed.wait(0.001):
+                if read:
+                    connection.recv(read)
+
+
+@pytest.mark.parametrize("drip", [b"", b"x"])
+def test_long_body_that_arrives_too_slowly_ends(drip):
+    with serving(head_timeout=0.05) as server, connect(server) as connection:
+        connection.sendall(put(LONG) + b"abc")
+        with contextlib.suppress(OSError):
+            connection.settimeout(0.02)
+            while True:
+                with contextlib.suppress(socket.timeout):
+                    if connection.recv(12):
+                        break
+                connection.sendall(drip)
+
+
+def test_long_body_whose_client_resets_the_connection_ends(gate):
+    closed = threading.Event()
+
+    def app(environ, start_response):
+        gate.arrived.release()
+        assert gate.opened.wait(10)
+        environ["wsgi.input"].read(LONG)
+        closed.set()
+        return []
+
+    with serving(app) as server:
+        with connect(server) as connection:
+            connection.sendall(put(LONG))
+            gate.await_requests(1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gate.opened.set()
+
+        assert closed.wait(10)
+
+
+def test_long_body_that_ends_early_ends_the_connection():
+    with serving() as server:
+        ((status, headers, _),) = parse(exchange(server, put(LONG) + b"abc" + head()[:9]))
+
+    assert (status, headers["connection"]) == (200, "close")
+
+
+# --- Faults of the server, and its end
+
+
+def test_fault_in_a_response_is_logged_and_costs_one_connection(monkeypatch, caplog):
+    respond = jwtserver._Connection.respond
+
+    def fail(connection):
+        monkeypatch.setattr(jwtserver._Connection, "respond", respond)
+        raise LookupError("a fault")
+
+    monkeypatch.setattr(jwtserver._Connection, "respond", fail)
+    with serving() as server:
+        with pytest.raises(ConnectionResetError):
+            exchange(server, head())
+        assert statuses(exchange(server, head())) == [200]
+    assert "A fault in the server" in caplog.text and "a fault" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["_send", "_poll"])
+def test_fault_in_the_loop_is_logged_and_the_loop_goes_on(caplog, method):
+    with serving() as server, connect(server) as connection:
+        server.await_state(_State.IDLE)
+        original = getattr(server, method)
+
+        def fail(*arguments):
+            setattr(server, method, original)
+            raise LookupError("a fault")
+
+        setattr(server, method, fail)
+        connection.sendall(head(b"Connection: close"))
+        received(connection)
+
+        assert statuses(exchange(server, head())) == [200]
+    assert "A fault in the server" in caplog.text and "a fault" in caplog.text
+
+
+def test_application_that_exits_ends_only_its_response(caplog):
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/exit":
+            raise SystemExit("bye")
+        return echo(environ, start_response)
+
+    with serving(app, threads=1) as server:
+        responses = exchange(server, head(first=b"GET /exit HTTP/1.1") + head())
+
+    assert statuses(responses) == [500, 200]
+    assert "SystemExit: bye" in caplog.text
+
+
+def test_interrupt_closes_connections_without_a_request():
+    with serving() as server:
+        idle, begun = connect(server), connect(server)
+        idle.sendall(head())
+        idle.recv(9999)
+        begun.sendall(head()[:9])
+        server.await_state(_State.READING_HEADER)
+    assert idle.recv(9) == begun.recv(9) == b""
+    idle.close()
+    begun.close()
+
+
+def test_interrupt_waits_for_responses_up_to_the_deadline(clock, gate):
+    with serving(gate, clock=clock) as server, connect(server) as connection:
+        connection.sendall(SLOW)
+        gate.await_requests(1)
+        server.interrupt()
+        clock.now += jwtserver.SHUTDOWN_TIMEOUT + 1
+    assert not gate.opened.is_set()  # and the server has ended
+
+
+def test_interrupt_twice_exits(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with serving() as server:
+        server.interrupt(signal.SIGTERM, None)
+        assert codes == []
+        server.interrupt(signal.SIGTERM, None)
+    assert codes == [1]
+
+
+# --- TLS
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    path = tmp_path / "server.pem"
+    path.write_text(CERTIFICATE)
+    return str(path)
+
+
+@pytest.fixture
+def trusting(certificate):
+    return ssl.create_default_context(cafile=certificate)
+
+
+def test_tls_serves_requests_in_order(certificate, trusting):
+    seen = []
+
+    def app(environ, start_response):
+        seen.append(environ["wsgi.url_scheme"])
+        return echo(environ, start_response)
+
+    with serving(app, tls=jwtserver._tls_context(certificate, None)) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            for size in (40_000, 400_000):
+                connection.sendall(head() + head() + put(size) + b"x" * size)
+            connection.sendall(head(b"Connection: close"))
+            responses = parse(received(connection))
+
+    assert [status for status, _, _ in responses] == [200] * 7
+    assert seen == ["https"] * 7
+
+
+def test_tls_long_response_is_sent_whole(certificate, trusting):
+    with serving(streaming(30), tls=jwtserver._tls_context(certificate, None)) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(STREAM)
+
+            ((_, _, body),) = parse(received(connection))
+
+    assert len(body) == 3_000_000 and body[::100_000] == b"0123456789" * 3
+
+
+def test_tls_of_old_versions_is_refused(certificate):
+    assert jwtserver._tls_context(certificate, None).minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("data", [head(), b"", b"\x16\x03\x01\x00\x05hello"])
+def test_tls_handshake_of_garbage_costs_one_connection(certificate, trusting, data):
+    with serving(tls=jwtserver._tls_context(certificate, None)) as server:
+        with contextlib.suppress(ConnectionResetError):
+            exchange(server, data)
+
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]
+
+
+def test_tls_handshake_that_lasts_too_long_ends(certificate, clock):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls, clock=clock) as server, connect(server) as connection:
+        server.await_state(_State.HANDSHAKE)
+        advance(server, clock, 10.1)
+
+        assert received(connection) == b""
+
+
+def test_tls_connection_after_its_handshake_is_idle(certificate, trusting, clock):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls, clock=clock) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            server.await_state(_State.IDLE)
+            advance(server, clock, 15.1)
+            assert connection.recv(999) == b""
+
+
+def test_tls_handshakes_that_stall_cost_no_thread(certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls, threads=1) as server:
+        silent = [connect(server) for _ in range(20)]
+        for connection in silent[:10]:
+            connection.sendall(b"\x16\x03\x01")
+
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]
+
+        for connection in silent:
+            connection.close()
+
+
+def test_tls_clients_that_have_gone_before_accept_cost_nothing(certificate, trusting):
+    listener = socket.create_server(("127.0.0.1", 0))
+    for data in (b"", b"x"):
+        with socket.create_connection(listener.getsockname()) as connection:
+            connection.sendall(data)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with serving(listener=listener, tls=jwtserver._tls_context(certificate, None)) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]

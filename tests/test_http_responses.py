@@ -1,0 +1,274 @@
+"""HTTP responses: how they are framed, what an application may send, and what its faults cause."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from http_support import connect, exchange, head, parse, received, serving, statuses
+from support import ROOT
+
+
+def answering(*pieces, headers=(("Content-Type", "text/plain"),), status="200 OK", make=iter):
+    def app(environ, start_response):
+        start_response(status, list(headers))
+        return make(pieces)
+
+    return app
+
+
+def as_if(method):
+    """An application that changes REQUEST_METHOD, as method-override middleware does."""
+    def app(environ, start_response):
+        environ["REQUEST_METHOD"] = method
+        start_response("200 OK", [])
+        return [b"abc"]
+
+    return app
+
+
+def response_to(app, method=b"GET", version=b"1.1", **options):
+    with serving(app, **options) as server:
+        return exchange(server, head(first=method + b" / HTTP/" + version))
+
+
+LENGTH = ("Content-Length", "3")
+
+
+@pytest.mark.parametrize("app, framing, body", [
+    (answering(b"abc", make=list), ("content-length", "3"), b"abc"),
+    (answering(make=list), ("content-length", "0"), b""),
+    (answering(), ("content-length", "0"), b""),
+    (answering(b"", b""), ("content-length", "0"), b""),
+    (answering(b"", b"abc"), ("transfer-encoding", "chunked"), b"abc"),
+    (answering(b"abc"), ("transfer-encoding", "chunked"), b"abc"),
+    (answering(b"a", b"", b"bc", make=list), ("transfer-encoding", "chunked"), b"abc"),
+    (answering(b"a", b"bc", headers=[LENGTH]), ("content-length", "3"), b"abc"),
+    (answering(b"ab", b"cd", headers=[LENGTH]), ("content-length", "3"), b"abc"),
+])
+def test_response_framing_uses_the_length_if_it_is_known(app, framing, body):
+    ((status, headers, content),) = parse(response_to(app))
+
+    assert (status, headers[framing[0]], content) == (200, framing[1], body)
+    assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", headers["date"])
+    assert headers["server"] == "jwtserver"
+    assert "connection" not in headers
+
+
+def test_response_of_unknown_length_over_http_1_0_ends_with_the_connection():
+    ((_, headers, body),) = parse(response_to(answering(b"a", b"b"), version=b"1.0"))
+
+    assert "transfer-encoding" not in headers and headers["connection"] == "close"
+    assert body == b"ab"
+
+
+@pytest.mark.parametrize("app, method", [
+    (answering(b"a", b"bc"), b"HEAD"), (answering(b"abc", headers=[LENGTH]), b"HEAD"),
+    (answering(b"abc", status="304 Not Modified"), b"GET"),
+    (answering(b"abc", status="204 No Content", headers=[]), b"GET"),
+    (answering(status="204 No Content", headers=[("Content-Length", "0")]), b"GET"),
+    (as_if("GET"), b"HEAD"),
+])
+def test_response_that_must_have_no_body_has_none(app, method):
+    with serving(app) as server:
+        data = exchange(server, head(first=method + b" / HTTP/1.1") * 2)
+
+    assert data.count(b"HTTP/1.1 ") == 2 and data.endswith(b"\r\n\r\n")
+    assert b"abc" not in data and b"chunked" not in data
+    assert not (b" 204 " in data and b"Content-Length" in data)  # RFC 9110 §8.6
+
+
+def test_response_framing_ignores_changes_of_the_environ():
+    def clearing(environ, start_response):
+        environ.clear()
+        start_response("200 OK", [])
+        return [b"abc"]
+
+    log = io.StringIO()
+    assert parse(response_to(as_if("HEAD")))[0][2] == b"abc"
+    assert parse(response_to(clearing, access_log=log))[0][2] == b"abc"
+    assert log.getvalue().startswith("- - - [")
+
+
+def test_response_by_write_and_then_a_list_is_in_order():
+    def app(environ, start_response):
+        write = start_response("200 OK", [])
+        write(b"first ")
+        return [b"second"]
+
+    with serving(app) as server:
+        responses = parse(exchange(server, head() * 2))
+
+    assert [body for _, _, body in responses] == [b"first second"] * 2
+
+
+def test_fault_before_the_first_byte_is_500():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b""
+        raise LookupError
+
+    assert statuses(response_to(app)) == [500]
+
+
+def test_fault_in_a_response_without_length_resets_the_connection():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b"begun"
+        raise LookupError
+
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(head(first=b"GET /x HTTP/1.0"))
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(999):
+                pass
+
+
+def test_response_shorter_than_its_content_length_closes_the_connection(caplog):
+    data = response_to(answering(b"ab", headers=[LENGTH]))
+
+    assert data.endswith(b"\r\n\r\nab")
+    assert "shorter than its Content-Length" in caplog.text
+
+
+def test_response_keeps_date_and_server_of_the_application():
+    headers = [("Date", "then"), ("Server", "mine")]
+    ((_, found, _),) = parse(response_to(answering(b"", headers=headers)))
+
+    assert (found["date"], found["server"]) == ("then", "mine")
+
+
+def raising(environ, start_response):
+    raise LookupError("secret detail")
+
+
+def raising_late(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Set-Cookie", "secret=1")])
+    raise ConnectionResetError("of a database, say")
+
+
+def silent(environ, start_response):
+    return [b"x"]
+
+
+def twice(environ, start_response):
+    start_response("200 OK", [])
+    start_response("200 OK", [])
+
+
+def text(environ, start_response):
+    start_response("200 OK", [])
+    return ["text"]
+
+
+BAD_HEADERS = [
+    [("X", "a\r\nSet-Cookie: b")], [("X", "a\nb")], [("X", "a\rb")], [("X\r\nY", "a")],
+    [("X: a\r\nY", "b")], [("", "a")], [("X Y", "a")], [("X", "a\0")], [("X", "\u20ac")],
+    [("X", 1)], [("X", b"a")], [(b"X", "a")], [("Transfer-Encoding", "chunked")],
+    [("Connection", "close")], [("Keep-Alive", "x")], [("Upgrade", "x")], [LENGTH, LENGTH],
+    [("Content-Length", "-1")], [("Content-Length", "x")], [("Content-Length", "")],
+]
+
+
+@pytest.mark.parametrize("app", [
+    raising, raising_late, silent, twice, text, lambda environ, start_response: None,
+    *(answering(b"x", headers=headers) for headers in BAD_HEADERS),
+    *(answering(b"x", status=status) for status in [
+        "200 OK\r\nX: y", "200", "99 x", "100 Continue", "abc", "", "200 \u20ac", b"200 OK"]),
+])
+def test_fault_of_the_application_is_500_with_logged_traceback(app, caplog):
+    ((status, headers, body),) = parse(response_to(app))
+
+    assert (status, headers["content-type"]) == (500, "application/json")
+    assert json.loads(body) == {"success": False, "error": "Internal server error"}
+    assert not {"x", "y", "set-cookie"} & set(headers)
+    assert "Traceback" in caplog.text
+
+
+def test_fault_keeps_the_connection_open():
+    with serving(raising) as server:
+        assert statuses(exchange(server, head() * 3)) == [500] * 3
+
+
+def test_fault_after_the_headers_closes_the_connection(caplog):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b"begun"
+        raise LookupError("in the middle")
+
+    data = response_to(app)
+
+    assert data.endswith(b"5\r\nbegun\r\n")
+    assert "in the middle" in caplog.text
+
+
+def test_fault_in_close_is_logged_without_a_second_response(caplog):
+    class Body(list):
+        def close(self):
+            raise LookupError("in close")
+
+    data = response_to(answering(b"abc", make=Body))
+
+    assert len(parse(data)) == 1
+    assert "in close" in caplog.text
+
+
+def test_exc_info_before_the_headers_are_sent_replaces_them():
+    def app(environ, start_response):
+        start_response("200 OK", [("X", "y"), LENGTH])
+        try:
+            raise LookupError
+        except LookupError:
+            start_response("503 Sorry", [], sys.exc_info())
+        return [b"sorry"]
+
+    ((status, headers, body),) = parse(response_to(app))
+
+    assert (status, body, "x" in headers) == (503, b"sorry", False)
+
+
+def test_exc_info_after_the_headers_is_raised(caplog):
+    def app(environ, start_response):
+        start_response("200 OK", [])(b"begun")
+        try:
+            raise LookupError("too late")
+        except LookupError:
+            start_response("503 Sorry", [], sys.exc_info())
+        return []
+
+    assert response_to(app).endswith(b"5\r\nbegun\r\n")
+    assert "too late" in caplog.text
+
+
+def test_response_stream_arrives_piece_by_piece():
+    go = threading.Event()
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b"first"
+        assert go.wait(10)
+        yield b"second"
+
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(head(b"Connection: close"))
+        data = b""
+        while b"first" not in data:
+            data += connection.recv(999)
+        go.set()
+
+        assert parse(data + received(connection))[0][2] == b"firstsecond"
+
+
+def test_header_injection_is_refused_under_python_O():
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+import test_http_responses as test
+print(test.response_to(test.answering(b"x", headers=[("X", "a\\r\\nY: b")]))[:12])
+"""
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+
+    assert done.stdout == "b'HTTP/1.1 500'\n"
