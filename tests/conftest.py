@@ -1,78 +1,156 @@
-"""Each test in a folder of its own, without settings but for a cheap password hash."""
+"""Fixtures for all tests: a folder and clean settings for each test, databases, log records."""
 
-import json
+import logging
 import os
+import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-import jwtserver
+from support import free_port
 
-ROOT = Path(__file__).resolve().parents[1]
-PASSWORD = "correct horse"
-
-# Where this is set, as `.ci/run` does after it has installed everything, nothing may be missing.
+# `.ci/run` sets this after it has installed everything. Then a skipped test is a failure.
 ALL = bool(os.environ.get("JWTSERVER_TEST_ALL"))
+
+# Tests in these files use no folder and no settings.
+PURE = {"test_tokens.py", "test_guard.py"}
+
+# `.ci/pyodide.mjs` runs these files. Most of their tests need no operating system.
+PORTABLE = {*PURE, "test_middleware.py", "test_rate_limit.py", "test_cors.py", "test_doctests.py"}
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path, monkeypatch):
+def clean_environment(request):
+    """Give each test an empty current folder, and no settings except a cheap password hash."""
+    if request.path.name in PURE:
+        return  # half of all tests are in PURE; a folder would cost more than the test itself
+    request.getfixturevalue("caplog")  # with a handler, logging.basicConfig() changes nothing
+    monkeypatch = request.getfixturevalue("monkeypatch")
     for name in [name for name in os.environ if name.startswith("JWTSERVER_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "1000")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+
+
+# The errors of Pyodide's CPython, which has no processes, threads, PBKDF2 or hard links.
+LACKING = re.compile("does not support processes|can't start new thread"
+                     "|module '(hashlib|os)' has no attribute '(pbkdf2_hmac|link)'")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if ALL and report.skipped:
+    if report.failed and sys.platform == "emscripten" and LACKING.search(str(call.excinfo.value)):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), 0, str(call.excinfo.value))
+    if report.skipped and ALL:
         report.outcome = "failed"
     return report
+
+
+# --- Coverage
+#
+# Python calls coverage's trace function for each line of pytest as well, which takes a third of
+# the time of test_tokens.py and test_guard.py. So tracing is on only in tests and fixtures. Python
+# 3.14 and later measure coverage without a trace function.
+
+trace = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    global trace
+    trace = sys.gettrace()
+    sys.settrace(None)
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def with_tracing():
+    sys.settrace(trace)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(None)
+
+
+pytest_fixture_setup = pytest_pyfunc_call = pytest_runtest_teardown = with_tracing
+
+
+# --- Log records
+
+
+class CapturedLog(logging.Handler):
+    """The records that reached the root logger."""
+
+    def __init__(self):
+        super().__init__()
+        self.records = []
+
+    def emit(self, record):
+        self.records.append(record)
+
+    @property
+    def messages(self):
+        return [record.getMessage() for record in self.records]
+
+    @property
+    def text(self):
+        return "".join(self.format(record) + "\n" for record in self.records)
+
+
+@pytest.fixture
+def caplog():
+    """The log records of one test.
+
+    It replaces pytest's fixture. That plugin captures the log of every test, which takes a third
+    of the time of test_tokens.py and test_guard.py.
+    """
+    handler = CapturedLog()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
 
 
 # --- Databases
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "sqlite: what only SQLite has")
+    config.addinivalue_line("markers", "sqlite: a test of what only SQLite has")
 
 
 def pytest_collection_modifyitems(config, items):
-    other = [item for item in items if getattr(item, "callspec", None)
-             and item.callspec.params.get("database") == "postgresql"
-             and (item.get_closest_marker("sqlite") or not (ALL or HAS_POSTGRESQL))]
-    if other:
-        config.hook.pytest_deselected(items=other)
-        items[:] = [item for item in items if item not in set(other)]
+    """Leave out the PostgreSQL half of a test that cannot run, instead of skipping it."""
+    left_out = [item for item in items if getattr(item, "callspec", None)
+                and item.callspec.params.get("database") == "postgresql"
+                and (item.get_closest_marker("sqlite") or not (ALL or HAS_POSTGRESQL))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 HAS_POSTGRESQL = bool(find_spec("psycopg") and list(Path("/usr/lib/postgresql").glob("*/bin")))
 
 
 class PostgreSQL:
-    """A server of Debian's PostgreSQL, of its own."""
+    """A PostgreSQL server with its own folder and port, from Debian's package."""
 
-    def __init__(self, port):
+    def __init__(self):
         self._bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
-        memory = Path("/dev/shm")  # a schema is twenty files, and tests make hundreds
+        memory = Path("/dev/shm")  # a schema is twenty files, and the tests make hundreds of them
         if not memory.is_dir() or shutil.disk_usage(memory).free < 2**30:
             memory = None
         self.folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-", dir=memory))
         self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         if self._user:
             shutil.chown(self.folder, "postgres")
+        port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         with open(self.folder / "data" / "postgresql.conf", "a") as file:
@@ -92,34 +170,33 @@ class PostgreSQL:
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
 
-def run_postgresql():
-    if not HAS_POSTGRESQL:
-        pytest.skip("there is no PostgreSQL, or no psycopg")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = PostgreSQL(port)
-    server.start()
-    yield server
-    server.stop("immediate")
-    shutil.rmtree(server.folder)
+@pytest.fixture(scope="session")
+def start_postgresql():
+    """Starts one more PostgreSQL server."""
+    servers = []
+
+    def start():
+        if not HAS_POSTGRESQL:
+            pytest.skip("PostgreSQL or psycopg is not installed")
+        servers.append(PostgreSQL())
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop("immediate")
+        shutil.rmtree(server.folder)
 
 
 @pytest.fixture(scope="session")
-def postgresql():
-    """A PostgreSQL server, if it and psycopg are installed."""
-    yield from run_postgresql()
-
-
-@pytest.fixture
-def own_postgresql():
-    """Another one, that a test may stop and start."""
-    yield from run_postgresql()
+def postgresql(start_postgresql):
+    """The PostgreSQL server that the tests share."""
+    return start_postgresql()
 
 
 @pytest.fixture(scope="session")
 def administrator(postgresql):
-    """A connection to it."""
+    """A connection to the shared PostgreSQL server."""
     import psycopg
 
     with psycopg.connect(postgresql.url, autocommit=True) as connection:
@@ -128,7 +205,7 @@ def administrator(postgresql):
 
 @pytest.fixture
 def postgresql_url(postgresql, administrator):
-    """A database that is empty: a schema, which costs less to make."""
+    """An empty schema, which is quicker to make than a database."""
     schema = f"t{uuid.uuid4().hex}"
     administrator.execute(f"CREATE SCHEMA {schema}")
     return f"{postgresql.url}?options=-csearch_path%3D{schema}"
@@ -136,111 +213,9 @@ def postgresql_url(postgresql, administrator):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request, monkeypatch):
-    """An SQLite file in the current folder, and then the same test with PostgreSQL."""
+    """Runs a test with an SQLite file in the current folder, and again with PostgreSQL."""
     if request.param == "sqlite":
         return "jwtserver.db"
     url = request.getfixturevalue("postgresql_url")
     monkeypatch.setenv("JWTSERVER_DATABASE", url)
     return url
-
-
-# --- Servers that are programs of their own
-
-
-@pytest.fixture
-def free_port():
-    """Finds a port on which nobody listens."""
-    def find():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return find
-
-
-class Client:
-    """Asks a server on this machine, over a connection of its own for each request."""
-
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
-
-    def __call__(self, path, fields=None, token=None, method=None, headers=()):
-        """Status, headers and body, parsed if it is JSON."""
-        headers = dict(headers)
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        data = None
-        if fields is not None:
-            data, headers["Content-Type"] = json.dumps(fields).encode(), "application/json"
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            response = urllib.request.urlopen(request, timeout=20)
-        except urllib.error.HTTPError as error:
-            response = error
-        with response:
-            body = response.read()
-        if response.headers.get("Content-Type") == "application/json":
-            body = json.loads(body or "null")
-        return response.status, response.headers, body
-
-    def sign_in(self, password=PASSWORD):
-        return self("/authenticate", {"username": "alice", "password": password})
-
-    def await_server(self, process, path):
-        end = time.monotonic() + 30
-        while True:
-            try:
-                return self(path)
-            except (OSError, AssertionError):
-                assert process.poll() is None and time.monotonic() < end, "it does not answer"
-            time.sleep(0.02)
-
-
-@pytest.fixture
-def folder():
-    """The two files, copied to where an account without privileges can use them."""
-    folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
-    for name in ("jwtserver.py", "wsgi_auth.py"):
-        shutil.copy(ROOT / name, folder)
-    store = jwtserver.Store(str(folder / "jwtserver.db"))
-    store.prepare()
-    password_hash = jwtserver.hash_password(PASSWORD, iterations=1000)
-    store.add([jwtserver.User("alice", password_hash, "", 0, 0)])
-    store.close()
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def start(folder):
-    """Starts a server by its command line, and returns its client."""
-    processes = []
-    (folder / "log").touch()
-
-    def start(command, port, path="/health", **environment):
-        bin = Path(sys.executable).parent
-        programs = f"{bin}{os.pathsep}{os.environ['PATH']}:/usr/sbin"
-        environment = {**os.environ, "PATH": programs, **environment}
-        with open(folder / "log", "ab") as log:
-            processes.append(subprocess.Popen(
-                command, cwd=folder, env=environment, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log))
-        client = Client(port)
-        try:
-            client.await_server(processes[-1], path)
-        except AssertionError:
-            print((folder / "log").read_text(errors="replace"))
-            raise
-        return client
-
-    yield start
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # one was asked to stop while it was starting
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    log = (folder / "log").read_text(errors="replace")
-    print(log)
-    assert "Traceback" not in log

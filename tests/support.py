@@ -94,6 +94,13 @@ def sign_in(client: TestApp, name="alice", password=PASSWORD, **options):
         "/authenticate", {"username": name, "password": password}, **options)
 
 
+def free_port() -> int:
+    """A port that no program uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Running:
     """A server in a process of its own, in its own folder, on a port that was free."""
 

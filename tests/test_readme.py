@@ -1,29 +1,24 @@
-"""The README's commands, run as they are printed, in a folder with nothing but the two modules."""
+"""The README's commands, run as printed, in a folder that contains only the two modules."""
 
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+import jwtserver
+from support import ENVIRONMENT, ROOT, free_port
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def free(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture
 def shell(tmp_path):
-    """Runs a line as a shell does in which `python` is this Python."""
+    """Starts a line in a shell whose `python` is this Python."""
     folder = tmp_path / "empty"
     folder.mkdir()
     for module in ("jwtserver.py", "wsgi_auth.py"):
@@ -32,10 +27,7 @@ def shell(tmp_path):
     commands.mkdir()
     (commands / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (commands / "python").chmod(0o755)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("JWTSERVER_")}
-    environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
-    environment["JWTSERVER_PBKDF2_ITERATIONS"] = "1000"
+    environment = {**ENVIRONMENT, "PATH": f"{commands}{os.pathsep}{ENVIRONMENT['PATH']}"}
 
     def start(line, **variables):
         return subprocess.Popen(
@@ -53,16 +45,17 @@ def output_of(process):
     return output
 
 
-@pytest.mark.skipif(not free(3000), reason="port 3000 is taken")
-@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
-def test_readme_transcript_holds_word_for_word(shell):
-    (run,) = re.findall("^Run it:\n\n    (.*)$", README, re.MULTILINE)
-    transcript = "".join(re.findall("```console\n(.*?)```", README, re.DOTALL))
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_readme_transcript_on_a_free_port_matches_word_for_word(shell):
+    port = str(free_port())  # instead of 3000, which another program may use
+    readme = README.replace("3000", port)
+    (run,) = re.findall("^Run it:\n\n    (.*)$", readme, re.MULTILINE)
+    transcript = "".join(re.findall("```console\n(.*?)```", readme, re.DOTALL))
     steps = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", transcript, re.MULTILINE)
     assert len(steps) == 7
-    server, variables = shell(run), {}
+    server, variables = shell(f"{run} --port {port}"), {}
     try:
-        (greeting,) = re.findall("```text\n(.*?)```", README, re.DOTALL)
+        (greeting,) = re.findall("```text\n(.*?)```", readme, re.DOTALL)
         shown = "".join(server.stdout.readline() for _ in greeting.splitlines())
         pattern = re.escape(greeting).replace("…", r"[\w./-]+")
         assert re.fullmatch(re.sub("[0-9a-f]{16}", "[0-9a-f]{16}", pattern), shown)
@@ -93,8 +86,6 @@ def test_readme_test_command_is_what_ci_runs():
 
 def test_readme_names_every_setting_and_no_other():
     documented = set(re.findall(r"JWTSERVER_[A-Z_0-9]+", README))
-    sys.path.insert(0, str(ROOT))
-    import jwtserver
 
     assert documented == {f"JWTSERVER_{name.upper()}" for name in jwtserver._PARSERS}
 
@@ -104,8 +95,6 @@ COMMANDS = re.findall(r"^    python jwtserver\.py (\w+ \w+)", README, re.MULTILI
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_commands_exist(command, capsys):
-    import jwtserver
-
     with pytest.raises(SystemExit) as exit:
         jwtserver.main([*command.split(), "--help"])
 

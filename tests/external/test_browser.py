@@ -1,4 +1,4 @@
-"""Pages in a real browser, Chromium without a window, that use the service from other origins."""
+"""Pages of other origins that use the service, in headless Chromium."""
 
 import json
 import queue
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 PAGE = """<!doctype html><script>
-async function told(path, options) {
+async function request(path, options) {
     try {
         const response = await fetch("THE_API" + path, options);
         return {status: response.status, body: await response.json(),
@@ -20,30 +20,30 @@ async function told(path, options) {
         return error.name;
     }
 }
-async function ask() {
+async function run() {
     const credentials = {username: "alice", password: "correct horse"};
-    const as_json = await told("/authenticate", {
+    const as_json = await request("/authenticate", {
         method: "POST", body: JSON.stringify(credentials),
         headers: {"Content-Type": "application/json"}});
-    const as_form = await told("/authenticate", {
+    const as_form = await request("/authenticate", {
         method: "POST", body: new URLSearchParams(credentials)});
     const token = as_json.body ? as_json.body.token : "THE_TOKEN";
-    const told_all = {
+    const results = {
         as_json, as_form,
-        plain: await told("/health"),
-        guarded: await told("/protected", {headers: {Authorization: "Bearer " + token}}),
-        refused: await told("/protected", {headers: {Authorization: "Bearer x"}}),
-        with_cookies: await told("/health", {credentials: "include"})};
-    await fetch("/told", {method: "POST", body: JSON.stringify(told_all)});
+        plain: await request("/health"),
+        guarded: await request("/protected", {headers: {Authorization: "Bearer " + token}}),
+        refused: await request("/protected", {headers: {Authorization: "Bearer x"}}),
+        with_cookies: await request("/health", {credentials: "include"})};
+    await fetch("/results", {method: "POST", body: JSON.stringify(results)});
 }
-ask();
+run();
 </script>"""
 
 
 @pytest.fixture
 def pages():
-    """Servers of the page, an origin each; what a page tells its server comes out of the queue."""
-    told = queue.Queue()
+    """Two servers, each with its own origin, and a queue of the results that pages send to them."""
+    results = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -55,7 +55,7 @@ def pages():
             self.wfile.write(body)
 
         def do_POST(self):
-            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            results.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -66,7 +66,7 @@ def pages():
     threads = [threading.Thread(target=server.serve_forever) for server in servers]
     for thread in threads:
         thread.start()
-    yield servers, told
+    yield servers, results
     for server, thread in zip(servers, threads):
         server.shutdown()
         thread.join()
@@ -75,10 +75,10 @@ def pages():
 
 @pytest.fixture
 def visit(tmp_path, pages):
-    """Opens the page of an origin in a browser, and returns what the page was told."""
+    """Opens the page of an origin in a browser, and returns the results of its requests."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if not browser:
-        pytest.skip("there is no Chromium")
+        pytest.skip("Chromium is not installed")
 
     def visit(origin):
         with open(tmp_path / "browser.log", "wb") as log:
@@ -101,7 +101,7 @@ def origin_of(page):
     return f"http://127.0.0.1:{page.server_port}"
 
 
-def test_page_of_a_listed_origin_signs_in_and_one_of_another_can_do_nothing(
+def test_page_of_a_listed_origin_signs_in_and_page_of_another_origin_reads_nothing(
     pages, visit, start, free_port, folder,
 ):
     port = free_port()
@@ -111,33 +111,33 @@ def test_page_of_a_listed_origin_signs_in_and_one_of_another_can_do_nothing(
     listed.page = PAGE.replace("THE_API", client.url)
     other.page = listed.page.replace("THE_TOKEN", client.sign_in()[2]["token"])
 
-    told = visit(origin_of(listed))
+    results = visit(origin_of(listed))
 
-    assert told["as_json"]["status"] == told["as_form"]["status"] == 200
-    assert told["guarded"]["body"] == {"message": "Welcome to the protected page"}
-    assert told["refused"] == {
+    assert results["as_json"]["status"] == results["as_form"]["status"] == 200
+    assert results["guarded"]["body"] == {"message": "Welcome to the protected page"}
+    assert results["refused"] == {
         "status": 401, "body": {"success": False, "error": "Invalid authorization token"},
         "challenge": 'Bearer realm="api", error="invalid_token",'
                      ' error_description="Token must have three parts"'}
-    assert told["plain"]["body"] == {"status": "ok"}
-    assert told["with_cookies"] == "TypeError"  # credentials of the browser's are never asked for
+    assert results["plain"]["body"] == {"status": "ok"}
+    assert results["with_cookies"] == "TypeError"  # the service allows no cookies
 
-    asked = (folder / "log").read_text().count("sign_in user=")
-    told = visit(origin_of(other))
+    sign_ins = (folder / "log").read_text().count("sign_in user=")
+    results = visit(origin_of(other))
 
-    assert set(told.values()) == {"TypeError"}
-    # The form goes out without a preflight, as forms always have; but its answer cannot be read.
-    assert (folder / "log").read_text().count("sign_in user=") == asked + 1
+    assert set(results.values()) == {"TypeError"}
+    # A browser sends a form without a preflight request, but the page cannot read the response.
+    assert (folder / "log").read_text().count("sign_in user=") == sign_ins + 1
 
 
-def test_page_of_any_origin_signs_in_where_all_are_allowed(pages, visit, start, free_port):
+def test_page_of_any_origin_signs_in_when_all_are_allowed(pages, visit, start, free_port):
     port = free_port()
     _, other = pages[0]
     client = start([sys.executable, "jwtserver.py", "--port", str(port), "--cors-origin", "*"],
                    port)
     other.page = PAGE.replace("THE_API", client.url)
 
-    told = visit(origin_of(other))
+    results = visit(origin_of(other))
 
-    assert told["guarded"]["status"] == 200 and told["refused"]["status"] == 401
-    assert told["with_cookies"] == "TypeError"
+    assert results["guarded"]["status"] == 200 and results["refused"]["status"] == 401
+    assert results["with_cookies"] == "TypeError"

@@ -13,7 +13,7 @@ import pytest
 import jwtserver
 from jwtserver import PostgreSQLStore, Rate, SettingsError, StoreError, User, open_store
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse"
 
 

@@ -1,13 +1,14 @@
-"""`/verify` behind real proxies, each configured as the README has it."""
+"""`/verify` behind real proxies, with the configuration in the README."""
 
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+from support import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 NGINX = """
 daemon off;
 worker_processes 1;
@@ -45,7 +46,7 @@ http://:9000 {{
 
 @pytest.fixture
 def server(start, free_port, folder):
-    """A jwtserver behind one proxy, that locks out after three failures."""
+    """A jwtserver that trusts one proxy and locks a user out after three failures."""
     port = free_port()
     return start([sys.executable, "jwtserver.py", "--port", str(port)], port,
                  JWTSERVER_TRUSTED_PROXIES="1", JWTSERVER_LOGIN_FAILURES="3/900")
@@ -53,21 +54,21 @@ def server(start, free_port, folder):
 
 @pytest.fixture
 def configure(server, free_port, folder):
-    """Puts the ports and folders of this test in the place of those of a recipe."""
+    """Writes a configuration from the README, with the ports and folders of this test."""
     def configure(kind, program, template):
         if not shutil.which(program, path="/usr/sbin:/usr/bin:/usr/local/bin"):
-            pytest.skip(f"there is no {program}")
+            pytest.skip(f"{program} is not installed")
         (recipe,) = re.findall(f"```{kind}\n(.*?)```", README, re.DOTALL)
         (folder / "site").mkdir()
         (folder / "site" / "index.html").write_text("a page")
         folder.chmod(0o755)
         text = template.format(folder=folder, site=recipe)
-        port, backend, ours = free_port(), free_port(), server.url.rpartition(":")[2]
+        port, backend, service = free_port(), free_port(), server.url.rpartition(":")[2]
         for printed, used in [
             ("listen 8080", f"listen 127.0.0.1:{port}"),
             ("http://:8080 {", f"http://:{port} {{\nbind 127.0.0.1\n"),
             ("http://:9000 {", f"http://:{backend} {{\nbind 127.0.0.1\n"),
-            ("127.0.0.1:3000", f"127.0.0.1:{ours}"),
+            ("127.0.0.1:3000", f"127.0.0.1:{service}"),
             ("127.0.0.1:9000", f"127.0.0.1:{backend}"),
             ("/srv/site", f"{folder}/site"),
         ]:
@@ -79,27 +80,27 @@ def configure(server, free_port, folder):
     return configure
 
 
-def token_through(client):
-    status, _, answer = client.sign_in()
+def token_from(client):
+    status, _, tokens = client.sign_in()
     assert status == 200
-    return answer["token"]
+    return tokens["token"]
 
 
-def refuses_whoever_has_no_token(client, path):
+def check_token_is_required(client, path):
     status, headers, _ = client(path, headers={"Remote-User": "root"})
     assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="api"')
     status, headers, _ = client(path, token="x.y.z")
     assert status == 401 and 'error="invalid_token"' in headers["WWW-Authenticate"]
 
 
-def shows_the_backend_the_user(client, token, path):
+def check_backend_receives_user(client, token, path):
     spoofed = {"Remote-User": "root", "Remote_User": "root", "Remote-Scope": "all"}
     for method, fields in (("GET", None), ("DELETE", None), ("POST", {"a": "b" * 100_000})):
         status, _, body = client(path, fields, token=token, method=method, headers=spoofed)
         assert (status, body) == (200, f"user=alice scope= method={method}".encode())
 
 
-def counts_the_client_and_not_the_proxy(client, folder):
+def check_failures_count_for_the_client_address(client, folder):
     statuses = [
         client("/authenticate", {"username": "alice", "password": "wrong"},
                headers={"X-Forwarded-For": f"192.0.2.{number}"})[0]
@@ -114,15 +115,15 @@ def test_nginx_asks_verify_before_files_and_another_application(configure, start
 
     client = start(["nginx", "-c", str(path), "-e", str(folder / "log")], port, path="/")
 
-    token = token_through(client)
+    token = token_from(client)
     for url in ("/", "/index.html", "/api/", "/api/x?y=/public"):
-        refuses_whoever_has_no_token(client, url)
+        check_token_is_required(client, url)
     assert client("/index.html", token=token)[2] == b"a page"
     assert client("/verify", token=token)[0] == 404
-    shows_the_backend_the_user(client, token, "/api/things")
-    counts_the_client_and_not_the_proxy(client, folder)
+    check_backend_receives_user(client, token, "/api/things")
+    check_failures_count_for_the_client_address(client, folder)
     assert client("/logout", token=token, method="POST")[0] == 204
-    refuses_whoever_has_no_token(client, "/api/")
+    check_token_is_required(client, "/api/")
     assert client("/api/", token=token)[0] == 401
 
 
@@ -132,9 +133,9 @@ def test_caddy_asks_verify_before_another_application(configure, start, folder):
     client = start(["caddy", "run", "--adapter", "caddyfile", "--config", str(path)], port,
                    path="/", HOME=str(folder))
 
-    token = token_through(client)
-    refuses_whoever_has_no_token(client, "/api/")
-    shows_the_backend_the_user(client, token, "/api/things")
-    counts_the_client_and_not_the_proxy(client, folder)
+    token = token_from(client)
+    check_token_is_required(client, "/api/")
+    check_backend_receives_user(client, token, "/api/things")
+    check_failures_count_for_the_client_address(client, folder)
     assert client("/logout", token=token, method="POST")[0] == 204
     assert client("/api/", token=token)[0] == 401

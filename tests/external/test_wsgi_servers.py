@@ -1,4 +1,4 @@
-"""The service under the servers that people run, each by its line in the README."""
+"""The service under other WSGI servers, each started by its command in the README."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import jwtserver
+from support import ROOT
 from wsgi_auth import InvalidSignatureError, decode
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 APACHE_MODULES = Path("/usr/lib/apache2/modules")
 
@@ -21,7 +21,7 @@ GUNICORN = "gunicorn --bind 127.0.0.1:8000 --workers 4 --threads 8 jwtserver:app
 UWSGI = ("uwsgi --http-socket 127.0.0.1:8000 --master --processes 4 --enable-threads --die-on-term"
          " --module jwtserver")
 GRANIAN = "granian --interface wsgi --host 127.0.0.1 --port 8000 --workers 4 jwtserver:application"
-IN_README = {
+README_COMMANDS = {
     "gunicorn": GUNICORN,
     "uwsgi": UWSGI,
     "waitress": "waitress-serve --listen 127.0.0.1:8000 jwtserver:application",
@@ -30,21 +30,21 @@ IN_README = {
     "bjoern": "python -c 'import bjoern, jwtserver;"
               ' bjoern.run(jwtserver.application, "127.0.0.1", 8000)\'',
 }
-# What tells that a server is installed, where it is not a module of its name.
+# The module of a server, if it has another name than the server.
 MODULES = {"uwsgi": "uwsgidecorators"}
-LINES = {
-    **IN_README,
+COMMANDS = {
+    **README_COMMANDS,
     "gunicorn sync": GUNICORN.replace(" --threads 8", ""),
     "gunicorn sync --preload": GUNICORN.replace(" --threads 8", " --preload"),
     "gunicorn gthread --preload": GUNICORN.replace("--workers", "--preload --workers"),
     "gunicorn gevent": GUNICORN.replace("--threads 8", "--worker-class gevent"),
     "gunicorn gevent --preload": GUNICORN.replace("--threads 8", "--worker-class gevent --preload"),
 }
-# The application below is built when it is imported, so before the fork where it is preloaded.
+# WORKERS builds its application at import. A preloading server does that before it forks.
 SEVERAL_PROCESSES = {
-    name: LINES[name].replace("jwtserver:application", "workers:application")
-                     .replace("--module jwtserver", "--module workers")
-    for name in LINES if "gunicorn" in name or name in ("uwsgi", "granian")}
+    name: COMMANDS[name].replace("jwtserver:application", "workers:application")
+                        .replace("--module jwtserver", "--module workers")
+    for name in COMMANDS if "gunicorn" in name or name in ("uwsgi", "granian")}
 WORKERS = '''
 import os
 import jwtserver
@@ -57,14 +57,14 @@ application = jwtserver.create_app(app=show_process)
 '''
 
 
-def command_of(name, line, port):
+def command_for(name, command, port):
     module = name.partition(" ")[0]
     if not find_spec(MODULES.get(module, module)) or ("gevent" in name and not find_spec("gevent")):
         pytest.skip(f"{module} is not installed")
-    return shlex.split(line.replace("8000", str(port)))
+    return shlex.split(command.replace("8000", str(port)))
 
 
-def goes_through_all_of_it(client):
+def check_sign_in_guard_refresh_and_logout(client):
     assert client("/protected")[0] == 401
     assert client("/%2e/PROTECTED")[0] == 401
     assert client.sign_in("wrong")[0] == 401
@@ -82,30 +82,30 @@ def goes_through_all_of_it(client):
 
     assert client("/logout", token=token, method="POST")[0] == 204
     for refused in (token, answer["token"]):
-        for _ in range(8):  # whichever worker it comes to
+        for _ in range(8):  # any worker may answer
             assert client("/protected", token=refused)[0] == 401
     assert client("/refresh", {"refresh_token": answer["refresh_token"]})[0] == 401
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_server_signs_in_guards_and_logs_out(name, start, free_port):
     port = free_port()
 
-    client = start(command_of(name, LINES[name], port), port)
+    client = start(command_for(name, COMMANDS[name], port), port)
 
-    goes_through_all_of_it(client)
+    check_sign_in_guard_refresh_and_logout(client)
 
 
-@pytest.mark.parametrize("line", IN_README.values(), ids=IN_README)
-def test_server_has_its_line_in_the_readme(line):
-    assert f"    {line}\n" in README
+@pytest.mark.parametrize("command", README_COMMANDS.values(), ids=README_COMMANDS)
+def test_server_command_is_in_the_readme(command):
+    assert f"    {command}\n" in README
 
 
 @pytest.mark.parametrize("name", SEVERAL_PROCESSES)
 def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, monkeypatch):
     (folder / "workers.py").write_text(WORKERS)
     port = free_port()
-    client = start(command_of(name, SEVERAL_PROCESSES[name], port), port,
+    client = start(command_for(name, SEVERAL_PROCESSES[name], port), port,
                    JWTSERVER_LOGIN_FAILURES="3/900")
     token = client.sign_in()[2]["token"]
 
@@ -116,7 +116,7 @@ def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, 
         workers.add(worker)
         if len(workers) == 4:
             break
-    assert len(workers) > 1  # and each of them knows the session
+    assert len(workers) > 1  # and each worker knows the session
 
     monkeypatch.chdir(folder)
     assert jwtserver.main(["key", "rotate"]) == 0
@@ -124,7 +124,7 @@ def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, 
     assert client("/", token=token)[0] == 200
     end = time.monotonic() + 20
     signed_by_new_key = 0
-    while signed_by_new_key < 12:  # in a row, whichever worker it comes to
+    while signed_by_new_key < 12:  # in a row, from any worker
         newest = client.sign_in()[2]["token"]
         assert client("/", token=newest)[0] == 200
         assert client("/", token=token)[0] == 200
@@ -144,12 +144,13 @@ def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, 
     assert client.sign_in()[0] == 429
 
 
-@pytest.mark.skipif(not (APACHE_MODULES / "mod_wsgi.so").exists(), reason="there is no mod_wsgi")
-def test_apache_with_mod_wsgi(start, free_port, folder):
+@pytest.mark.skipif(
+    not (APACHE_MODULES / "mod_wsgi.so").exists(), reason="mod_wsgi is not installed")
+def test_apache_with_mod_wsgi_signs_in_guards_and_logs_out(start, free_port, folder):
     (site,) = re.findall("```apache\n(.*?)```", README, re.DOTALL)
     site = site.replace("/srv/jwtserver", str(folder))
     port = free_port()
-    if os.getuid() == 0:  # Apache's processes leave that account
+    if os.getuid() == 0:  # Apache's processes change to another account
         shutil.chown(folder, "www-data")
         shutil.chown(folder / "jwtserver.db", "www-data")
         folder.chmod(0o755)
@@ -168,4 +169,4 @@ LoadModule wsgi_module {APACHE_MODULES}/mod_wsgi.so
 
     client = start(["apache2", "-D", "FOREGROUND", "-f", str(folder / "apache.conf")], port)
 
-    goes_through_all_of_it(client)
+    check_sign_in_guard_refresh_and_logout(client)
