@@ -59,8 +59,8 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
-    Optional, Protocol, Sequence, TextIO, Tuple, Type, Union,
+    TYPE_CHECKING, Annotated, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping,
+    NamedTuple, Optional, Protocol, Sequence, TextIO, Tuple, Type, Union, get_type_hints,
 )
 from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -112,17 +112,20 @@ def _audit(event: str, **details: str) -> None:
 
 
 # --- Settings -----------------------------------------------------------------------------------
+#
+# Design: the class `Settings` is the table of all settings. Each field has a type, the parser that
+# checks its value, and a default. A parser takes the text of an environment variable, or a Python
+# value, and returns the value of the field or raises ValueError. All settings are parsed once,
+# before anything else happens. A parser never touches a file, and nothing after it reads the
+# environment.
 
 
 class SettingsError(Error):
     """A setting that cannot be used. The message names its variable."""
 
 
-def _is_url(database: str) -> bool:
+def _is_postgresql(database: str) -> bool:
     return database.startswith(("postgresql://", "postgres://"))
-
-
-# Each takes the text of a variable, or a value of Python as a field of Settings has it.
 
 
 def _parse_path(value: Any) -> str:
@@ -131,24 +134,29 @@ def _parse_path(value: Any) -> str:
 
 def _parse_database(value: Any) -> str:
     text = _parse_path(value)
-    if not text or ("://" in text and not _is_url(text)) or text == ":memory:":
+    if not text or ("://" in text and not _is_postgresql(text)) or text == ":memory:":
         raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
 
 
-def _parse_number(value: Any, most: int, least: int = 1) -> int:
+def _parse_integer(value: Any, maximum: int, minimum: int = 1) -> int:
     text = str(value)
-    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise ValueError(f"must be a whole number from {least} to {most}, not {value!r}")
+    if not re.fullmatch("[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
+        raise ValueError(f"must be a whole number from {minimum} to {maximum}, not {value!r}")
     return int(text)
 
 
-def _parse_float(value: Any, most: int) -> float:
-    return value if isinstance(value, float) else _parse_number(value, most)
+def _integer(maximum: int, minimum: int = 1) -> Callable[[Any], int]:
+    return partial(_parse_integer, maximum=maximum, minimum=minimum)
+
+
+def _number(maximum: int) -> Callable[[Any], float]:
+    """A parser of whole numbers that also accepts any float from Python code."""
+    return lambda value: value if isinstance(value, float) else _parse_integer(value, maximum)
 
 
 class Rate(NamedTuple):
-    """So many events in so many seconds, written `5/900`."""
+    """A number of events per number of seconds, written `5/900`."""
 
     limit: int
     seconds: int
@@ -156,28 +164,30 @@ class Rate(NamedTuple):
 
 def _parse_rate(value: Any) -> Rate:
     try:
-        count, seconds = value.split("/") if isinstance(value, str) else value
-        return Rate(_parse_number(count, MAX_COUNT), _parse_number(seconds, MAX_LIFETIME))
+        limit, seconds = value.split("/") if isinstance(value, str) else value
+        return Rate(_parse_integer(limit, MAX_COUNT), _parse_integer(seconds, MAX_LIFETIME))
     except ValueError:
-        raise ValueError(f"must be a number and seconds, like 5/900, not {value!r}") from None
+        raise ValueError(
+            f"must be a count and a number of seconds, like 5/900, not {value!r}") from None
 
 
-def _parse_list(value: Any, separator: str) -> Tuple[str, ...]:
+def _parse_list(value: Any, separator: str = ",") -> Tuple[str, ...]:
     items = value.split(separator) if isinstance(value, str) else value
     return tuple(item.strip() for item in items if item.strip())
 
 
-def _parse_rules(value: Any) -> Rules:
+def _parse_rule_list(value: Any) -> Rules:
     if isinstance(value, Mapping):
         return value
     rules = _parse_list(value, ";")
     for rule in rules if isinstance(value, str) else ():
-        if re.search("[,:=]", rule.rpartition(" ")[2]):  # taken for one path, it opened all others
+        # `/a,/b` is one path for the guard, and would leave both /a and /b open.
+        if re.search("[,:=]", rule.rpartition(" ")[2]):
             raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
     return rules
 
 
-def _parse_keys(value: Any) -> str:
+def _parse_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
@@ -197,43 +207,8 @@ def _parse_prefix(value: Any) -> str:
     return str(value).rstrip("/")
 
 
-_PARSERS: Dict[str, Callable[[Any], Any]] = {
-    "database": _parse_database,
-    "secret": _parse_keys,
-    "secret_file": _parse_path,
-    "issuer": _parse_name,
-    "audience": _parse_name,
-    "token_lifetime": partial(_parse_number, most=MAX_LIFETIME),
-    "session_lifetime": partial(_parse_number, most=MAX_LIFETIME),
-    "cors_origins": partial(_parse_list, separator=","),
-    "login_failures": _parse_rate,
-    "rate_limit": _parse_rate,
-    "trusted_proxies": partial(_parse_number, most=MAX_PROXIES, least=0),
-    "protect": _parse_rules,
-    "exempt": _parse_rules,
-    "prefix": _parse_prefix,
-    "pbkdf2_iterations": partial(_parse_number, most=MAX_PBKDF2_ITERATIONS),
-    "connections": partial(_parse_number, most=1_000_000),
-    "threads": partial(_parse_number, most=10_000, least=2),  # one that leads while one works
-    "head_timeout": partial(_parse_float, most=MAX_LIFETIME),
-    "idle_timeout": partial(_parse_float, most=MAX_LIFETIME),
-    "body_rate": partial(_parse_float, most=10**9),
-}
-
-
-def _parse(name: str, value: Any) -> Any:
-    variable = f"JWTSERVER_{name.upper()}"
-    try:
-        return _PARSERS[name](value)
-    except ValueError as error:
-        raise SettingsError(f"{variable} {error}") from None
-    except (TypeError, AttributeError):
-        kind = type(value).__name__
-        raise SettingsError(f"{variable} must not be of the type {kind}") from None
-
-
 class Settings(NamedTuple):
-    """How the service is configured. Each field is the variable `JWTSERVER_` and its name.
+    """The configuration of the service. The variable of a field is `JWTSERVER_` and its name.
 
     >>> Settings.from_environ({"JWTSERVER_TOKEN_LIFETIME": "600"}).token_lifetime
     600
@@ -242,35 +217,42 @@ class Settings(NamedTuple):
     jwtserver.SettingsError: JWTSERVER_TOKEN_LIFETIME must be a whole number ...
     """
 
-    database: str = "jwtserver.db"  # an SQLite file, or postgresql://…
-    secret: str = ""  # keys, one a line: the first signs, all verify
-    secret_file: str = ""  # a file of such lines; jwtserver.key beside the database, if not given
-    issuer: Optional[str] = None
-    audience: Optional[str] = None
-    token_lifetime: int = 3600  # seconds
-    session_lifetime: int = 14 * 86400  # seconds, from the sign-in to the end of all refreshing
-    cors_origins: Tuple[str, ...] = ()  # whose pages may read the answers; * for all
-    login_failures: Rate = Rate(5, 900)  # for a user at an address
-    rate_limit: Optional[Rate] = None  # of requests, for a client
-    trusted_proxies: int = 0  # how many write the end of X-Forwarded-For
-    protect: Rules = ()  # /protected or, with an application of yours, everything
-    exempt: Sequence[str] = ()  # rules
-    prefix: str = ""  # the path that the endpoints are below
-    pbkdf2_iterations: int = PBKDF2_ITERATIONS
-    connections: int = 4096  # that this module's own server keeps open
-    threads: int = 128  # requests that it answers at once
-    head_timeout: float = 10  # seconds for the head of a request
-    idle_timeout: float = 15  # seconds for a request to begin, and for a client to take an answer
-    body_rate: float = 1024  # bytes a second that a body must come with, and an answer be taken
+    # An SQLite file, or postgresql://…
+    database: Annotated[str, _parse_database] = "jwtserver.db"
+    # Keys, one per line: the first signs, all verify.
+    secret: Annotated[str, _parse_text] = ""
+    # A file of such lines. The default is jwtserver.key beside the database.
+    secret_file: Annotated[str, _parse_path] = ""
+    issuer: Annotated[Optional[str], _parse_name] = None
+    audience: Annotated[Optional[str], _parse_name] = None
+    token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
+    # Seconds from the sign-in until the session ends, however often it is refreshed.
+    session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400
+    # Origins whose pages may read the responses; `*` for any.
+    cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()
+    login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
+    rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
+    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
+    # The default is /protected or, with your own application, everything.
+    protect: Annotated[Rules, _parse_rule_list] = ()
+    exempt: Annotated[Sequence[str], _parse_rule_list] = ()
+    prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
+    pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
+    # The rest is for this module's own server.
+    connections: Annotated[int, _integer(1_000_000)] = 4096  # open at the same time
+    threads: Annotated[int, _integer(10_000, 2)] = 128  # one accepts requests, the others work
+    head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
+    idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds without a byte
+    body_rate: Annotated[float, _number(10**9)] = 1024  # the least bytes per second, both ways
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read the settings; an empty variable counts as none.
+        """Read the settings. An empty variable counts as missing.
 
         Raises:
             SettingsError: a value cannot be used.
         """
-        variables = {f"JWTSERVER_{name.upper()}": name for name in _PARSERS}
+        variables = {_variable(name): name for name in _PARSERS}
         unknown = {name for name in environ if name.startswith("JWTSERVER_")} - set(variables)
         if unknown:
             logger.warning("There is no such setting: %s", ", ".join(sorted(unknown)))
@@ -280,20 +262,39 @@ class Settings(NamedTuple):
         return cls(**given).checked()
 
     def checked(self) -> "Settings":
-        """The same, with each text read as that of a variable is.
+        """Return a copy with all fields parsed and checked.
 
         Raises:
             SettingsError: a value cannot be used.
         """
         given = {name: value for name, value in self._asdict().items()
                  if value != self._field_defaults[name]}
-        return Settings(**{name: _parse(name, value) for name, value in given.items()})
+        return Settings(**{name: _parse_setting(name, value) for name, value in given.items()})
 
     @property
     def key_file(self) -> Path:
-        """The file of the keys, where `secret` is not given."""
-        folder = Path() if _is_url(self.database) else Path(self.database).parent
+        """The file with the keys, if they are not in `secret`."""
+        folder = Path() if _is_postgresql(self.database) else Path(self.database).parent
         return Path(self.secret_file or folder / "jwtserver.key")
+
+
+_PARSERS: Dict[str, Callable[[Any], Any]] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Settings, include_extras=True).items()}
+
+
+def _variable(name: str) -> str:
+    return f"JWTSERVER_{name.upper()}"
+
+
+def _parse_setting(name: str, value: Any) -> Any:
+    try:
+        return _PARSERS[name](value)
+    except ValueError as error:
+        raise SettingsError(f"{_variable(name)} {error}") from None
+    except (TypeError, AttributeError):
+        kind = type(value).__name__
+        raise SettingsError(f"{_variable(name)} must not be of the type {kind}") from None
 
 
 # --- Keys ---------------------------------------------------------------------------------------
@@ -1172,7 +1173,7 @@ def open_store(database: str) -> Store:
     Raises:
         SettingsError: the URL, psycopg or the database cannot be used.
     """
-    store = PostgreSQLStore(database) if _is_url(database) else Store(database)
+    store = PostgreSQLStore(database) if _is_postgresql(database) else Store(database)
     try:
         store.prepare()
     except StoreError as error:
@@ -2911,7 +2912,7 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
 def _open_store(args: argparse.Namespace) -> Store:
     """The store that is there: in a wrong folder, a new one would hide the mistake."""
     database = _settings(args).database
-    if not _is_url(database) and not Path(database).exists():
+    if not _is_postgresql(database) and not Path(database).exists():
         raise Error(f"there is no database {Path(database).absolute()}; `user add` makes it")
     return open_store(database)
 
@@ -3118,10 +3119,10 @@ def _examples(*lines: str) -> str:
     return "\n  ".join(("example:" if len(lines) == 1 else "examples:", *lines))
 
 
-def _number(most: int, least: int = 1) -> Callable[[str], int]:
+def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
     def number(text: str) -> int:
         try:
-            return _parse_number(text, most, least)
+            return _parse_integer(text, maximum, minimum)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -3150,7 +3151,7 @@ def _parser() -> _CommandParser:
     issue = token.add("issue", _token_issue, "print a token for a user, without the password",
                       "python jwtserver.py token issue alice --lifetime 60")
     issue.add_argument("name", metavar="NAME")
-    issue.add_argument("--lifetime", metavar="SECONDS", type=_number(MAX_LIFETIME))
+    issue.add_argument("--lifetime", metavar="SECONDS", type=_flag_integer(MAX_LIFETIME))
     inspect = token.add("inspect", _token_inspect, "verify a token and print its claims",
                         "python jwtserver.py token issue alice | python jwtserver.py token inspect")
     inspect.add_argument("token", metavar="TOKEN", nargs="?", help="default: a line of the input")
@@ -3168,7 +3169,7 @@ def _add_serve(commands: _Commands) -> None:
         "serve", _serve, "serve over HTTP", "python jwtserver.py --port 8000",
         "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_number(65535, 0), default=3000,
+    serve.add_argument("--port", type=_flag_integer(65535, 0), default=3000,
                        help="0 takes a free one; default: %(default)s")
     serve.add_argument("--app", metavar="MODULE:CALLABLE",
                        help="a WSGI application to serve behind the guard, from this folder")
