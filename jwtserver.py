@@ -2743,24 +2743,15 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
 
 
 # --- Commands -----------------------------------------------------------------------------------
+#
+# Design: each command is one function of its arguments and the settings. It does one thing, prints
+# one sentence about what it did, and raises Error with one line if it cannot. The table `_COMMANDS`
+# in the next chapter has an entry for each. A command runs in the main thread, for one user at a
+# terminal or in a script. It must never create a database if it needs an existing user: in the
+# wrong folder, an empty database would hide the mistake.
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    """Settings from the environment, over which flags prevail."""
-    environ = dict(os.environ)
-    for name in _PARSERS:
-        flag = getattr(args, name, None)
-        if isinstance(flag, list):
-            flag = ("," if name == "cors_origins" else ";").join(flag)
-        if flag is not None:
-            environ[f"JWTSERVER_{name.upper()}"] = flag
-    if args.secret_file:
-        environ["JWTSERVER_SECRET"] = ""
-    return Settings.from_environ(environ)
-
-
-def _serve(args: argparse.Namespace) -> None:
-    settings = _settings(args)
+def _serve(args: argparse.Namespace, settings: Settings) -> None:
     app = _load_app(args.app) if args.app else None
     _log_to_stderr()
     if args.tls_key and not args.tls_cert:
@@ -2778,19 +2769,19 @@ def _serve(args: argparse.Namespace) -> None:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
-                    " --host and --port take others") from None
+                    " choose another address with --host and --port") from None
     _raise_file_limit()
     with listener:
         store = open_store(settings.database)
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
         try:
-            demo = _add_demo(store, settings) if store.is_empty() else None
+            demo = _add_demo_user(store, settings) if store.is_empty() else None
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.interrupt)
-            _greet(_url(args.host, listener, tls), settings, store, demo,
-                   "/" if app else "/protected")
-            # Looking for garbage took a tenth of the time of a request; what is there is none.
+            _print_greeting(_server_url(args.host, listener, tls), settings, store, demo,
+                            "/" if app else "/protected")
+            # Garbage collection took 10 % of a request; freeze what is loaded now.
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
             server.serve_forever()
@@ -2799,21 +2790,21 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Let this process have as many files open as it may: each connection is one."""
-    with suppress(ImportError, OSError, ValueError):  # Windows has none, macOS may refuse
+    """Let this process open as many files as the system allows: each connection needs one."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, macOS may refuse
         import resource
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-def _url(host: str, listener: socket.socket, tls: Any) -> str:
+def _server_url(host: str, listener: socket.socket, tls: Any) -> str:
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if tls else 'http'}://{host}:{_bound(listener)[1]}"
 
 
 def _log_to_stderr() -> None:
-    """Show what is logged, unless the application of the user has seen to that already."""
+    """Print the log, unless the user's application has already configured logging."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%S%z")
 
@@ -2833,47 +2824,48 @@ def _load_app(name: str) -> WSGIApplication:
     return app  # type: ignore[no-any-return]
 
 
-def _add_demo(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
-    """Make a user to try it; return a password and a token, unless another process was faster."""
+def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
+    """Add the user `demo`. Return its password and a token, or None if another process was faster.
+    """
     password = secrets.token_hex(8)
-    user = _new_user("demo", _hash(password, settings))
+    user = _new_user("demo", _hash_password(password, settings))
     try:
         _add_users(store, [user])
     except NameTaken:
         return None
-    return password, _issue(store, user, settings, settings.token_lifetime)
+    return password, _issue_token(store, user, settings, settings.token_lifetime)
 
 
-def _greet(
+def _print_greeting(
     url: str, settings: Settings, store: Store, demo: Optional[Tuple[str, str]], path: str,
 ) -> None:
-    needed = f"A token is needed for {', '.join(settings.protect or (path,))}"
+    protected = f"A token is needed for {', '.join(settings.protect or (path,))}"
     if settings.exempt:
-        needed += f", but not for {', '.join(settings.exempt)}"
-    lines = [f"jwtserver listens on {url} (Ctrl-C stops it)", needed]
+        protected += f", but not for {', '.join(settings.exempt)}"
+    lines = [f"jwtserver listens on {url} (press Ctrl-C to stop it)", protected]
     if demo:
         password, token = demo
         lines += [
-            f"\n{store.name} had no users, so there is one now to try it: demo.",
-            f"The password is {password}, and is shown only now.",
+            f"\n{store.name} had no users. The user demo was added, so that you can try it.",
+            f"The password is {password}. It is shown only this once.",
             "\nSign in:",
             f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
-            "\nShow the token to the guard:",
+            "\nUse the token:",
             f'curl -H "Authorization: Bearer {token}" {url}{path}',
-            "\nUsers of your own, and the end of this one:",
+            "\nAdd your own users, and remove this one:",
             "python jwtserver.py user add NAME",
             "python jwtserver.py user remove demo\n",
         ]
     print("\n".join(lines), flush=True)
 
 
-def _issue(store: Store, user: User, settings: Settings, lifetime: int) -> str:
-    """A token of a session of its own, which cannot be refreshed."""
+def _issue_token(store: Store, user: User, settings: Settings, lifetime: int) -> str:
+    """Open a session that cannot be refreshed, and return its token."""
     signer, now = make_signer(settings), time.time()
     grant = new_grant(user, lifetime, now)
     grant = grant._replace(session=grant.session._replace(refresh_hash=""))
     if not store.open_session(grant, now):
-        raise Error(f"the user {user.name!r} has just been changed")
+        raise Error(f"the user {user.name!r} was changed at the same time; try again")
     _audit("token_issue", user=user.name, session=grant.session.id)
     return issue_token(grant, signer, lifetime, now)[0]
 
@@ -2884,7 +2876,7 @@ def _add_users(store: Store, users: List[User]) -> None:
         _audit("user_add", user=user.name)
 
 
-def _hash(password: str, settings: Settings) -> str:
+def _hash_password(password: str, settings: Settings) -> str:
     try:
         return hash_password(password, iterations=settings.pbkdf2_iterations)
     except ValueError as error:
@@ -2897,7 +2889,7 @@ def _clean_scope(scope: str) -> str:
     except ValueError as error:
         raise Error(str(error)) from None
     if "," in scope:
-        raise Error(f"scopes are separated by spaces, not commas: {scope!r}")
+        raise Error(f"separate scopes with spaces, not commas: {scope!r}")
     return " ".join(names)
 
 
@@ -2909,54 +2901,54 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
     return User(name, password_hash, _clean_scope(scope), 0, int(time.time()))
 
 
-def _open_store(args: argparse.Namespace) -> Store:
-    """The store that is there: in a wrong folder, a new one would hide the mistake."""
-    database = _settings(args).database
+def _open_existing_store(settings: Settings) -> Store:
+    database = settings.database
     if not _is_postgresql(database) and not Path(database).exists():
-        raise Error(f"there is no database {Path(database).absolute()}; `user add` makes it")
+        raise Error(f"there is no database {Path(database).absolute()}; `user add` creates it")
     return open_store(database)
 
 
-def _existing(store: Store, name: str) -> User:
+def _find_existing_user(settings: Settings, name: str) -> Tuple[Store, User]:
+    store = _open_existing_store(settings)
     user = store.find(name)
     if user is None:
         raise Error(f"there is no user {name!r} in {store.name}")
-    return user
+    return store, user
 
 
-def _input() -> TextIO:
+def _standard_input() -> TextIO:
     if sys.stdin is None:
-        raise Error("the input is closed")
+        raise Error("standard input is closed")
     return sys.stdin
 
 
 def _ask_password(args: argparse.Namespace) -> str:
     if args.password_stdin:
-        return _input().readline().rstrip("\r\n")
-    if not _input().isatty():
-        raise Error("there is no terminal to ask for the password on; use --password-stdin")
+        return _standard_input().readline().rstrip("\r\n")
+    if not _standard_input().isatty():
+        raise Error("cannot ask for the password without a terminal; use --password-stdin")
     try:
-        password, again = getpass.getpass("Password: "), getpass.getpass("Again: ")
+        password, repeated = getpass.getpass("Password: "), getpass.getpass("Again: ")
     except EOFError:
         print(file=sys.stderr)
-        raise Error("there is no password, so nothing has changed") from None
-    if again != password:
-        raise Error("these are two different passwords")
+        raise Error("no password was entered; nothing has changed") from None
+    if repeated != password:
+        raise Error("the two passwords differ; nothing has changed")
     return password
 
 
-def _user_add(args: argparse.Namespace) -> None:
-    store = open_store(_settings(args).database)
+def _user_add(args: argparse.Namespace, settings: Settings) -> None:
     user = _new_user(args.name, "", args.scope)
+    store = open_store(settings.database)
     if store.find(user.name):
         raise NameTaken(user.name)
-    password_hash = _hash(_ask_password(args), _settings(args))
+    password_hash = _hash_password(_ask_password(args), settings)
     _add_users(store, [user._replace(password_hash=password_hash)])
-    print(f"{user.name} is a user in {store.name} now")
+    print(f"Added the user {user.name} to {store.name}")
 
 
-def _user_list(args: argparse.Namespace) -> None:
-    store = _open_store(args)
+def _user_list(args: argparse.Namespace, settings: Settings) -> None:
+    store = _open_existing_store(settings)
     if store.is_empty():
         print(f"{store.name} has no users", file=sys.stderr)
     for user in store.all():
@@ -2964,39 +2956,45 @@ def _user_list(args: argparse.Namespace) -> None:
         print(f"{user.name:24} {state:8} {user.scope}".rstrip())
 
 
-def _user_change(args: argparse.Namespace) -> None:
-    """Remove, disable, enable or log out a user."""
-    store = _open_store(args)
-    user = _existing(store, args.name)
-    change, outcome = {
-        "remove": (store.remove, "is removed"),
-        "disable": (store.disable, "can no longer sign in, and is signed out"),
-        "enable": (store.enable, "can sign in"),
-        "logout": (store.end_sessions, "is signed out"),
-    }[args.command]
-    change(user.name)
-    _audit(f"user_{args.command}", user=user.name)
-    print(f"{user.name} {outcome}")
+def _change_user(
+    args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
+    event: str, outcome: str,
+) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    change(store, user.name)
+    _audit(event, user=user.name)
+    print(outcome.format(user.name))
 
 
-def _user_password(args: argparse.Namespace) -> None:
-    store = _open_store(args)
-    user = _existing(store, args.name)
-    store.set_password(user.name, _hash(_ask_password(args), _settings(args)))
+_user_remove = partial(
+    _change_user, change=Store.remove, event="user_remove",
+    outcome="Removed the user {} and ended the user's sessions")
+_user_disable = partial(
+    _change_user, change=Store.disable, event="user_disable",
+    outcome="Disabled the user {} and ended the user's sessions")
+_user_enable = partial(
+    _change_user, change=Store.enable, event="user_enable", outcome="Enabled the user {}")
+_user_logout = partial(
+    _change_user, change=Store.end_sessions, event="user_logout",
+    outcome="Ended the sessions of {}")
+
+
+def _user_password(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    store.set_password(user.name, _hash_password(_ask_password(args), settings))
     _audit("user_password", user=user.name)
-    print(f"{user.name} has the new password, and is signed out")
+    print(f"Changed the password of {user.name} and ended the user's sessions")
 
 
-def _user_scope(args: argparse.Namespace) -> None:
-    store = _open_store(args)
-    user = _existing(store, args.name)
+def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
     scope = _clean_scope(args.scope)
     store.set_scope(user.name, scope)
     _audit("user_scope", user=user.name)
-    print(f"{user.name} has {f'the scopes {scope}' if scope else 'no scopes'}, and is signed out")
+    print(f"Changed the scopes of {user.name} to {scope or 'none'} and ended the user's sessions")
 
 
-def _user_import(args: argparse.Namespace) -> None:
+def _user_import(args: argparse.Namespace, settings: Settings) -> None:
     try:
         with open(args.file, encoding="utf-8-sig", newline="") as file:
             users = list(_read_users(csv.reader(file)))
@@ -3006,16 +3004,16 @@ def _user_import(args: argparse.Namespace) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    store = open_store(_settings(args).database)
+    store = open_store(settings.database)
     try:
         _add_users(store, users)
     except NameTaken as error:
         raise Error(f"{args.file}: {error}") from None
-    print(f"{len(users)} {'user' if len(users) == 1 else 'users'} imported into {store.name}")
+    print(f"Imported {len(users)} {'user' if len(users) == 1 else 'users'} into {store.name}")
 
 
 def _read_users(rows: Any) -> Iterator[User]:
-    """Users from the rows of a csv.reader: username,password_hash[,scope], below a head or not."""
+    """Read users from a csv.reader: username,password_hash[,scope], with or without a header."""
     names = set()
     for row in rows:
         if not row or (rows.line_num == 1 and row[:2] == ["username", "password_hash"]):
@@ -3034,221 +3032,244 @@ def _read_users(rows: Any) -> Iterator[User]:
             raise Error(f"line {rows.line_num}: {error}") from None
 
 
-def _token_issue(args: argparse.Namespace) -> None:
-    store, settings = _open_store(args), _settings(args)
-    user = _existing(store, args.name)
+def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
     if user.disabled:
         raise Error(f"the user {user.name!r} is disabled")
-    print(_issue(store, user, settings, args.lifetime or settings.token_lifetime))
+    print(_issue_token(store, user, settings, args.lifetime or settings.token_lifetime))
 
 
-def _token_inspect(args: argparse.Namespace) -> None:
-    token = args.token or _input().readline().strip()
-    settings = _settings(args)
+def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
+    token = args.token or _standard_input().readline().strip()
     signer = make_signer(settings)
     try:
         claims = signer.verify(token)
     except InvalidTokenError as error:
-        raise Error(f"not a good token: {error}") from None
+        raise Error(f"the token is not valid: {error}") from None
     if Service(open_store(settings.database), signer, settings, time.time).is_revoked(claims):
-        raise Error("not a good token: Token has been revoked")
+        raise Error("the token is not valid: Token has been revoked")
     print(json.dumps(claims, indent=2))
 
 
-def _key_rotate(args: argparse.Namespace) -> None:
-    settings = _settings(args)
+def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
     with open_store(settings.database).changing_keys():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
-    print(f"{settings.key_file.absolute()} has a new key, which signs from now on; older ones,"
-          f" whose tokens remain good: {len(keys)}. When those have expired, in"
-          f" {settings.token_lifetime} seconds, run: python jwtserver.py key prune")
+    print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
+          f" stay valid: {len(keys)}. Their last tokens expire in {settings.token_lifetime}"
+          " seconds. Then remove them: python jwtserver.py key prune")
 
 
-def _key_prune(args: argparse.Namespace) -> None:
-    settings = _settings(args)
+def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
     with store.changing_keys():
         keys, rotated = replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:
-        print(f"{settings.key_file.absolute()} has one key, so there is none to drop")
+        print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
         return
     _audit("key_prune")
-    signed = rotated + KEY_FILE_INTERVAL
-    live = store.count_tokens(signed, settings.token_lifetime, time.time())
-    print(f"{settings.key_file.absolute()} has one key now; {len(keys) - 1} older dropped. Live"
-          f" tokens that they may have signed, and that are refused from now on: {live}")
+    signed_until = rotated + KEY_FILE_INTERVAL
+    live = store.count_tokens(signed_until, settings.token_lifetime, time.time())
+    print(f"Removed the older keys from {settings.key_file.absolute()}: {len(keys) - 1}. Live"
+          f" tokens that they may have signed, and that are no longer valid: {live}")
 
 
 # --- The command line ---------------------------------------------------------------------------
+#
+# Design: `_COMMANDS` is the table of all commands, with words, function, help, arguments and
+# examples. The parsers are built from it. To add a command, write one function and one entry.
+# `main` parses the settings once, from the environment and the flags, and passes them to the
+# function. All errors end here, as one line on standard error and an exit code. Nothing here may
+# print a traceback.
+
+
+_PROGRAM = "python jwtserver.py"
+_GLOBAL_FLAGS = ("-h", "--help", "--version")  # any other flag before a command is one of `serve`
+_Argument = Tuple[str, Dict[str, Any]]  # what `add_argument` takes
+
+
+def _argument(words: str, help: str, **options: Any) -> _Argument:
+    """An argument such as `--port PORT`: the name, and how the help calls its value."""
+    name, _, metavar = words.partition(" ")
+    return name, {"help": help, **({"metavar": metavar} if metavar else {}), **options}
+
+
+def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            return _parse_integer(text, maximum, minimum)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+class _Command(NamedTuple):
+    words: str  # `serve`, or a group and a name
+    run: Callable[[argparse.Namespace, Settings], None]
+    help: str
+    arguments: Sequence[_Argument]
+    examples: Sequence[str]
+
+
+_COMMON_ARGUMENTS = (
+    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db)."),
+    _argument("--secret-file FILE",
+              "The file with the signing keys (default: jwtserver.key beside the database)."),
+)
+_NAME = _argument("name NAME", "The name of the user.")
+_PASSWORD_STDIN = _argument(
+    "--password-stdin", "Read the password from standard input (default: ask for it).",
+    action="store_true")
+_SERVE_ARGUMENTS = (
+    _argument("--host HOST", "The address to listen on (default: %(default)s).",
+              default="127.0.0.1"),
+    _argument("--port PORT", "The port to listen on; 0 chooses one (default: %(default)s).",
+              type=_flag_integer(65535, 0), default=3000),
+    _argument("--app MODULE:CALLABLE", "Serve this WSGI application behind the guard. It is"
+              " imported from the current folder (default: only the page /protected)."),
+    _argument("--protect RULE", "A path that needs a token, optionally preceded by methods:"
+              " 'POST /path'. Other paths are open. Can be repeated (default: /protected, or /"
+              " with --app).", action="append"),
+    _argument("--exempt RULE", "A path inside a protected one that needs no token. Can be repeated"
+              " (default: none).", action="append"),
+    _argument("--prefix PATH", "The path under which the endpoints are served (default: /)."),
+    _argument("--cors-origin ORIGIN", "An origin whose pages may read the responses, such as"
+              " https://app.example.org, or * for any. Can be repeated (default: none).",
+              action="append", dest="cors_origins"),
+    _argument("--tls-cert FILE", "Serve HTTPS with this PEM certificate chain (default: HTTP)."),
+    _argument("--tls-key FILE", "The private key (default: in the file of the certificate)."),
+    _argument("--access-log", "Print a line for each request, in the combined log format"
+              " (default: no).", action="store_true"),
+)
+_GROUPS = {
+    "user": "Manage users.", "token": "Issue and inspect tokens.", "key": "Manage signing keys."}
+_COMMANDS = (
+    _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS,
+             ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
+    _Command("user add", _user_add, "Add a user.", [_NAME, _PASSWORD_STDIN, _argument(
+        "--scope SCOPES", "Scopes of the user's tokens, separated by spaces (default: none).",
+        default="")], ["user add alice --scope 'read write'",
+                       f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
+    _Command("user list", _user_list, "List all users.", [], ["user list"]),
+    _Command("user remove", _user_remove, "Remove a user and end the user's sessions.",
+             [_NAME], ["user remove alice"]),
+    _Command("user password", _user_password, "Change a password and end the user's sessions.",
+             [_NAME, _PASSWORD_STDIN], ["user password alice"]),
+    _Command("user scope", _user_scope, "Change the scopes of a user and end the user's sessions.",
+             [_NAME, _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")],
+             ["user scope alice 'read write'"]),
+    _Command("user disable", _user_disable, "Refuse the sign-ins of a user and end the sessions.",
+             [_NAME], ["user disable alice"]),
+    _Command("user enable", _user_enable, "Allow a disabled user to sign in again.",
+             [_NAME], ["user enable alice"]),
+    _Command("user logout", _user_logout, "End all sessions of a user.",
+             [_NAME], ["user logout alice"]),
+    _Command("user import", _user_import, "Add all users of a CSV file, or none if one is invalid.",
+             [_argument("file FILE", "A file with username,password_hash[,scope] on each line.")],
+             ["user import users.csv"]),
+    _Command("token issue", _token_issue, "Print a token for a user, without the password.",
+             [_NAME, _argument("--lifetime SECONDS", "Seconds until the token expires (default:"
+                               " JWTSERVER_TOKEN_LIFETIME).", type=_flag_integer(MAX_LIFETIME))],
+             ["token issue alice --lifetime 60"]),
+    _Command("token inspect", _token_inspect, "Verify a token and print its claims.",
+             [_argument("token TOKEN", "The token (default: read it from standard input).",
+                        nargs="?")], [f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
+    _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens.",
+             [], ["key rotate"]),
+    _Command("key prune", _key_prune, "Remove all keys except the one that signs. The tokens of the"
+             " others become invalid.", [], ["key prune"]),
+)
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Refuses what it does not know by its own usage; argparse leaves that to the root."""
+    """A parser that reports unknown arguments with the usage of its own command."""
 
     def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
-        """Parse, with nothing left over."""
+        """Parse the arguments, and refuse any that are left over."""
         namespace, unknown = super().parse_known_args(*args)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
 
-class _Commands:
-    """A level of the command line: its commands, each with its help and an example."""
-
-    def __init__(self, parser: _CommandParser, parents: List[_CommandParser]):
-        self._subparsers = parser.add_subparsers(
-            dest="command", required=True, prog=parser.prog)
-        self._parents = parents
-
-    def add(
-        self, name: str, run: Optional[Callable[[argparse.Namespace], None]], help: str,
-        *examples: str,
-    ) -> _CommandParser:
-        parser = self._subparsers.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False,
-            parents=self._parents if run else [], epilog=_examples(*examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter)
-        if run:
-            parser.set_defaults(run=run)
-        return parser
+def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]:
+    lines = [line if _PROGRAM in line else f"{_PROGRAM} {line}".rstrip() for line in examples]
+    return {"description": description, "epilog": "\n  ".join(["examples:", *lines]),
+            "allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
-def _examples(*lines: str) -> str:
-    return "\n  ".join(("example:" if len(lines) == 1 else "examples:", *lines))
-
-
-def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        try:
-            return _parse_integer(text, maximum, minimum)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return number
-
-
-def _parser() -> _CommandParser:
+def _build_parser() -> _CommandParser:
     parser = _CommandParser(
-        description="Sign-in with JSON Web Tokens. Without a command, it serves.",
-        usage="%(prog)s [--help] [--version] [COMMAND] ...   (the flags of each: COMMAND --help)",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog=_examples("python jwtserver.py", "python jwtserver.py user add alice",
-                         "python jwtserver.py serve --help"))
+        usage="%(prog)s [--help] [--version] [COMMAND] ...   (COMMAND --help lists its flags)",
+        **_parser_options("Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
+                          ("", "user add alice", "serve --help")))
     parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
-    files = _CommandParser(add_help=False)
-    files.add_argument("--database", metavar="FILE",
-                       help="or postgresql://…; default: jwtserver.db")
-    files.add_argument("--secret-file", metavar="FILE",
-                       help="the signing keys; default: jwtserver.key beside the database")
-    commands = _Commands(parser, [files])
-    _add_serve(commands)
-    user = commands.add("user", None, "manage users", "python jwtserver.py user list")
-    _add_user_commands(_Commands(user, [files]))
-    token = _Commands(commands.add("token", None, "issue and inspect tokens",
-                                   "python jwtserver.py token issue alice"), [files])
-    issue = token.add("issue", _token_issue, "print a token for a user, without the password",
-                      "python jwtserver.py token issue alice --lifetime 60")
-    issue.add_argument("name", metavar="NAME")
-    issue.add_argument("--lifetime", metavar="SECONDS", type=_flag_integer(MAX_LIFETIME))
-    inspect = token.add("inspect", _token_inspect, "verify a token and print its claims",
-                        "python jwtserver.py token issue alice | python jwtserver.py token inspect")
-    inspect.add_argument("token", metavar="TOKEN", nargs="?", help="default: a line of the input")
-    key = _Commands(commands.add("key", None, "manage the signing keys",
-                                 "python jwtserver.py key rotate"), [files])
-    key.add("rotate", _key_rotate, "sign with a new key, and still verify with the older ones",
-            "python jwtserver.py key rotate")
-    key.add("prune", _key_prune, "drop all keys but the one that signs, with what they have signed",
-            "python jwtserver.py key prune")
+    groups = {"": parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)}
+    for command in _COMMANDS:
+        group, _, name = command.words.rpartition(" ")
+        if group not in groups:
+            inner = groups[""].add_parser(group, help=_GROUPS[group], **_parser_options(
+                _GROUPS[group], command.examples[:1]))
+            groups[group] = inner.add_subparsers(required=True, metavar="COMMAND", prog=inner.prog)
+        leaf = groups[group].add_parser(
+            name, help=command.help, **_parser_options(command.help, command.examples))
+        leaf.set_defaults(run=command.run)
+        for argument, options in (*command.arguments, *_COMMON_ARGUMENTS):
+            leaf.add_argument(argument, **options)
     return parser
 
 
-def _add_serve(commands: _Commands) -> None:
-    serve = commands.add(
-        "serve", _serve, "serve over HTTP", "python jwtserver.py --port 8000",
-        "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
-    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_flag_integer(65535, 0), default=3000,
-                       help="0 takes a free one; default: %(default)s")
-    serve.add_argument("--app", metavar="MODULE:CALLABLE",
-                       help="a WSGI application to serve behind the guard, from this folder")
-    serve.add_argument("--protect", metavar="RULE", action="append",
-                       help="a path that needs a token, optionally behind methods: 'POST /path';"
-                            " what no rule covers is open")
-    serve.add_argument("--exempt", metavar="RULE", action="append",
-                       help="a path inside of it that does not")
-    serve.add_argument("--prefix", metavar="PATH", help="where the endpoints are; default: /")
-    serve.add_argument("--cors-origin", metavar="ORIGIN", action="append", dest="cors_origins",
-                       help="whose pages may read the answers: https://app.example.org, or *")
-    serve.add_argument("--tls-cert", metavar="FILE", help="serve over TLS, with this chain (PEM)")
-    serve.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
-    serve.add_argument("--access-log", action="store_true",
-                       help="print a line for each request, in the combined log format")
+def _read_settings(args: argparse.Namespace) -> Settings:
+    """Read the settings from the flags, and from the environment where there is no flag."""
+    environ = dict(os.environ)
+    for name in _PARSERS:
+        flag = getattr(args, name, None)
+        if isinstance(flag, list):
+            flag = ("," if name == "cors_origins" else ";").join(flag)
+        if flag is not None:
+            environ[_variable(name)] = flag
+    if args.secret_file:
+        environ["JWTSERVER_SECRET"] = ""
+    return Settings.from_environ(environ)
 
 
-def _add_user_commands(user: _Commands) -> None:
-    add = user.add(
-        "add", _user_add, "add a user; the password is asked for",
-        "python jwtserver.py user add alice --scope 'read write'",
-        "echo 'correct horse' | python jwtserver.py user add alice --password-stdin")
-    add.add_argument("--scope", metavar="SCOPES", default="",
-                     help="what the user's tokens permit, separated by spaces")
-    user.add("list", _user_list, "list the users", "python jwtserver.py user list")
-    named = {"add": add}
-    for name, run, help in (
-        ("remove", _user_change, "remove a user"),
-        ("password", _user_password, "give a user another password"),
-        ("scope", _user_scope, "give a user other scopes"),
-        ("disable", _user_change, "let a user sign in no longer"),
-        ("enable", _user_change, "let a user sign in again"),
-        ("logout", _user_change, "end the sessions of a user"),
-    ):
-        scopes = " 'read write'" if name == "scope" else ""
-        named[name] = user.add(name, run, help, f"python jwtserver.py user {name} alice{scopes}")
-    for parser in named.values():
-        parser.add_argument("name", metavar="NAME")
-    named["scope"].add_argument("scope", metavar="SCOPES",
-                                help="separated by spaces; '' for none")
-    for name in ("add", "password"):
-        named[name].add_argument("--password-stdin", action="store_true",
-                                 help="the password is the first line of the input")
-    load = user.add("import", _user_import, "add the users of a CSV file, all or none",
-                    "python jwtserver.py user import users.csv")
-    load.add_argument("file", metavar="FILE", help="username,password_hash[,scope] in each line")
-
-
-def _flush() -> None:
-    """Write out what has been printed, while it can still be told that it cannot be."""
+def _flush_output() -> None:
+    """Write out what was printed, while a failure can still be reported."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:  # and do not try again at the end
+    except OSError:  # do not try again when the interpreter exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
 
-_OF_MAIN = ("-h", "--help", "--version")  # other flags are those of `serve`
+def _run_command(arguments: List[str]) -> None:
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
+            sys.stdout.reconfigure(errors="backslashreplace")
+        args = _build_parser().parse_args(arguments)
+        if args.run is not _serve:
+            _log_to_stderr()
+        args.run(args, _read_settings(args))
+    finally:
+        _flush_output()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run a command; return its exit code: 1 if it failed, 2 if it was not understood."""
+    """Run a command. Return its exit code: 0, 1 if it failed, or 130 if it was interrupted.
+
+    Raises:
+        SystemExit: the usage was wrong (code 2), or the help was shown.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_MAIN):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _GLOBAL_FLAGS):
         arguments.insert(0, "serve")
     try:
-        try:
-            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all letters
-                sys.stdout.reconfigure(errors="backslashreplace")
-            args = _parser().parse_args(arguments)
-            if args.run is not _serve:
-                _log_to_stderr()
-            args.run(args)
-        finally:
-            _flush()
+        _run_command(arguments)
     except KeyboardInterrupt:
-        return 130  # as the shell has it
-    except OSError as error:  # without its number
+        return 130  # 128 + SIGINT, as in a shell
+    except OSError as error:  # its own text would begin with an error number
         where = f"{error.filename}: " if error.filename else ""
         print(f"jwtserver: {where}{error.strerror or error}", file=sys.stderr)
         return 1

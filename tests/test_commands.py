@@ -67,7 +67,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
 
     store = open_store(database)
     added = store.find("bob")
-    assert (code, output, errors) == (0, f"bob is a user in {store.name} now\n", "")
+    assert (code, output, errors) == (0, f"Added the user bob to {store.name}\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
     assert added.password_hash.startswith("pbkdf2_sha256$1000$")
     assert verify_password("secret", added.password_hash)
@@ -90,10 +90,10 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("token issue bob", "", "there is no user 'bob'"),
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
-    ("user list --database no/such.db", "", "no/such.db; `user add` makes it"),
+    ("user list --database no/such.db", "", "no/such.db; `user add` creates it"),
     ("user add bob --password-stdin --database no/such.db", "x", "no/such.db: No such file"),
-    (["user", "scope", "alice", "read,write"], "", "separated by spaces, not commas: 'read,write'"),
-    ("user add bob --password-stdin --scope a,b", "x", "separated by spaces, not commas: 'a,b'"),
+    (["user", "scope", "alice", "a,b"], "", "separate scopes with spaces, not commas: 'a,b'"),
+    ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
@@ -122,9 +122,9 @@ def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatc
 @pytest.mark.sqlite
 @pytest.mark.parametrize("line, words", [
     ("user list > /dev/full", "jwtserver: No space left on device"),
-    ("user add bob --password-stdin <&-", "the input is closed"),
-    ("user add bob <&-", "the input is closed"),
-    ("token inspect <&-", "the input is closed"),
+    ("user add bob --password-stdin <&-", "standard input is closed"),
+    ("user add bob <&-", "standard input is closed"),
+    ("token inspect <&-", "standard input is closed"),
     ("token inspect < bytes", "invalid start byte"),
     ("user add bob --password-stdin < bytes", "invalid start byte"),
     ("user import users.csv", "users.csv: there is a user 'alice' already"),
@@ -163,7 +163,7 @@ def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeyp
     assert main(["user", "list"]) == 0
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["token", "inspect"]) == 1
-    assert capsys.readouterr().err == "jwtserver: no space\njwtserver: the input is closed\n"
+    assert capsys.readouterr().err == "jwtserver: no space\njwtserver: standard input is closed\n"
 
 
 @pytest.mark.sqlite
@@ -181,8 +181,8 @@ def test_flag_that_is_empty_prevails_over_the_environment(monkeypatch):
     monkeypatch.setenv("JWTSERVER_PREFIX", "/auth")
 
     for prefix in ("", "/"):
-        args = jwtserver._parser().parse_args(["serve", "--prefix", prefix])
-        assert jwtserver._settings(args).prefix == ""
+        args = jwtserver._build_parser().parse_args(["serve", "--prefix", prefix])
+        assert jwtserver._read_settings(args).prefix == ""
 
 
 def test_user_list_without_users_says_where_it_has_looked(command, database):
@@ -203,23 +203,24 @@ def test_command_in_a_wrong_folder_makes_nothing(command, line):
 
 
 def test_user_password_disable_enable_scope_remove_change_the_user(command, store):
-    def done(line, words, stdin=""):
-        return command(line, stdin) == (0, f"alice {words}\n", "")
+    def done(line, outcome, stdin=""):
+        return command(line, stdin) == (0, f"{outcome}\n", "")
 
-    assert done("user password alice --password-stdin", "has the new password, and is signed out",
-                "other\n")
+    assert done("user password alice --password-stdin",
+                "Changed the password of alice and ended the user's sessions", "other\n")
     assert verify_password("other", store.find("alice").password_hash)
-    assert done("user disable alice", "can no longer sign in, and is signed out")
+    assert done("user disable alice", "Disabled the user alice and ended the user's sessions")
     assert store.find("alice").disabled
-    assert done("user enable alice", "can sign in")
+    assert done("user enable alice", "Enabled the user alice")
     assert not store.find("alice").disabled
     assert done(["user", "scope", "alice", "read admin"],
-                "has the scopes read admin, and is signed out")
+                "Changed the scopes of alice to read admin and ended the user's sessions")
     assert store.find("alice").scope == "read admin"
-    assert done(["user", "scope", "alice", ""], "has no scopes, and is signed out")
+    assert done(["user", "scope", "alice", ""],
+                "Changed the scopes of alice to none and ended the user's sessions")
     assert store.find("alice").scope == ""
-    assert done("user logout alice", "is signed out")
-    assert done("user remove alice", "is removed")
+    assert done("user logout alice", "Ended the sessions of alice")
+    assert done("user remove alice", "Removed the user alice and ended the user's sessions")
     assert store.all() == []
 
 
@@ -256,8 +257,8 @@ def test_user_add_on_a_terminal_asks_twice(database):
 
 
 @pytest.mark.parametrize("answers, words, code", [
-    (("secret", "other"), "two different passwords", 1), (("\x03",), "", 130),
-    (("\x04",), "\r\njwtserver: there is no password", 1)])
+    (("secret", "other"), "the two passwords differ", 1), (("\x03",), "", 130),
+    (("\x04",), "\r\njwtserver: no password was entered", 1)])
 def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code, database):
     result, screen = on_a_terminal(["user", "add", "bob"], *answers)
 
@@ -284,8 +285,8 @@ def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
     assert main(["user", "password", "alice"]) == 1
     assert verify_password("one", store.find("alice").password_hash)
     assert capsys.readouterr().err.splitlines() == [
-        "jwtserver: these are two different passwords",
-        "", "jwtserver: there is no password, so nothing has changed"]
+        "jwtserver: the two passwords differ; nothing has changed",
+        "", "jwtserver: no password was entered; nothing has changed"]
 
 
 # --- user import
@@ -300,7 +301,7 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
 
     code, output, errors = command("user import users.csv")
 
-    assert (code, output, errors) == (0, f"5 users imported into {open_store(database).name}\n", "")
+    assert (code, output, errors) == (0, f"Imported 5 users into {open_store(database).name}\n", "")
 
     users = {user.name: user for user in open_store(database).all()}
     assert set(users) == {*HASHES, "Zoë"}
@@ -318,7 +319,7 @@ GOOD = f"bob,{HASHES['django']}\n"
     (GOOD + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
     (GOOD + f",{HASHES['django']}\n", "line 2: a user name has"),
     (GOOD + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
-    (GOOD + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: scopes are separated by spaces"),
+    (GOOD + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: separate scopes with spaces"),
     (GOOD + GOOD, "line 2: the user 'bob' is in the file twice"),
     (GOOD + f"alice,{HASHES['django']}\n", "there is a user 'alice' already"),
     (GOOD + "\xff", "users.csv: must be in UTF-8"),
@@ -338,7 +339,7 @@ def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
 def test_user_import_of_one_user_says_so(command, database):
     Path("users.csv").write_text(GOOD)
 
-    assert command("user import users.csv")[1].startswith("1 user imported into ")
+    assert command("user import users.csv")[1].startswith("Imported 1 user into ")
 
 
 # --- token
@@ -373,7 +374,7 @@ def test_token_inspect_prints_the_claims(command, store):
 
 
 @pytest.mark.parametrize("token, words", [
-    ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "not a good token"),
+    ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "the token is not valid"),
     ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", "Signature verification failed"),
 ])
 def test_token_inspect_of_a_bad_token_is_refused(command, token, words):
@@ -388,13 +389,14 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
 
     code, output, _ = command("key rotate")
 
-    assert code == 0 and "jwtserver.key has a new key, which signs from now on" in output
+    assert code == 0 and output.startswith("Added a new signing key to ")
     assert "python jwtserver.py key prune" in output
     assert command(["token", "inspect", old])[0] == 0
     new = command("token issue alice")[1].strip()
     code, output, _ = command("key prune")
-    assert code == 0 and "jwtserver.key has one key now; 1 older dropped" in output
-    assert command("key prune")[1].endswith("jwtserver.key has one key, so there is none to drop\n")
+    assert code == 0 and "jwtserver.key: 1. Live tokens" in output
+    assert command("key prune")[1].endswith(
+        "jwtserver.key has only one key; there is none to remove\n")
     assert command(["token", "inspect", new])[0] == 0
     assert refused(command(["token", "inspect", old]), "Signature verification failed")
     assert len(Path("jwtserver.key").read_text().split()) == 1
@@ -423,11 +425,11 @@ def test_flags_prevail_over_the_environment(command, monkeypatch):
 
 
 def test_repeated_rules_of_flags_are_all_used():
-    args = jwtserver._parser().parse_args(
+    args = jwtserver._build_parser().parse_args(
         ["serve", "--protect", "/a", "--protect", "POST /b", "--exempt", "/a/b",
          "--cors-origin", "https://a", "--cors-origin", "https://b"])
 
-    settings = jwtserver._settings(args)
+    settings = jwtserver._read_settings(args)
 
     assert settings == Settings(
         protect=("/a", "POST /b"), exempt=("/a/b",), cors_origins=("https://a", "https://b"),
@@ -468,7 +470,7 @@ def parsers(parser, words=()):
                 yield from parsers(inner, (*words, name))
 
 
-COMMANDS = [words for words, _ in parsers(jwtserver._parser())]
+COMMANDS = [words for words, _ in parsers(jwtserver._build_parser())]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -497,7 +499,7 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
         capture_output=True, text=True, timeout=20)
 
     assert (result.returncode, result.stdout) == (
-        0, "alice can no longer sign in, and is signed out\n")
+        0, "Disabled the user alice and ended the user's sessions\n")
     assert result.stderr.endswith(' jwtserver.audit: user_disable user="alice"\n')
     assert result.stderr.count("\n") == 1
 
@@ -511,10 +513,10 @@ def test_version_is_told(capsys):
 
 
 def test_interrupt_ends_a_command_without_a_traceback(monkeypatch, capsys):
-    def interrupted(args):
+    def interrupted(settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jwtserver, "_user_list", interrupted)
+    monkeypatch.setattr(jwtserver, "_open_existing_store", interrupted)
 
     assert main(["user", "list"]) == 130
     assert capsys.readouterr() == ("", "")

@@ -139,7 +139,7 @@ def test_first_run_beside_another_that_was_faster_shows_no_password(tmp_path):
     store.prepare()
     store.add([jwtserver.User("demo", "", "", 0, 0)])
 
-    assert jwtserver._add_demo(store, jwtserver.Settings(pbkdf2_iterations=1)) is None
+    assert jwtserver._add_demo_user(store, jwtserver.Settings(pbkdf2_iterations=1)) is None
 
     store.close()
 
@@ -172,7 +172,7 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     assert result.returncode == 1
     assert result.stderr == (
         f"jwtserver: cannot listen on 127.0.0.1:{server.port}: Address already in use;"
-        " --host and --port take others\n")
+        " choose another address with --host and --port\n")
     assert os.listdir(tmp_path) == []
 
 

@@ -33,7 +33,7 @@ class Service:
             database=f"{size}.db", secret="k" * 64, pbkdf2_iterations=1)
         store = jwtserver.Store(self.settings.database)
         store.prepare()
-        hashed = jwtserver._hash("x", self.settings)
+        hashed = jwtserver._hash_password("x", self.settings)
         now = time.time()
         with store._transaction() as connection:
             self.fill(connection, size, hashed, now)

@@ -31,7 +31,7 @@ class Application:
                                       login_failures=jwtserver.Rate(10**6, 900))
         self.store = jwtserver.open_store(url)
         self.app = jwtserver.create_app(settings, store=self.store)
-        self.store.add([jwtserver._new_user("alice", jwtserver._hash("x", settings))])
+        self.store.add([jwtserver._new_user("alice", jwtserver._hash_password("x", settings))])
 
     def __call__(self, method, path, fields=None, token=""):
         statuses, body = [], json.dumps(fields).encode() if fields else b""

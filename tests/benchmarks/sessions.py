@@ -31,7 +31,7 @@ def make_service():
     settings = jwtserver.Settings(secret=KEY)
     app = jwtserver.create_app(settings)
     store = jwtserver.Store(settings.database)
-    store.add([jwtserver._new_user(name, jwtserver._hash(PASSWORD, settings))
+    store.add([jwtserver._new_user(name, jwtserver._hash_password(PASSWORD, settings))
                for name in ("alice", "bob")])
     grant = jwtserver.new_grant(store.find("alice"), 86400, time.time())
     store.open_session(grant, time.time())
