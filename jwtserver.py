@@ -51,7 +51,8 @@ import threading
 import time
 import unicodedata
 import weakref
-from collections import deque
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -59,8 +60,8 @@ from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING, Annotated, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping,
-    NamedTuple, Optional, Protocol, Sequence, TextIO, Tuple, Type, Union, get_type_hints,
+    TYPE_CHECKING, Annotated, Any, Callable, DefaultDict, Deque, Dict, Iterable, Iterator, List,
+    Mapping, NamedTuple, Optional, Protocol, Sequence, TextIO, Tuple, Type, Union, get_type_hints,
 )
 from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -81,16 +82,17 @@ __version__ = "0.4.0"
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
-MAX_SPELLING = 4 * MAX_NAME_LENGTH  # NFC makes one character of up to 4, in quadratic time
+MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC makes one character of up to 4, in quadratic time
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
 REFRESH_GRACE = 10.0  # seconds in which a client whose answer was lost may refresh again
 KEY_FILE_INTERVAL = 0.5  # seconds between two looks at it
-SWEEP = 25  # old rows that are removed with a new one: a few ms, among millions of rows
+SWEEP_ROWS = 25  # expired rows deleted with each new one: a few ms, among millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
+_APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
 logger = logging.getLogger("jwtserver")
 audit_logger = logging.getLogger("jwtserver.audit")
@@ -310,7 +312,7 @@ def prepare_keys(settings: Settings) -> None:
     if not settings.secret:
         with _using(settings.key_file):
             if not settings.key_file.exists():
-                _make_file(settings.key_file, [secrets.token_hex(32).encode()])
+                _create_file(settings.key_file, [secrets.token_hex(32).encode()])
 
 
 @contextmanager
@@ -350,7 +352,7 @@ def _read_key_file(path: Path) -> bytes:
     return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # as some editors mark UTF-8
 
 
-def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
+def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
     """Make a file whole or not at all; of two processes that try at once, one succeeds."""
     draft = _write_draft(path, lines)
     try:
@@ -507,7 +509,7 @@ def clean_name(name: str) -> str:
     >>> clean_name("Zoe\\u0308")
     'Zoë'
     """
-    name = unicodedata.normalize("NFC", name[:MAX_SPELLING])
+    name = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT])
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"a user name has 1 to {MAX_NAME_LENGTH} characters")
     if name != name.strip():
@@ -577,7 +579,7 @@ class RefreshError(Error):
         self.ended = ended
 
 
-def _refreshed(session: Session, token: str, now: float) -> Tuple[Session, str]:
+def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
     """The session after this refresh token has been presented, and the next one.
 
     Raises:
@@ -614,21 +616,20 @@ class Attempt(NamedTuple):
 
     limits: Mapping[str, int]
     seconds: int  # for which a failure is remembered
-    own: str  # the counter that a success clears
+    user_at_address: str  # the counter that a success clears
 
-    def latest(self, now: float) -> float:
+    def latest_expiry(self, now: float) -> float:
         """The time beyond which no counter can end, but one that a wrong clock has written."""
         return now + 2 * self.seconds
 
     @classmethod
     def of(cls, name: str, address: str, rate: Rate) -> "Attempt":
         """The login of a user, who need not exist, from an address."""
-        name, network = unicodedata.normalize("NFC", name[:MAX_SPELLING]), _network(address)
-        own, by_network, by_name = (
-            _digest(json.dumps(counted))
-            for counted in ([name, network], [None, network], [name, None]))
-        limits = {own: rate.limit, by_network: 10 * rate.limit, by_name: 20 * rate.limit}
-        return cls(limits, rate.seconds, own)
+        name, network = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT]), _network(address)
+        both, by_network, by_name = (
+            _digest(json.dumps(key)) for key in ([name, network], [None, network], [name, None]))
+        limits = {both: rate.limit, by_network: 10 * rate.limit, by_name: 20 * rate.limit}
+        return cls(limits, rate.seconds, user_at_address=both)
 
 
 def _network(address: str) -> str:
@@ -642,32 +643,311 @@ def _network(address: str) -> str:
     return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
-# --- The store ----------------------------------------------------------------------------------
+# --- Database connections -----------------------------------------------------------------------
+#
+# Design: `_Database` keeps idle connections and lends one to each `with` block. `_SQLite` and
+# `_PostgreSQL` add what differs: how to connect, migrate, lock and ping. All statements about users
+# and sessions are in the next chapter. Any thread of any process may use a database. A forked
+# process must never use or close a connection of its parent: the two would share a socket, or
+# break SQLite's locks (https://sqlite.org/howtocorrupt.html §2.6). So idle connections are kept by
+# process number. `getpid` costs 0.3 µs at most; a fork hook would not run under uWSGI.
 
 
 class StoreError(Error):
-    """The database cannot do what it is asked. The message names it."""
-
-
-class NameTaken(Error):
-    """There is a user of that name already."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"there is a user {name!r} already")
+    """The database cannot do what was asked. The message names the database."""
 
 
 class Connection(Protocol):
-    """What the store asks of a connection; those of `sqlite3` are some."""
+    """The methods that the store uses. Connections of `sqlite3` have them."""
 
     def execute(self, statement: str, values: Any = ..., /) -> Any:
         """Run a statement, with a value for each `?`, and return a cursor."""
 
     def close(self) -> None:
-        """Close it, which rolls back what is not committed."""
+        """Close the connection, which rolls back what is not committed."""
 
 
-# Each entry leads from one version of the schema, which is its index, to the next. A release may
-# add entries; those that have been released stay as they are.
+def _take_idle(idle: List[Connection]) -> Optional[Connection]:
+    try:
+        return idle.pop()
+    except IndexError:  # all are in use
+        return None
+
+
+def _close_idle(pools: Dict[int, List[Connection]]) -> None:
+    while connection := _take_idle(pools[os.getpid()]):
+        connection.close()
+
+
+class _PooledConnection:
+    """Lends a connection to a `with` block. If the block raises, it is closed, which rolls back."""
+
+    __slots__ = ("_database", "_idle", "_connection")
+
+    def __init__(self, database: "_Database") -> None:
+        self._database = database
+
+    def __enter__(self) -> Connection:
+        self._idle = self._database.pools[os.getpid()]
+        try:
+            self._connection = self._idle.pop()
+        except IndexError:  # all are in use
+            self._connection = self._database.connect_or_fail()
+        return self._connection
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
+        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
+            self._idle.append(self._connection)
+            return
+        self._connection.close()
+        if isinstance(error, self._database.driver_error):
+            raise self._database.store_error(error) from error
+
+
+class _Database(ABC):
+    """A database and the idle connections to it. Its methods raise StoreError."""
+
+    name: str  # in messages
+    driver_error: Type[Exception]  # what its connections raise
+    begin = "BEGIN"
+    # Where others may write during a transaction: SQL that locks the rows that are read, and SQL
+    # that also skips the rows that others have locked.
+    for_update = skip_locked = ""
+
+    def __init__(self) -> None:
+        self.pools: DefaultDict[int, List[Connection]] = defaultdict(list)  # by process
+        weakref.finalize(self, _close_idle, self.pools)
+
+    @abstractmethod
+    def connect(self) -> Connection:
+        """Open a connection, on which each statement is a transaction by default."""
+
+    @abstractmethod
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Create the tables or bring them up to date. Version N follows migration number N."""
+
+    def lock(self, connection: Connection) -> None:
+        """Stop other processes here until the transaction ends, if `begin` has not done so."""
+
+    def ping(self) -> None:
+        """Raise StoreError if a connection works, but leads to a database that is gone."""
+
+    def connect_or_fail(self) -> Connection:
+        """Open a connection, or raise StoreError."""
+        try:
+            return self.connect()
+        except self.driver_error as error:
+            raise self.store_error(error) from error
+
+    def close(self) -> None:
+        """Close the idle connections of this process. A later statement opens a new one."""
+        _close_idle(self.pools)
+
+    def connection(self) -> _PooledConnection:
+        """Lend a connection to a `with` block."""
+        return _PooledConnection(self)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Lend a connection in a transaction that is committed if the block succeeds."""
+        with self.connection() as connection:
+            connection.execute(self.begin)
+            yield connection
+            connection.execute("COMMIT")
+
+    def store_error(self, problem: object) -> StoreError:
+        """An error in one line, with the name of the database."""
+        return StoreError(f"{self.name}: {_one_line(problem)}")
+
+    def check_version(self, version: int, newest: int) -> None:
+        if version > newest:
+            raise self.store_error("was written by a newer version of jwtserver")
+
+
+def _one_line(problem: object) -> str:
+    return " ".join(str(problem).split())
+
+
+class _SQLite(_Database):
+    """An SQLite file, which the processes of one machine may share."""
+
+    driver_error = sqlite3.Error
+    begin = "BEGIN IMMEDIATE"  # no other process can write until the transaction ends
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = Path(path).absolute()  # the application may change the current folder
+        self.name = str(self._path)
+
+    def connect(self) -> Connection:
+        """Open the file. It must exist: after a deletion, an empty one would lose all users."""
+        return sqlite3.connect(
+            f"{self._path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
+            isolation_level=None, check_same_thread=False)
+
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Create the file if it is missing, and bring its tables up to date."""
+        self._create_file()
+        with self.connection() as connection:
+            version = self._version(connection, len(migrations))
+            _use_wal(connection)
+        if version == len(migrations):
+            return
+        with self.transaction() as connection:
+            version = self._version(connection, len(migrations))  # another process may be done
+            for statement in chain.from_iterable(migrations[version:]):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+    def _create_file(self) -> None:
+        """Create the file for its owner only, because it will hold password hashes.
+
+        An existing file is not opened: closing it would drop all locks that SQLite has on it in
+        this process, and others would delete data in use (howtocorrupt.html §2.2).
+        """
+        try:
+            if self._path.is_dir():
+                raise self.store_error(os.strerror(errno.EISDIR))
+            if not self._path.exists():
+                _create_file(self._path)
+        except OSError as error:
+            raise self.store_error(error.strerror) from error
+
+    def _version(self, connection: Connection, newest: int) -> int:
+        """The version of the tables; 0 if there are none."""
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        # Read last: if another process has just created the tables, their ID exists by now.
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        if application_id != _APPLICATION_ID and (tables or version):
+            raise self.store_error("is the database of another application")
+        self.check_version(version, newest)
+        return int(version)
+
+    def ping(self) -> None:
+        """Check that the file is still there. A deleted file can be read while it is open."""
+        if not self._path.exists():
+            raise self.store_error(os.strerror(errno.ENOENT))
+
+
+def _use_wal(connection: Connection) -> None:
+    """Switch to a write-ahead log, so that readers never wait for a writer."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # Retry: SQLite's busy timeout does not cover this statement.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+class _PostgreSQLConnection:
+    """A connection of psycopg that takes `?` for a value, as SQLite does."""
+
+    def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
+        self._connection = psycopg.connect(**options, autocommit=True)
+        self._poll = select.poll()
+        self._poll.register(self._connection.fileno(), select.POLLIN)
+        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
+
+    def execute(self, statement: str, values: Any = None) -> Any:
+        """Run a statement."""
+        return self._connection.execute(statement.replace("?", "%s"), values)
+
+    def close(self) -> None:
+        """Roll back and close."""
+        self._connection.close()
+
+    def is_usable(self) -> bool:
+        """Whether the server has sent nothing. A server that stops sends an error."""
+        return not self._poll.poll(0)
+
+
+class _PostgreSQL(_Database):
+    """A PostgreSQL database, which machines may share. It needs psycopg 3.
+
+    Raises:
+        SettingsError: psycopg is not installed, or the URL is malformed.
+    """
+
+    for_update = " FOR UPDATE"
+    skip_locked = " FOR UPDATE SKIP LOCKED"
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        try:
+            self.psycopg: Any = importlib.import_module("psycopg")
+        except ImportError as error:
+            raise SettingsError(
+                "JWTSERVER_DATABASE needs psycopg; run: pip install 'psycopg[binary]'"
+                f" ({_one_line(error)})") from None
+        self.driver_error = self.psycopg.Error
+        try:
+            options = self.psycopg.conninfo.conninfo_to_dict(url)
+        except self.psycopg.Error:  # its message may quote the password
+            options = {"dbname": "@"}
+        if "@" in options.get("dbname", ""):  # as after a slash in the password
+            raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
+                                "database, with special characters percent-encoded (/ is %2F)")
+        self.name = f"database {options.get('dbname', '')} at {options.get('host', 'localhost')}"
+        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
+                         "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
+
+    def connect(self) -> Connection:
+        """Open a connection to the server."""
+        return _PostgreSQLConnection(self.psycopg, self._options)
+
+    def connection(self) -> _PooledConnection:
+        """Lend a connection, after closing those that a restart of the server has cut."""
+        idle = self.pools[os.getpid()]
+        connection: Any = _take_idle(idle)
+        while connection and not connection.is_usable():
+            connection.close()
+            connection = _take_idle(idle)
+        if connection:
+            idle.append(connection)
+        return super().connection()
+
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Create the tables or bring them up to date."""
+        with self.transaction() as connection:
+            self.lock(connection)
+            connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
+            (version,) = connection.execute(
+                "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
+            self.check_version(version, len(migrations))
+            for statement in chain.from_iterable(migrations[version:]):
+                connection.execute(statement.replace("INTEGER", "BIGINT"))
+            if version < len(migrations):
+                connection.execute("DELETE FROM jwtserver")
+                connection.execute("INSERT INTO jwtserver VALUES (?)", [len(migrations)])
+
+    def lock(self, connection: Connection) -> None:
+        """Wait for other processes that hold this lock, and hold it until the transaction ends."""
+        connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
+
+# --- The store ----------------------------------------------------------------------------------
+#
+# Design: `Store` holds all SQL about users, sessions and failed sign-ins. Each method is one
+# statement or one transaction, and leaves no state in the process: whatever one process has
+# committed, the next statement of any other sees. Statements run in the calling thread and work
+# with SQLite and PostgreSQL. PostgreSQL locks rows: those of a user before those of the user's
+# sessions, and counters in the order of their IDs, so that no two transactions deadlock.
+
+
+class NameTaken(Error):
+    """The name of a new user belongs to another one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the user {name!r} exists already")
+
+
+# Migration N leads from version N of the tables to N + 1. A release may append one, but must
+# never change an old one.
 _MIGRATIONS = (
     ("""CREATE TABLE users (
         name TEXT NOT NULL PRIMARY KEY,
@@ -695,345 +975,222 @@ _MIGRATIONS = (
      "CREATE INDEX failures_by_end ON failures (expires)"),
 )
 _IS_OPEN = "SELECT 1 FROM sessions WHERE id = ? AND expires > ?"
+# A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
     " count = CASE WHEN failures.expires > ? AND failures.expires <= ?"
     " THEN failures.count + 1 ELSE 1 END,"
     " expires = CASE WHEN failures.expires > ? AND failures.expires <= ?"
     " THEN failures.expires ELSE excluded.expires END")
-_APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
-
-
-_pid = os.getpid()  # which costs a system call to ask
-
-
-def _after_fork() -> None:
-    global _pid
-    _pid = os.getpid()
-
-
-getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
-
-
-def _close_own(connections: Dict[int, List[Connection]]) -> None:
-    for connection in connections.pop(_pid, []):
-        connection.close()
-
-
-def _pop(connections: List[Connection]) -> Optional[Connection]:
-    try:
-        return connections.pop()
-    except IndexError:  # all are in use
-        return None
-
-
-def _use_wal(connection: Connection) -> None:
-    """Have readers never wait for a writer. Of two that switch at once, one is told to try again:
-    SQLite's own busy timeout does not hold here."""
-    deadline = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-class _Loan:
-    """A connection of the store, lent; it is returned unless something has gone wrong with it."""
-
-    __slots__ = ("_store", "_idle", "_more", "_connection")
-
-    def __init__(
-        self, store: "Store", idle: List[Connection],
-        more: Callable[[], Connection],
-    ) -> None:
-        self._store = store
-        self._idle = idle
-        self._more = more
-
-    def __enter__(self) -> Connection:
-        try:
-            self._connection = _pop(self._idle) or self._more()
-        except self._store.errors as error:
-            raise StoreError(f"{self._store.name}: {_one_line(error)}") from error
-        return self._connection
-
-    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
-            self._idle.append(self._connection)
-            return
-        self._connection.close()  # which rolls back
-        if isinstance(error, self._store.errors):
-            raise StoreError(f"{self._store.name}: {_one_line(error)}") from error
 
 
 class Store:
-    """Users, their sessions, and failed logins, in an SQLite file that processes may share.
+    """Users, their sessions, and failed sign-ins, in a database that processes may share.
 
     Raises:
-        StoreError: from each method, if the file cannot be used.
+        StoreError: from each method, if the database cannot be used.
     """
 
-    errors: Type[Exception] = sqlite3.Error  # what its connections raise
-    _begin_writing = "BEGIN IMMEDIATE"  # from here on, nobody else writes
+    def __init__(self, database: _Database) -> None:
+        self.database = database
+        self.name = database.name
 
-    # For a database where others may write meanwhile: SQL that locks the rows that are read, and
-    # SQL that also skips those that others have locked.
-    _for_update = _skip_locked = ""
+    def close(self) -> None:
+        """Close the idle connections of this process. The store can still be used."""
+        self.database.close()
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path).absolute()  # wherever the application goes
-        self.name = str(self.path)
-        # By process: one that was forked must not touch, nor close, what its parent has opened
-        # (https://sqlite.org/howtocorrupt.html §2.6).
-        self._idle: Dict[int, List[Connection]] = {}
-        self.close = weakref.finalize(self, _close_own, self._idle)
+    def ping(self) -> None:
+        """Check that the database can answer."""
+        self.is_empty()
+        self.database.ping()
 
-    def _connect(self) -> Connection:
-        return sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
-            isolation_level=None, check_same_thread=False)
-
-    def _connection(self) -> "_Loan":
-        """Lend a connection; each statement is a transaction, if no other is begun."""
-        return _Loan(self, self._idle.setdefault(_pid, []), self._connect)
-
-    def close_idle(self) -> None:
-        """Close what is open: over a fork, an open file or socket would be shared."""
-        _close_own(self._idle)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._connection() as connection:
-            connection.execute(self._begin_writing)
-            yield connection
-            connection.execute("COMMIT")
+    def _fetch_one(self, statement: str, *values: Any) -> Any:
+        with self.database.connection() as connection:
+            return connection.execute(statement, values).fetchone()
 
     def _execute(self, statement: str, *values: str) -> int:
-        """Run a statement by itself; return how many rows it has changed."""
-        with self._connection() as connection:
+        """Run one statement as a transaction, and return the number of rows it has changed."""
+        with self.database.connection() as connection:
             return int(connection.execute(statement, values).rowcount)
 
-    def prepare(self) -> None:
-        """Make the file if it is not there, and bring its schema up to date."""
-        try:
-            # For its owner alone, for it holds the hashes. It must not be opened here if it is
-            # there: closing it would drop the locks that SQLite has on it, and other processes
-            # then delete what is in use (https://sqlite.org/howtocorrupt.html §2.2).
-            if self.path.is_dir():
-                raise StoreError(f"{self.name}: {os.strerror(errno.EISDIR)}")
-            if not self.path.exists():
-                _make_file(self.path)
-        except OSError as error:
-            raise StoreError(f"{self.name}: {error.strerror}") from error
-        with self._connection() as connection:
-            version = self._version(connection)
-            _use_wal(connection)
-        if version == len(_MIGRATIONS):
-            return
-        with self._transaction() as connection:
-            version = self._version(connection)  # another process may have been faster
-            for statement in chain.from_iterable(_MIGRATIONS[version:]):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+    # Users
 
-    def _version(self, connection: Connection) -> int:
-        """The version of the schema; 0 where there is none yet."""
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        # Read last: by then it is there, if another process has just made what was read above.
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        if application_id != _APPLICATION_ID and (tables or version):
-            raise StoreError(f"{self.name}: is the database of another application")
-        if version > len(_MIGRATIONS):
-            raise StoreError(f"{self.name}: was written by a newer version of jwtserver")
-        return int(version)
-
-    def check(self) -> None:
-        """Do nothing, if the database can answer, and the file is still where it was."""
-        self.find("nobody")
-        if not self.path.exists():  # what is open can be read on
-            raise StoreError(f"{self.name}: {os.strerror(errno.ENOENT)}")
-
-    def find(self, name: str) -> Optional[User]:
-        """The user of that name, in whatever Unicode form it is given."""
+    def find_user(self, name: str) -> Optional[User]:
+        """The user of that name, in any Unicode form, or None."""
         try:
             key = clean_name(name)
         except ValueError:
             return None
-        with self._connection() as connection:
-            row = connection.execute("SELECT * FROM users WHERE name = ?", [key]).fetchone()
+        row = self._fetch_one("SELECT * FROM users WHERE name = ?", key)
         return User(*row) if row else None
 
     def is_empty(self) -> bool:
-        """Tell whether there are no users."""
-        with self._connection() as connection:
-            return connection.execute("SELECT name FROM users LIMIT 1").fetchone() is None
+        """Whether there are no users."""
+        return self._fetch_one("SELECT name FROM users LIMIT 1") is None
 
-    def all(self) -> List[User]:
-        """All users, by name."""
-        with self._connection() as connection:
+    def all_users(self) -> List[User]:
+        """All users, sorted by name."""
+        with self.database.connection() as connection:
             return sorted(User(*row) for row in connection.execute("SELECT * FROM users"))
 
-    def add(self, users: Iterable[User]) -> None:
-        """Add all of them or none.
+    def add_users(self, users: Iterable[User]) -> None:
+        """Add all of these users, or none.
 
         Raises:
-            NameTaken: there is a user of such a name.
+            NameTaken: one of the names belongs to another user.
         """
-        with self._transaction() as connection:
+        with self.database.transaction() as connection:
             for user in users:
                 added = connection.execute(
                     "INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
                 if not added.rowcount:
                     raise NameTaken(user.name)
 
-    def remove(self, name: str) -> bool:
-        """Remove a user, whose sessions end; tell whether there was one."""
-        return self._change(name, "DELETE FROM users WHERE name = ?")
+    # Each of these returns whether the user exists. All except `enable_user` end the user's
+    # sessions.
 
-    def disable(self, name: str) -> bool:
-        """Let a user sign in no longer, and end his sessions; tell whether there is one."""
-        return self._change(name, "UPDATE users SET disabled = 1 WHERE name = ?")
+    def remove_user(self, name: str) -> bool:
+        """Remove a user."""
+        return self._change_user(name, "DELETE FROM users WHERE name = ?")
 
-    def enable(self, name: str) -> bool:
-        """Let a user sign in again; tell whether there is one."""
+    def disable_user(self, name: str) -> bool:
+        """Refuse the sign-ins of a user."""
+        return self._change_user(name, "UPDATE users SET disabled = 1 WHERE name = ?")
+
+    def enable_user(self, name: str) -> bool:
+        """Allow a disabled user to sign in again."""
         return self._execute("UPDATE users SET disabled = 0 WHERE name = ?", name) > 0
 
     def set_password(self, name: str, password_hash: str) -> bool:
-        """Give a user another password, and end his sessions; tell whether there is one."""
-        return self._change(
+        """Replace the password of a user."""
+        return self._change_user(
             name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash)
 
     def set_scope(self, name: str, scope: str) -> bool:
-        """Give a user other scopes, and end his sessions; tell whether there is one."""
-        return self._change(name, "UPDATE users SET scope = ? WHERE name = ?", scope)
+        """Replace the scopes of a user."""
+        return self._change_user(name, "UPDATE users SET scope = ? WHERE name = ?", scope)
 
-    def _change(self, name: str, statement: str, *values: str) -> bool:
-        with self._transaction() as connection:
+    def _change_user(self, name: str, statement: str, *values: str) -> bool:
+        with self.database.transaction() as connection:
             changed: int = connection.execute(statement, [*values, name]).rowcount
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
         return changed > 0
 
+    # Failed sign-ins
+
     def check_attempt(self, attempt: Attempt, now: float) -> None:
-        """Do nothing, if a login may be tried.
+        """Raise LockedOut if this sign-in may not be tried now."""
+        with self.database.connection() as connection:
+            seconds = self._lockout_seconds(connection, attempt, now)
+        if seconds:
+            raise LockedOut(seconds)
 
-        Raises:
-            LockedOut: it may not.
-        """
-        with self._connection() as connection:
-            locked = self._locked_for(connection, attempt, now)
-        if locked:
-            raise LockedOut(locked)
-
-    def _locked_for(
-        self, connection: Connection, attempt: Attempt, now: float, counted: int = 0,
+    def _lockout_seconds(
+        self, connection: Connection, attempt: Attempt, now: float, own_failures: int = 0,
     ) -> float:
-        """The seconds until a login is looked at, 0 for now. `counted` of the failures are its own.
+        """Seconds until the lock-out ends, or 0. `own_failures` do not count against the attempt.
         """
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
-        locks: List[float] = [expires - now for counter, count, expires in rows
-                              if count - counted >= attempt.limits[counter]
-                              and expires <= attempt.latest(now)]
-        return max([0.0, *locks])
+        lockouts: List[float] = [
+            expires - now for counter, count, expires in rows
+            if count - own_failures >= attempt.limits[counter]
+            and expires <= attempt.latest_expiry(now)]
+        return max([0.0, *lockouts])
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
-        """Count a failed login.
+        """Count a failed sign-in.
 
         Raises:
-            LockedOut: others have reached the limit meanwhile; that this one failed is not told.
+            LockedOut: others have reached the limit meanwhile, so this result stays secret.
         """
-        with self._transaction() as connection:
+        with self.database.transaction() as connection:
             self._sweep(connection, "failures", now)
-            live = [now, attempt.latest(now)]
+            valid = [now, attempt.latest_expiry(now)]
             for counter in sorted(attempt.limits):
-                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, *live, *live])
-            locked = self._locked_for(connection, attempt, now, counted=1)
-            if locked:
+                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, *valid, *valid])
+            seconds = self._lockout_seconds(connection, attempt, now, own_failures=1)
+            if seconds:
                 connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
                                    list(attempt.limits))
-        if locked:
-            raise LockedOut(locked)
+        if seconds:
+            raise LockedOut(seconds)
+
+    # Sessions
 
     def open_session(
         self, grant: Grant, now: float, *, attempt: Optional[Attempt] = None,
-        better_hash: Optional[str] = None,
+        new_hash: Optional[str] = None,
     ) -> bool:
-        """Open a session; tell whether the user is still the one who was looked up.
+        """Open a session. Return False if the user was changed since it was looked up.
 
-        If it is for a login, that clears his failures, and `better_hash` is what is to be stored
-        of the password from now on.
+        For a sign-in, `attempt` clears its failures, and `new_hash` replaces the password hash.
 
         Raises:
-            LockedOut: too many other logins have failed meanwhile.
+            LockedOut: too many other sign-ins have failed meanwhile.
         """
         user = grant.user
-        with self._transaction() as connection:
-            locked = self._locked_for(connection, attempt, now) if attempt else 0
+        with self.database.transaction() as connection:
+            seconds = self._lockout_seconds(connection, attempt, now) if attempt else 0
             row = connection.execute(
-                f"SELECT * FROM users WHERE name = ?{self._for_update}", [user.name]).fetchone()
-            if not locked and row == user:
+                f"SELECT * FROM users WHERE name = ?{self.database.for_update}",
+                [user.name]).fetchone()
+            if not seconds and row == user:
                 self._sweep(connection, "sessions", now)
                 connection.execute(
                     "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", grant.session)
-                if better_hash:
+                if new_hash:
                     connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
-                                       [better_hash, user.name])
+                                       [new_hash, user.name])
                 if attempt:
-                    connection.execute("DELETE FROM failures WHERE id = ?", [attempt.own])
-        if locked:
-            raise LockedOut(locked)
+                    connection.execute(
+                        "DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
+        if seconds:
+            raise LockedOut(seconds)
         return bool(row == user)
 
     def refresh(self, token: str, now: float) -> Grant:
-        """Trade a refresh token for the next one of its session.
+        """Replace a refresh token, by the rules of `_rotate`.
 
         Raises:
-            RefreshError: it is not good, and may have been the end of the session.
+            RefreshError: the token is refused, and may have ended its session.
         """
         match = _REFRESH_TOKEN.fullmatch(token)
         if not match:
             raise RefreshError
-        refused = None
-        with self._transaction() as connection:
-            session_id = _session_id(match["family"])
+        session_id, refusal = _session_id(match["family"]), None
+        with self.database.transaction() as connection:
             try:
-                session, token = _refreshed(self._session(connection, session_id, now), token, now)
-                connection.execute(
-                    "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?,"
-                    " rotated = ? WHERE id = ?",
-                    [session.generation, session.refresh_hash, session.previous_hash,
-                     session.rotated, session_id])
-                row = connection.execute(
-                    "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone()
-            except RefreshError as error:  # not out of here: what it has ended must be committed
-                refused = error
+                session = self._find_session(connection, session_id, now)
+                session, next_token = _rotate(session, token, now)
+                user = self._save_rotation(connection, session)
+            except RefreshError as error:  # not raised here, where it would undo the deletion
+                refusal = error
                 if error.ended:
                     connection.execute("DELETE FROM sessions WHERE id = ?", [session_id])
-        if refused:
-            raise refused
-        return Grant(User(*row), session, token)
+        if refusal:
+            raise refusal
+        return Grant(user, session, next_token)
 
-    def _session(self, connection: Connection, session_id: str, now: float) -> Session:
+    def _find_session(self, connection: Connection, session_id: str, now: float) -> Session:
         row = connection.execute(
-            f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self._for_update}",
+            f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self.database.for_update}",
             [session_id, now]).fetchone()
         if row is None:
             raise RefreshError
         return Session(*row)
 
+    def _save_rotation(self, connection: Connection, session: Session) -> User:
+        connection.execute(
+            "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?, rotated = ?"
+            " WHERE id = ?", [session.generation, session.refresh_hash, session.previous_hash,
+                              session.rotated, session.id])
+        return User(*connection.execute(
+            "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone())
+
     def is_open(self, session_id: str, now: float) -> bool:
-        """Tell whether a session has not ended."""
-        with self._connection() as connection:
+        """Whether a session has not ended. Each guarded request asks this."""
+        with self.database.connection() as connection:
             row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
         return row is not None
 
@@ -1042,140 +1199,41 @@ class Store:
         self._execute("DELETE FROM sessions WHERE id = ?", session_id)
 
     def end_sessions(self, name: str) -> int:
-        """End the sessions of a user; return how many there were."""
+        """End the sessions of a user, and return how many there were."""
         return self._execute("DELETE FROM sessions WHERE user_name = ?", name)
 
-    @contextmanager
-    def changing_keys(self) -> Iterator[None]:
-        """Keep other processes from changing the keys meanwhile."""
-        with self._transaction() as connection:
-            self._exclude_others(connection)
-            yield
-
-    def _exclude_others(self, connection: Connection) -> None:
-        """Nobody else writes in a transaction of SQLite."""
-
     def _sweep(self, connection: Connection, table: str, now: float) -> None:
+        """Delete a few expired rows. Every transaction that adds a row does this."""
         connection.execute(
             f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE expires <= ?"
-            f" LIMIT {SWEEP}{self._skip_locked})", [int(now)])
+            f" LIMIT {SWEEP_ROWS}{self.database.skip_locked})", [int(now)])
 
-    def count_tokens(self, before: float, lifetime: int, now: float) -> int:
-        """Count the sessions whose last token was issued before that time, and may still be good.
-        """
-        with self._connection() as connection:
-            (count,) = connection.execute(
-                "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
-                " AND (rotated > ? OR refresh_hash = '')", [now, before, now - lifetime]).fetchone()
+    # Keys
+
+    @contextmanager
+    def key_lock(self) -> Iterator[None]:
+        """Stop other processes from changing the keys during a `with` block."""
+        with self.database.transaction() as connection:
+            self.database.lock(connection)
+            yield
+
+    def count_tokens(self, signed_until: float, lifetime: int, now: float) -> int:
+        """Count the sessions whose last token was signed until then and has not expired."""
+        (count,) = self._fetch_one(
+            "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
+            " AND (rotated > ? OR refresh_hash = '')", now, signed_until, now - lifetime)
         return int(count)
 
 
-class _PostgreSQLConnection:
-    """A connection of psycopg, with `?` for a value as SQLite has it."""
-
-    def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
-        self._connection = psycopg.connect(**options, autocommit=True)
-        self._poll = select.poll()
-        self._poll.register(self._connection.fileno(), select.POLLIN)
-        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
-
-    def execute(self, statement: str, values: Any = None) -> Any:
-        """Run a statement."""
-        return self._connection.execute(statement.replace("?", "%s"), values)
-
-    def close(self) -> None:
-        """Close it, which rolls back."""
-        self._connection.close()
-
-    def is_usable(self) -> bool:
-        """Tell whether the server has said nothing unasked: it does so when it goes."""
-        return not self._poll.poll(0)
-
-
-class PostgreSQLStore(Store):
-    """The same in a database of PostgreSQL, which machines may share; it takes psycopg 3.
-
-    Where SQLite lets one process write, here rows are locked: those of a user before those of the
-    user's sessions, and counters in the order of their ids.
-
-    Raises:
-        SettingsError: psycopg is not installed, or the URL is malformed.
-    """
-
-    _begin_writing = "BEGIN"
-    _for_update = " FOR UPDATE"
-    _skip_locked = " FOR UPDATE SKIP LOCKED"
-
-    def __init__(self, url: str) -> None:
-        try:
-            self._psycopg: Any = importlib.import_module("psycopg")
-        except ImportError as error:
-            raise SettingsError(
-                "JWTSERVER_DATABASE is one of PostgreSQL; run: pip install 'psycopg[binary]'"
-                f" ({_one_line(error)})") from None
-        self.errors = self._psycopg.Error
-        try:
-            given = self._psycopg.conninfo.conninfo_to_dict(url)
-        except self._psycopg.Error:  # whose message may quote the password
-            given = {"dbname": "@"}
-        if "@" in given.get("dbname", ""):  # as after a slash in the password
-            raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
-                                "database, with what is special percent-encoded (/ is %2F)")
-        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
-                         "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **given}
-        super().__init__("")
-        self.name = f"database {given.get('dbname', '')} at {given.get('host', 'localhost')}"
-
-    def _connect(self) -> Connection:
-        return _PostgreSQLConnection(self._psycopg, self._options)
-
-    def _connection(self) -> _Loan:
-        idle = self._idle.setdefault(_pid, [])
-        connection: Any = _pop(idle)
-        while connection and not connection.is_usable():  # the server has been started anew
-            connection.close()
-            connection = _pop(idle)
-        if connection:
-            idle.append(connection)
-        return super()._connection()
-
-    def check(self) -> None:
-        """Do nothing, if the database can answer."""
-        self.find("nobody")
-
-    def _exclude_others(self, connection: Connection) -> None:
-        connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
-
-    def prepare(self) -> None:
-        """Make the tables if they are not there, and bring them up to date."""
-        with self._transaction() as connection:
-            self._exclude_others(connection)
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
-            version = self._version(connection)
-            for statement in chain.from_iterable(_MIGRATIONS[version:]):
-                connection.execute(statement.replace("INTEGER", "BIGINT"))
-            if version < len(_MIGRATIONS):
-                connection.execute("DELETE FROM jwtserver")
-                connection.execute("INSERT INTO jwtserver VALUES (?)", [len(_MIGRATIONS)])
-
-    def _version(self, connection: Connection) -> int:
-        (version,) = connection.execute(
-            "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
-        if version > len(_MIGRATIONS):
-            raise StoreError(f"{self.name}: was written by a newer version of jwtserver")
-        return int(version)
-
-
 def open_store(database: str) -> Store:
-    """The store in an SQLite file, made if it is not there, or that behind a URL of PostgreSQL.
+    """Open the store in an SQLite file or a PostgreSQL database, and create what is missing.
 
     Raises:
         SettingsError: the URL, psycopg or the database cannot be used.
     """
-    store = PostgreSQLStore(database) if _is_postgresql(database) else Store(database)
+    store = Store(_PostgreSQL(database) if _is_postgresql(database) else _SQLite(database))
     try:
-        store.prepare()
+        store.database.migrate(_MIGRATIONS)
     except StoreError as error:
         raise SettingsError(f"JWTSERVER_DATABASE: {error}") from error
     return store
@@ -1363,7 +1421,7 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
 # --- Endpoints ----------------------------------------------------------------------------------
 
 
-def _cores() -> int:
+def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -1390,8 +1448,8 @@ class _HashQueue:
         self._places.release()
 
 
-# By process, and made when needed: a lock that a thread of the parent held at the fork would stay
-# locked here for ever; and gevent's locks are not there until it has patched `threading`.
+# By process, and created when needed: a lock that another thread held at a fork would never be
+# released in the child, and gevent replaces the locks of `threading` after the import.
 _hash_queues: Dict[int, _HashQueue] = {}
 _build_locks: Dict[int, threading.Lock] = {}
 
@@ -1461,22 +1519,22 @@ class Service:
         """
         attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
-        user = self.store.find(name)
+        user = self.store.find_user(name)
         iterations = self.settings.pbkdf2_iterations
         environ.get("jwtserver.step_aside", lambda: None)()  # if it is the server below that runs
-        with _hash_queues.setdefault(_pid, _HashQueue(_cores())):
+        with _hash_queues.setdefault(os.getpid(), _HashQueue(_usable_cores())):
             self.store.check_attempt(attempt, self.clock())  # that was a while ago
             stored = user.password_hash if user else None
             self._iterations = max(self._iterations, password_iterations(stored))
             right = verify_password(password, stored, min_iterations=self._iterations)
             old = right and needs_rehash(stored or "", iterations=iterations)
-            better_hash = hash_password(password, iterations=iterations) if old else None
+            new_hash = hash_password(password, iterations=iterations) if old else None
         now = self.clock()
         if not right or user is None or user.disabled:
             self.store.count_failure(attempt, now)
             return None
         grant = new_grant(user, self.settings.session_lifetime, now)
-        opened = self.store.open_session(grant, now, attempt=attempt, better_hash=better_hash)
+        opened = self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash)
         # Who was changed meanwhile is looked up anew: another sign-in may have stored a new hash.
         return grant if opened else self._sign_in(name, password, environ)
 
@@ -1541,7 +1599,7 @@ class Service:
 
     def health(self, environ: Environ) -> Answer:
         """Tell whether the database can answer."""
-        self.store.check()
+        self.store.ping()
         return Answer.of(200, {"status": "ok"})
 
     def address(self, environ: Environ) -> str:
@@ -1707,7 +1765,7 @@ def create_app(
         store = open_store(settings.database)
         if store.is_empty():
             logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
-        store.close_idle()  # a server may fork now, and uWSGI does not tell
+        store.close()  # a server may fork now, and uWSGI does not tell
     service = Service(store, make_signer(settings, clock), settings, clock)
     routes = _routes(service, settings.prefix, demo=app is None)
     guarded = {path: route for path, route in routes.items() if route.guarded}
@@ -1765,7 +1823,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     """The WSGI application as the environment configures it, made at the first request."""
     global _built
     if _built is None:
-        with _build_locks.setdefault(_pid, threading.Lock()):
+        with _build_locks.setdefault(os.getpid(), threading.Lock()):
             if _built is None:
                 _built = create_app()
     return _built(environ, start_response)
@@ -2871,7 +2929,7 @@ def _issue_token(store: Store, user: User, settings: Settings, lifetime: int) ->
 
 
 def _add_users(store: Store, users: List[User]) -> None:
-    store.add(users)
+    store.add_users(users)
     for user in users:
         _audit("user_add", user=user.name)
 
@@ -2910,7 +2968,7 @@ def _open_existing_store(settings: Settings) -> Store:
 
 def _find_existing_user(settings: Settings, name: str) -> Tuple[Store, User]:
     store = _open_existing_store(settings)
-    user = store.find(name)
+    user = store.find_user(name)
     if user is None:
         raise Error(f"there is no user {name!r} in {store.name}")
     return store, user
@@ -2940,7 +2998,7 @@ def _ask_password(args: argparse.Namespace) -> str:
 def _user_add(args: argparse.Namespace, settings: Settings) -> None:
     user = _new_user(args.name, "", args.scope)
     store = open_store(settings.database)
-    if store.find(user.name):
+    if store.find_user(user.name):
         raise NameTaken(user.name)
     password_hash = _hash_password(_ask_password(args), settings)
     _add_users(store, [user._replace(password_hash=password_hash)])
@@ -2951,7 +3009,7 @@ def _user_list(args: argparse.Namespace, settings: Settings) -> None:
     store = _open_existing_store(settings)
     if store.is_empty():
         print(f"{store.name} has no users", file=sys.stderr)
-    for user in store.all():
+    for user in store.all_users():
         state = "disabled" if user.disabled else "enabled"
         print(f"{user.name:24} {state:8} {user.scope}".rstrip())
 
@@ -2967,13 +3025,13 @@ def _change_user(
 
 
 _user_remove = partial(
-    _change_user, change=Store.remove, event="user_remove",
+    _change_user, change=Store.remove_user, event="user_remove",
     outcome="Removed the user {} and ended the user's sessions")
 _user_disable = partial(
-    _change_user, change=Store.disable, event="user_disable",
+    _change_user, change=Store.disable_user, event="user_disable",
     outcome="Disabled the user {} and ended the user's sessions")
 _user_enable = partial(
-    _change_user, change=Store.enable, event="user_enable", outcome="Enabled the user {}")
+    _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
 _user_logout = partial(
     _change_user, change=Store.end_sessions, event="user_logout",
     outcome="Ended the sessions of {}")
@@ -3052,7 +3110,7 @@ def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
-    with open_store(settings.database).changing_keys():
+    with open_store(settings.database).key_lock():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
     print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
@@ -3062,7 +3120,7 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
 
 def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
-    with store.changing_keys():
+    with store.key_lock():
         keys, rotated = replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:
         print(f"{settings.key_file.absolute()} has only one key; there is none to remove")

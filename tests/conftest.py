@@ -202,10 +202,9 @@ def folder():
     folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
     for name in ("jwtserver.py", "wsgi_auth.py"):
         shutil.copy(ROOT / name, folder)
-    store = jwtserver.Store(str(folder / "jwtserver.db"))
-    store.prepare()
+    store = jwtserver.open_store(str(folder / "jwtserver.db"))
     password_hash = jwtserver.hash_password(PASSWORD, iterations=1000)
-    store.add([jwtserver.User("alice", password_hash, "", 0, 0)])
+    store.add_users([jwtserver.User("alice", password_hash, "", 0, 0)])
     store.close()
     yield folder
     shutil.rmtree(folder)

@@ -31,7 +31,7 @@ def settings(database):
 def store(settings):
     store = open_store(settings.database)
     hashed = hash_password(PASSWORD, iterations=1000)
-    store.add([
+    store.add_users([
         jwtserver.User("alice", hashed, "read write", 0, 0),
         jwtserver.User("Zoë", hashed, "", 0, 0),
         jwtserver.User("mallory", hashed, "", 1, 0),
@@ -245,7 +245,7 @@ def test_authenticate_chunked_body_is_read_to_its_end(settings, store, body, sta
 def test_authenticate_old_hash_is_upgraded(client, store):
     sign_in(client, "old")
 
-    upgraded = store.find("old").password_hash
+    upgraded = store.find_user("old").password_hash
     assert upgraded.startswith("pbkdf2_sha256$1000$")
     assert not needs_rehash(upgraded, iterations=1000)
     sign_in(client, "old")
@@ -262,7 +262,7 @@ def test_authenticate_at_once_with_an_old_hash_succeeds_for_all(client, store, m
         both.abort()  # who comes again comes alone
         return right
 
-    monkeypatch.setattr(jwtserver, "_cores", lambda: 2)
+    monkeypatch.setattr(jwtserver, "_usable_cores", lambda: 2)
     monkeypatch.setattr(jwtserver, "verify_password", verify_together)
     monkeypatch.setattr(jwtserver, "_hash_queues", {})
     with ThreadPoolExecutor(2) as pool:
@@ -273,7 +273,7 @@ def test_authenticate_at_once_with_an_old_hash_succeeds_for_all(client, store, m
 
 def test_authenticate_costs_as_much_as_the_strongest_hash_that_was_met(
         client, store, monkeypatch):
-    store.add([jwtserver.User("strong", hash_password(PASSWORD, iterations=3000), "", 0, 0)])
+    store.add_users([jwtserver.User("strong", hash_password(PASSWORD, iterations=3000), "", 0, 0)])
     done = count_iterations(monkeypatch)
 
     for name in ("strong", "nobody", "alice"):
@@ -285,7 +285,7 @@ def test_authenticate_costs_as_much_as_the_strongest_hash_that_was_met(
 def test_authenticate_wrong_password_upgrades_nothing(client, store):
     sign_in(client, "old", "wrong", status=401)
 
-    assert store.find("old").password_hash == OLD_HASH
+    assert store.find_user("old").password_hash == OLD_HASH
 
 
 def count_iterations(monkeypatch):
@@ -312,8 +312,8 @@ def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, mon
 
 
 @pytest.mark.parametrize("change", [
-    lambda store: store.remove("alice"),
-    lambda store: store.disable("alice"),
+    lambda store: store.remove_user("alice"),
+    lambda store: store.disable_user("alice"),
     lambda store: store.set_password("alice", hash_password("other", iterations=1000)),
 ], ids=["removed", "disabled", "other password"])
 def test_authenticate_user_changed_while_hashing_is_refused(client, store, monkeypatch, change):
@@ -363,7 +363,7 @@ def test_cores_are_at_least_one(monkeypatch, affinity):
         monkeypatch.delattr(os, "sched_getaffinity", raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: None)
 
-    assert jwtserver._cores() == (2 if affinity else 1)
+    assert jwtserver._usable_cores() == (2 if affinity else 1)
 
 
 # --- The other endpoints
@@ -411,7 +411,7 @@ def test_health_answers_ok(client):
 @pytest.mark.sqlite
 def test_health_tells_that_the_file_of_the_database_is_gone(client, store):
     client.get("/health", status=200)
-    os.unlink(store.path)
+    os.unlink(store.name)
 
     client.get("/health", status=503)
 
@@ -461,7 +461,7 @@ def test_missing_path_is_not_found(settings, store):
 
 
 def test_database_broken_answers_503_and_says_no_more(client, store, settings, caplog):
-    connection = open_store(settings.database)._connect()
+    connection = open_store(settings.database).database.connect()
     connection.execute("DROP TABLE users")
     connection.close()
 
@@ -684,12 +684,12 @@ def test_application_when_composed_has_no_connection_that_a_fork_would_share(
     settings, database, monkeypatch,
 ):
     connections = []
-    for kind in (jwtserver.Store, jwtserver.PostgreSQLStore):
-        def connect(store, connect=kind._connect):
-            connections.append(ClosingConnection(connect(store)))
+    for kind in (jwtserver._SQLite, jwtserver._PostgreSQL):
+        def connect(database, connect=kind.connect):
+            connections.append(ClosingConnection(connect(database)))
             return connections[-1]
 
-        monkeypatch.setattr(kind, "_connect", connect)
+        monkeypatch.setattr(kind, "connect", connect)
 
     create_app(settings)
 
@@ -733,14 +733,6 @@ def test_application_after_fork_answers_though_a_thread_held_the_locks(
                 os._exit(status)
 
     assert os.waitpid(child, 0)[1] == 0
-
-
-def test_process_after_fork_knows_itself(monkeypatch):
-    monkeypatch.setattr(jwtserver, "_pid", 0)
-
-    jwtserver._after_fork()  # what the child of a fork does at this moment
-
-    assert jwtserver._pid == os.getpid()
 
 
 def test_token_expires(settings, store):

@@ -33,7 +33,7 @@ BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 def store(database):
     store = open_store(database)
     hashed = hash_password("correct horse", iterations=1000)
-    store.add([jwtserver.User("alice", hashed, "read write", 0, 0)])
+    store.add_users([jwtserver.User("alice", hashed, "read write", 0, 0)])
     yield store
     store.close()
 
@@ -66,7 +66,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
         "user add bob --scope read --password-stdin", "secret\r\nmore\n")
 
     store = open_store(database)
-    added = store.find("bob")
+    added = store.find_user("bob")
     assert (code, output, errors) == (0, f"Added the user bob to {store.name}\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
     assert added.password_hash.startswith("pbkdf2_sha256$1000$")
@@ -74,7 +74,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
 
 
 @pytest.mark.parametrize("line, stdin, words", [
-    ("user add alice --password-stdin", "x", "there is a user 'alice' already"),
+    ("user add alice --password-stdin", "x", "the user 'alice' exists already"),
     ("user add bob --password-stdin", "", "the password is empty"),
     ("user add bob --password-stdin", "x" * 1025, "longer than 1024 bytes"),
     ("user add bob --password-stdin", "\udcff", "not valid Unicode"),
@@ -97,14 +97,14 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("key rotate --secret-file no/such.key", "", "no/such"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
-    before = store.all()
+    before = store.all_users()
 
     assert refused(command(line, stdin), words)
-    assert store.all() == before
+    assert store.all_users() == before
 
 
 def test_user_list_shows_name_state_and_scope(command, store):
-    store.add([jwtserver.User("Zoë", "hash", "", 1, 0)])
+    store.add_users([jwtserver.User("Zoë", "hash", "", 1, 0)])
 
     code, output, _ = command("user list")
 
@@ -127,7 +127,7 @@ def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatc
     ("token inspect <&-", "standard input is closed"),
     ("token inspect < bytes", "invalid start byte"),
     ("user add bob --password-stdin < bytes", "invalid start byte"),
-    ("user import users.csv", "users.csv: there is a user 'alice' already"),
+    ("user import users.csv", "users.csv: the user 'alice' exists already"),
     ("--port 0 --tls-cert alice.csv --tls-key none", "cannot use alice.csv with none: "),
 ])
 def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, line, words):
@@ -168,7 +168,7 @@ def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeyp
 
 @pytest.mark.sqlite
 def test_name_that_the_terminal_has_no_letters_for_is_escaped(store, tmp_path):
-    store.add([jwtserver.User("Zoë", "hash", "", 0, 0)])
+    store.add_users([jwtserver.User("Zoë", "hash", "", 0, 0)])
     result = subprocess.run(
         [sys.executable, str(ROOT / "jwtserver.py"), "user", "list"], cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=20)
@@ -208,20 +208,20 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
 
     assert done("user password alice --password-stdin",
                 "Changed the password of alice and ended the user's sessions", "other\n")
-    assert verify_password("other", store.find("alice").password_hash)
+    assert verify_password("other", store.find_user("alice").password_hash)
     assert done("user disable alice", "Disabled the user alice and ended the user's sessions")
-    assert store.find("alice").disabled
+    assert store.find_user("alice").disabled
     assert done("user enable alice", "Enabled the user alice")
-    assert not store.find("alice").disabled
+    assert not store.find_user("alice").disabled
     assert done(["user", "scope", "alice", "read admin"],
                 "Changed the scopes of alice to read admin and ended the user's sessions")
-    assert store.find("alice").scope == "read admin"
+    assert store.find_user("alice").scope == "read admin"
     assert done(["user", "scope", "alice", ""],
                 "Changed the scopes of alice to none and ended the user's sessions")
-    assert store.find("alice").scope == ""
+    assert store.find_user("alice").scope == ""
     assert done("user logout alice", "Ended the sessions of alice")
     assert done("user remove alice", "Removed the user alice and ended the user's sessions")
-    assert store.all() == []
+    assert store.all_users() == []
 
 
 def on_a_terminal(arguments, *answers):
@@ -253,7 +253,7 @@ def test_user_add_on_a_terminal_asks_twice(database):
 
     assert code == 0
     assert "secret" not in screen
-    assert verify_password("secret", open_store(database).find("bob").password_hash)
+    assert verify_password("secret", open_store(database).find_user("bob").password_hash)
 
 
 @pytest.mark.parametrize("answers, words, code", [
@@ -264,7 +264,7 @@ def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, c
 
     assert result == code
     assert words in screen and "Traceback" not in screen
-    assert open_store(database).find("bob") is None
+    assert open_store(database).find_user("bob") is None
 
 
 def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
@@ -283,7 +283,7 @@ def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
     assert main(["user", "password", "alice"]) == 0
     assert main(["user", "password", "alice"]) == 1
     assert main(["user", "password", "alice"]) == 1
-    assert verify_password("one", store.find("alice").password_hash)
+    assert verify_password("one", store.find_user("alice").password_hash)
     assert capsys.readouterr().err.splitlines() == [
         "jwtserver: the two passwords differ; nothing has changed",
         "", "jwtserver: no password was entered; nothing has changed"]
@@ -303,7 +303,7 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
 
     assert (code, output, errors) == (0, f"Imported 5 users into {open_store(database).name}\n", "")
 
-    users = {user.name: user for user in open_store(database).all()}
+    users = {user.name: user for user in open_store(database).all_users()}
     assert set(users) == {*HASHES, "Zoë"}
     assert users["Zoë"].scope == "read write"
     assert all(verify_password("correct horse", user.password_hash) for user in users.values())
@@ -321,7 +321,7 @@ GOOD = f"bob,{HASHES['django']}\n"
     (GOOD + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
     (GOOD + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: separate scopes with spaces"),
     (GOOD + GOOD, "line 2: the user 'bob' is in the file twice"),
-    (GOOD + f"alice,{HASHES['django']}\n", "there is a user 'alice' already"),
+    (GOOD + f"alice,{HASHES['django']}\n", "the user 'alice' exists already"),
     (GOOD + "\xff", "users.csv: must be in UTF-8"),
     (GOOD + "e\0ve,x\n", "users.csv"),
     (GOOD + '"' + "x" * 200_000, "users.csv: field larger"),
@@ -330,10 +330,10 @@ GOOD = f"bob,{HASHES['django']}\n"
     "bytes", "NUL", "huge"])
 def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
     Path("users.csv").write_bytes(text.encode("latin-1"))
-    before = store.all()
+    before = store.all_users()
 
     assert refused(command("user import users.csv"), words)
-    assert store.all() == before
+    assert store.all_users() == before
 
 
 def test_user_import_of_one_user_says_so(command, database):
@@ -360,7 +360,7 @@ def test_token_issue_prints_a_token_of_the_user(command, store, flag, lifetime):
 
 
 def test_token_issue_for_a_disabled_user_is_refused(command, store):
-    store.disable("alice")
+    store.disable_user("alice")
 
     assert refused(command("token issue alice"), "the user 'alice' is disabled")
 

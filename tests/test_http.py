@@ -1275,11 +1275,10 @@ def test_tls_with_clients_that_have_gone_before_goes_on(certificate, trusting):
 
 def test_logout_holds_for_the_very_next_request_of_a_connection():
     settings = Settings(secret="k" * 32)
-    store = jwtserver.Store(settings.database)
-    store.prepare()
+    store = jwtserver.open_store(settings.database)
     app = jwtserver.create_app(settings, store=store)
     user = jwtserver.User("alice", "", "", 0, 0)
-    store.add([user])
+    store.add_users([user])
     grant = jwtserver.new_grant(user, 1000, time.time())
     store.open_session(grant, 0)
     token, _ = jwtserver.issue_token(

@@ -12,7 +12,8 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
-from jwtserver import Settings, Store, create_app
+from jwtserver import Settings, create_app, open_store
+from support import PASSWORD, user
 from wsgi_auth import TokenSigner
 
 KEY = "0123456789abcdef" * 2
@@ -135,8 +136,8 @@ def test_openapi_is_a_valid_document(document):
 def test_openapi_describes_what_is_answered(settings, client, document):
     """Every answer that is not about the server's own health, by its schema."""
     jsonschema = pytest.importorskip("jsonschema")
-    store = Store(settings.database)
-    store.add([jwtserver.User("alice", jwtserver.hash_password("x", iterations=1000), "", 0, 0)])
+    store = open_store(settings.database)
+    store.add_users([user("alice")])
     store.close()
 
     def check(response, path, method):
@@ -151,7 +152,7 @@ def test_openapi_describes_what_is_answered(settings, client, document):
     def post(path, fields, status, **options):
         return check(client.post_json(path, fields, status=status, **options), path, "post").json
 
-    answer = post("/authenticate", {"username": "alice", "password": "x"}, 200)
+    answer = post("/authenticate", {"username": "alice", "password": PASSWORD}, 200)
     post("/authenticate", {"username": "alice"}, 401)
     post("/authenticate", {"username": 1, "password": "x"}, 400)
     answer = post("/refresh", {"refresh_token": answer["refresh_token"]}, 200)

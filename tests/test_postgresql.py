@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import PostgreSQLStore, Rate, SettingsError, StoreError, User, open_store
+from jwtserver import Rate, SettingsError, User, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 PASSWORD = "correct horse"
@@ -20,7 +20,7 @@ PASSWORD = "correct horse"
 @pytest.fixture
 def store(postgresql_url):
     store = open_store(postgresql_url)
-    store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
+    store.add_users([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
     yield store
     store.close()
 
@@ -39,7 +39,7 @@ def test_url_without_psycopg_is_one_line_that_says_what_to_do(tmp_path):
 def test_url_needs_psycopg(url, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)  # so that it cannot be imported
 
-    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE is one of PostgreSQL; run: pip"):
+    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE needs psycopg; run: pip"):
         open_store(url)
 
 
@@ -66,35 +66,33 @@ def test_server_that_is_not_there_is_one_line_without_the_password(free_port):
 
 
 def test_prepare_by_many_at_once_makes_the_tables_once(postgresql_url):
-    stores = [open_store(postgresql_url) for _ in range(8)]
-
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda store: store.prepare(), stores))
+        stores = list(pool.map(open_store, [postgresql_url] * 8))
 
     assert stores[0].is_empty()
     for store in stores:
         store.close()
 
 
-def test_database_of_a_newer_version_is_refused(store):
-    with store._connection() as connection:
+def test_database_of_a_newer_version_is_refused(store, postgresql_url):
+    with store.database.connection() as connection:
         connection.execute("UPDATE jwtserver SET version = 99")
 
-    with pytest.raises(StoreError, match="was written by a newer version of jwtserver"):
-        store.prepare()
+    with pytest.raises(SettingsError, match="was written by a newer version of jwtserver"):
+        open_store(postgresql_url)
 
 
 def test_table_of_another_application_is_left_alone(postgresql_url):
-    store = PostgreSQLStore(postgresql_url)
-    with store._connection() as connection:
+    database = jwtserver._PostgreSQL(postgresql_url)
+    with database.connection() as connection:
         connection.execute("CREATE TABLE users (theirs TEXT)")
 
-    with pytest.raises(StoreError, match='"users" already exists'):
-        store.prepare()
+    with pytest.raises(SettingsError, match='"users" already exists'):
+        open_store(postgresql_url)
 
-    with store._connection() as connection:
+    with database.connection() as connection:
         assert connection.execute("SELECT * FROM users").fetchall() == []
-    store.close()
+    database.close()
 
 
 def test_failures_at_once_are_all_counted_and_stop_nobody(store):
@@ -105,14 +103,14 @@ def test_failures_at_once_are_all_counted_and_stop_nobody(store):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: store.count_failure(attempts[number % 8], 0), range(160)))
 
-    with store._connection() as connection:
+    with store.database.connection() as connection:
         counted = connection.execute("SELECT count FROM failures").fetchall()
     assert sorted(counted) == [(20,)] * 8 + [(40,)] * 4 + [(80,)] * 2
 
 
 def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
     for _ in range(30):
-        user, together = store.find("alice"), threading.Barrier(2)
+        user, together = store.find_user("alice"), threading.Barrier(2)
         grant = jwtserver.new_grant(user, 1000, 0)
 
         def open_it():
@@ -122,23 +120,23 @@ def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
         thread = threading.Thread(target=open_it)
         thread.start()
         together.wait()
-        store.disable("alice")
+        store.disable_user("alice")
         thread.join()
 
         assert not store.is_open(grant.session.id, 0)
-        store.enable("alice")
+        store.enable_user("alice")
 
 
 def test_connections_that_a_restart_has_cut_are_replaced_unseen(own_postgresql):
     store = open_store(own_postgresql.url)
-    with store._connection(), store._connection():
+    with store.database.connection(), store.database.connection():
         pass  # so that two are idle
 
     own_postgresql.stop()
     own_postgresql.start()
 
     for _ in range(4):
-        assert store.find("alice") is None
+        assert store.find_user("alice") is None
     store.close()
 
 
@@ -221,7 +219,7 @@ def test_restart_of_the_database_under_load_costs_503s_alone(
 ):
     database, port = own_postgresql, free_port()
     store = open_store(database.url)
-    store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
+    store.add_users([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
     store.close()
     load = Load(start([sys.executable, "jwtserver.py", "--port", str(port)], port,
                       JWTSERVER_DATABASE=database.url))

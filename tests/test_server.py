@@ -135,9 +135,8 @@ def test_run_that_failed_is_no_first_run(tmp_path, capsys, monkeypatch):
 
 
 def test_first_run_beside_another_that_was_faster_shows_no_password(tmp_path):
-    store = jwtserver.Store(str(tmp_path / "jwtserver.db"))
-    store.prepare()
-    store.add([jwtserver.User("demo", "", "", 0, 0)])
+    store = jwtserver.open_store(str(tmp_path / "jwtserver.db"))
+    store.add_users([jwtserver.User("demo", "", "", 0, 0)])
 
     assert jwtserver._add_demo_user(store, jwtserver.Settings(pbkdf2_iterations=1)) is None
 

@@ -15,7 +15,7 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
-from jwtserver import Settings, Store, create_app, open_store
+from jwtserver import Settings, create_app, open_store
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,8 +41,8 @@ def clock():
 def store(database):
     store = open_store(database)
     hashed = hash_password(PASSWORD, iterations=1000)
-    store.add([jwtserver.User(name, hashed, scope, 0, 0)
-               for name, scope in [("alice", "read"), ("bob", "")]])
+    store.add_users([jwtserver.User(name, hashed, scope, 0, 0)
+                     for name, scope in [("alice", "read"), ("bob", "")]])
     yield store
     store.close()
 
@@ -82,7 +82,7 @@ def logout(client, token, status=204):
 
 
 def rows(database, statement="SELECT * FROM sessions"):
-    connection = open_store(database)._connect()
+    connection = open_store(database).database.connect()
     try:
         return connection.execute(statement).fetchall()
     finally:
@@ -147,7 +147,7 @@ def test_refresh_answers_the_shape_of_authenticate_and_rotates(client, clock, da
 
 def test_refresh_grants_the_scope_that_the_user_has_now(client, store, clock):
     token = sign_in(client)["refresh_token"]
-    with store._connection() as connection:
+    with store.database.connection() as connection:
         connection.execute("UPDATE users SET scope = 'read write'")
 
     assert claims_of(refresh(client, token), clock)["scope"] == "read write"
@@ -300,7 +300,7 @@ def test_a_hundred_threads_refresh_one_token(client):
 def test_sessions_that_are_over_are_swept_a_few_at_a_time(
     client, store, clock, monkeypatch, database,
 ):
-    monkeypatch.setattr(jwtserver, "SWEEP", 2)
+    monkeypatch.setattr(jwtserver, "SWEEP_ROWS", 2)
     for _ in range(3):
         sign_in(client)
     clock.now += 14 * 86400
@@ -387,8 +387,8 @@ def test_token_of_a_session_that_never_was_is_refused(client, clock, sid):
 
 @pytest.mark.parametrize("end", [
     lambda store: store.end_sessions("alice"),
-    lambda store: store.disable("alice"),
-    lambda store: store.remove("alice"),
+    lambda store: store.disable_user("alice"),
+    lambda store: store.remove_user("alice"),
     lambda store: store.set_password("alice", "other"),
 ], ids=["logout", "disable", "remove", "password"])
 def test_end_of_all_sessions_of_a_user_leaves_those_of_others(client, store, end):
@@ -404,24 +404,23 @@ def test_end_of_all_sessions_of_a_user_leaves_those_of_others(client, store, end
     refresh(client, others["refresh_token"])
 
 
-def test_enable_and_a_better_hash_leave_sessions_alone(client, make, store):
+def test_enable_and_a_new_hash_leave_sessions_alone(client, make, store):
     answer = sign_in(client)
 
-    store.enable("alice")
+    store.enable_user("alice")
     sign_in(make(pbkdf2_iterations=1001))
 
-    assert not needs_rehash(store.find("alice").password_hash, iterations=1001)
+    assert not needs_rehash(store.find_user("alice").password_hash, iterations=1001)
     protected(client, answer["token"])
 
 
 def test_guard_without_its_database_lets_nobody_through(client, store, monkeypatch, database):
     token = sign_in(client)["token"]
 
-    def connect(*arguments, **options):
-        raise store.errors("disk I/O error")
+    def connection(database):
+        raise database.store_error("disk I/O error")
 
-    monkeypatch.setattr(type(store), "_connect", connect)
-    monkeypatch.setattr(jwtserver, "_pop", lambda idle: None)
+    monkeypatch.setattr(type(store.database), "connection", connection)
 
     answer = protected(client, token, 503).json
     assert answer == {"success": False, "error": "The database cannot answer"}
@@ -473,12 +472,12 @@ for _ in range(6):
 ACTIONS = {
     "refresh": lambda store, token, now: store.refresh(token, now),
     "open": lambda store, token, now: store.open_session(
-        jwtserver.new_grant(store.find("alice"), 99, now), now, better_hash="better",
+        jwtserver.new_grant(store.find_user("alice"), 99, now), now, new_hash="better",
         attempt=jwtserver.Attempt.of("alice", "", Settings().login_failures)),
     "fail": lambda store, token, now: store.count_failure(
         jwtserver.Attempt.of("alice", "", Settings().login_failures), now),
-    "disable": lambda store, token, now: store.disable("alice"),
-    "remove": lambda store, token, now: store.remove("alice"),
+    "disable": lambda store, token, now: store.disable_user("alice"),
+    "remove": lambda store, token, now: store.remove_user("alice"),
 }
 
 
@@ -502,10 +501,9 @@ def run_until_killed(database, action, token, now, count):
     if child == 0:
         try:
             store, left = open_store(database), iter(range(count))
-            for connection in store._idle.popitem()[1]:
-                connection.close()
-            connect = store._connect
-            store._connect = lambda: Traced(connect(), lambda: (
+            store.close()
+            connect = store.database.connect
+            store.database.connect = lambda: Traced(connect(), lambda: (
                 next(left, None) is None and os.kill(os.getpid(), signal.SIGKILL)))
             ACTIONS[action](store, token, now)
         finally:
@@ -575,9 +573,8 @@ def test_database_of_the_release_before_opens_and_keeps_its_users(clock):
     protected(client, sign_in(client)["token"])
     assert rows(DATABASE, "SELECT * FROM users") != []
     assert rows(DATABASE, "PRAGMA user_version") == [(2,)]
-    store = Store(DATABASE)
-    store.prepare()
-    assert store.find("alice")[2:] == ("read", 0, 7)
+    store = open_store(DATABASE)
+    assert store.find_user("alice")[2:] == ("read", 0, 7)
     store.close()
 
 
@@ -730,7 +727,7 @@ def test_token_issue_for_a_user_who_goes_meanwhile_is_refused(store, capsys, mon
     real = jwtserver.new_grant
 
     def new_grant(user, lifetime, now):
-        store.remove(user.name)
+        store.remove_user(user.name)
         return real(user, lifetime, now)
 
     monkeypatch.setattr(jwtserver, "new_grant", new_grant)
@@ -746,7 +743,7 @@ def test_token_issue_for_a_user_who_goes_meanwhile_is_refused(store, capsys, mon
 def test_key_prune_says_how_many_live_tokens_it_breaks(store, capsys, issued, broken):
     jwtserver.prepare_keys(Settings())
     now = os.stat("jwtserver.key").st_mtime
-    alice = store.find("alice")
+    alice = store.find_user("alice")
     for age in issued:
         store.open_session(jwtserver.new_grant(alice, 86400, now + age), now + age)
     jwtserver.main(["key", "rotate"])

@@ -37,7 +37,7 @@ def clock():
 def make(clock, database):
     store = open_store(database)
     hashed = hash_password(PASSWORD, iterations=1000)
-    store.add([jwtserver.User(name, hashed, "", 0, 0) for name in ("alice", "bob", "Zoë")])
+    store.add_users([jwtserver.User(name, hashed, "", 0, 0) for name in ("alice", "bob", "Zoë")])
     store.close()
 
     def make(**settings):
@@ -131,7 +131,7 @@ def test_name_that_takes_long_to_normalize_is_not_normalized_whole(client, monke
 
     assert fail(client, 4, name) == [401, 401, 401, 429]
 
-    assert max(lengths) <= jwtserver.MAX_SPELLING
+    assert max(lengths) <= jwtserver.MAX_NAME_INPUT
 
 
 def test_lockout_knows_a_name_in_every_unicode_form(client):
@@ -231,11 +231,11 @@ def test_right_password_after_the_bound_was_met_meanwhile_is_locked_out(client, 
 
 
 def test_failures_that_are_over_are_swept_a_few_at_a_time(client, clock, monkeypatch, database):
-    monkeypatch.setattr(jwtserver, "SWEEP", 4)
+    monkeypatch.setattr(jwtserver, "SWEEP_ROWS", 4)
     store = open_store(database)
 
     def count():
-        with store._connection() as connection:
+        with store.database.connection() as connection:
             return connection.execute("SELECT count(*) FROM failures").fetchone()[0]
 
     for name in "cde":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Error, Store, StoreError, User, clean_name, open_store
+from jwtserver import Error, SettingsError, StoreError, User, clean_name, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -60,10 +60,8 @@ def test_clean_name_counts_what_is_composed():
 
 
 def test_prepare_makes_a_file_for_the_owner_alone():
-    store = Store("jwtserver.db")
-
-    store.prepare()
-    store.prepare()
+    open_store("jwtserver.db")
+    store = open_store("jwtserver.db")
 
     assert store.is_empty()
     assert os.stat("jwtserver.db").st_mode & 0o777 == 0o600
@@ -85,14 +83,14 @@ def write(*statements):
 @pytest.mark.sqlite
 def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
     """Closing the file drops the locks of this whole process, on which they rely."""
-    Store("jwtserver.db").prepare()
+    open_store("jwtserver.db")
 
-    with run("import jwtserver as j; s = j.Store('jwtserver.db'); s.prepare(); s.close()") as other:
+    with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
         assert other.communicate() == ("", "")
 
     assert Path("jwtserver.db-wal").exists()
-    store.add([user("alice")])
-    assert store.find("alice") == user("alice")
+    store.add_users([user("alice")])
+    assert store.find_user("alice") == user("alice")
 
 
 @pytest.mark.parametrize("spoil, words", [
@@ -106,19 +104,17 @@ def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
 def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
     spoil()
     before = os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()
-    store = Store("jwtserver.db")
 
-    with pytest.raises(StoreError, match=f"/jwtserver.db: .*{words}") as caught:
-        store.prepare()
+    with pytest.raises(SettingsError, match=f"/jwtserver.db: .*{words}") as caught:
+        open_store("jwtserver.db")
 
     assert "\n" not in str(caught.value)
     assert (os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()) == before
-    store.close()
 
 
 def test_prepare_in_a_missing_folder_refuses():
-    with pytest.raises(StoreError, match="/no/jwtserver.db: No such file or directory$"):
-        Store("no/jwtserver.db").prepare()
+    with pytest.raises(SettingsError, match="/no/jwtserver.db: No such file or directory$"):
+        open_store("no/jwtserver.db")
 
 
 @pytest.fixture
@@ -136,13 +132,13 @@ def test_prepare_in_a_read_only_folder_refuses(tmp_path, nobody):
     if os.access(folder, os.W_OK, effective_ids=True):
         pytest.skip("this user may write anywhere")
 
-    with pytest.raises(StoreError, match="Permission denied|Read-only file system"):
-        Store(str(folder / "jwtserver-test-jwtserver.db")).prepare()
+    with pytest.raises(SettingsError, match="Permission denied|Read-only file system"):
+        open_store(str(folder / "jwtserver-test-jwtserver.db"))
 
 
 def test_processes_that_prepare_at_once_all_succeed():
-    code = ("import sys, jwtserver; sys.stdin.read(1); store = jwtserver.Store('jwtserver.db');"
-            "print(store.prepare(), store.is_empty())")
+    code = ("import sys, jwtserver; sys.stdin.read(1);"
+            "print(jwtserver.open_store('jwtserver.db').is_empty())")
     processes = [run(code) for _ in range(8)]
 
     for process in processes:
@@ -151,7 +147,7 @@ def test_processes_that_prepare_at_once_all_succeed():
     results = [process.communicate() for process in processes]
 
     assert [errors for _, errors in results] == [""] * 8
-    assert [output for output, _ in results] == ["None True\n"] * 8
+    assert [output for output, _ in results] == ["True\n"] * 8
 
 
 def test_use_wal_tries_again_until_a_reader_has_gone():
@@ -177,8 +173,8 @@ def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM sqlite_master").fetchall()
 
-    with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
-        Store("jwtserver.db").prepare()
+    with pytest.raises(SettingsError, match="jwtserver.db: database is locked"):
+        open_store("jwtserver.db")
 
     reader.close()
 
@@ -186,17 +182,16 @@ def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
 @pytest.mark.sqlite
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
 def test_full_disk_is_one_line_and_loses_nothing(store):
-    store.add([user("first")])
+    store.add_users([user("first")])
     store.close()
     code = """
 import resource, signal, jwtserver
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = jwtserver.Store("jwtserver.db")
-store.prepare()
+store = jwtserver.open_store("jwtserver.db")
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
     for i in range(1000):
-        store.add([jwtserver.User(f"user{i}", "h" * 500, "", 0, 0)])
+        store.add_users([jwtserver.User(f"user{i}", "h" * 500, "", 0, 0)])
         acknowledged = i
 except jwtserver.StoreError as error:
     print(acknowledged, error)
@@ -205,10 +200,10 @@ except jwtserver.StoreError as error:
     output, errors = run(code).communicate()
 
     acknowledged, _, message = output.partition(" ")
-    assert message.startswith(f"{store.path}: ") and message.count("\n") == 1
+    assert message.startswith(f"{store.name}: ") and message.count("\n") == 1
     assert errors == ""
-    fresh = Store("jwtserver.db")
-    names = {row.name for row in fresh.all()}
+    fresh = open_store("jwtserver.db")
+    names = {row.name for row in fresh.all_users()}
     assert {"first", *(f"user{i}" for i in range(int(acknowledged) + 1))} <= names
     fresh.close()
 
@@ -216,10 +211,9 @@ except jwtserver.StoreError as error:
 def test_killed_process_loses_no_acknowledged_user():
     code = """
 import jwtserver
-store = jwtserver.Store("jwtserver.db")
-store.prepare()
+store = jwtserver.open_store("jwtserver.db")
 for i in range(10**6):
-    store.add([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
+    store.add_users([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
     print(i, flush=True)
 """
     process = run(code)
@@ -229,10 +223,9 @@ for i in range(10**6):
     process.send_signal(signal.SIGKILL)
 
     acknowledged = 20 + process.communicate()[0].count("\n") - 1
-    store = Store("jwtserver.db")
-    store.prepare()
-    assert len(store.all()) >= acknowledged
-    assert store.find(f"user{acknowledged - 1}")
+    store = open_store("jwtserver.db")
+    assert len(store.all_users()) >= acknowledged
+    assert store.find_user(f"user{acknowledged - 1}")
     store.close()
 
 
@@ -240,34 +233,35 @@ for i in range(10**6):
 
 
 def test_find_compares_names_in_nfc(store):
-    store.add([user("Zoë")])
+    store.add_users([user("Zoë")])
 
-    assert store.find("Zoe\u0308") == user("Zoë")
-    assert store.find("zoë") is None
-    assert store.find("x" * 151) is None
+    assert store.find_user("Zoe\u0308") == user("Zoë")
+    assert store.find_user("zoë") is None
+    assert store.find_user("x" * 151) is None
 
 
 def test_add_all_or_none(store):
-    store.add([user("a")])
+    store.add_users([user("a")])
 
-    with pytest.raises(Error, match="there is a user 'a' already"):
-        store.add([user("b"), user("a"), user("c")])
+    with pytest.raises(Error, match="the user 'a' exists already"):
+        store.add_users([user("b"), user("a"), user("c")])
 
-    assert [row.name for row in store.all()] == ["a"]
+    assert [row.name for row in store.all_users()] == ["a"]
 
 
 def test_changes_tell_whether_there_was_a_user(store):
-    store.add([user("a")])
+    store.add_users([user("a")])
 
     assert store.set_password("a", "other") and not store.set_password("b", "other")
-    assert store.disable("a") and not store.disable("b")
-    assert store.find("a") == user("a", "other", disabled=1)
-    assert store.enable("a") and not store.enable("b")
-    assert store.find("a") == user("a", "other")
-    assert store.remove("a") and not store.remove("a")
-    assert store.find("a") is None
+    assert store.disable_user("a") and not store.disable_user("b")
+    assert store.find_user("a") == user("a", "other", disabled=1)
+    assert store.enable_user("a") and not store.enable_user("b")
+    assert store.find_user("a") == user("a", "other")
+    assert store.remove_user("a") and not store.remove_user("a")
+    assert store.find_user("a") is None
 
 
+@pytest.mark.sqlite
 def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
     store.close()
     monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
@@ -275,7 +269,7 @@ def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
     writer.execute("BEGIN IMMEDIATE")
 
     with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
-        Store("jwtserver.db").add([user("a")])
+        store.add_users([user("a")])
 
     writer.close()
 
@@ -286,7 +280,7 @@ def test_file_that_is_gone_is_not_made_again(store):
     store.close()
 
     with pytest.raises(StoreError, match="unable to open database file"):
-        Store("jwtserver.db").check()
+        store.ping()
 
     assert not os.path.exists("jwtserver.db")
 
@@ -296,39 +290,39 @@ def test_file_that_is_gone_is_not_made_again(store):
 
 def test_connections_are_used_again_and_idle_ones_bounded(store, monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_IDLE_CONNECTIONS", 2)
-    idle = store._idle[os.getpid()]
-    with store._connection() as a, store._connection() as b, store._connection() as c:
+    idle = store.database.pools[os.getpid()]
+    database = store.database
+    with database.connection() as a, database.connection() as b, database.connection() as c:
         pass
 
     assert len(idle) == 2
-    with store._connection() as again:
+    with store.database.connection() as again:
         assert again in (a, b, c)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child_opens_connections_of_its_own(store):
-    store.add([user("a")])
-    inherited = list(store._idle[os.getpid()])
+    store.add_users([user("a")])
+    inherited = list(store.database.pools[os.getpid()])
     assert inherited
 
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            with store._connection() as connection:
+            with store.database.connection() as connection:
                 status = int(any(connection is other for other in inherited))
-            store.add([user("b")])
+            store.add_users([user("b")])
         finally:
             os._exit(status)
 
     assert os.waitpid(child, 0)[1] == 0
-    assert [row.name for row in store.all()] == ["a", "b"]
+    assert [row.name for row in store.all_users()] == ["a", "b"]
 
 
 def test_store_that_nobody_needs_closes_its_connections():
-    store = Store("jwtserver.db")
-    store.prepare()
-    (connection,) = store._idle[os.getpid()]
+    store = open_store("jwtserver.db")
+    (connection,) = store.database.pools[os.getpid()]
 
     del store
     gc.collect()
