@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, create_app, open_store
+from support import call
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -427,6 +429,54 @@ def test_guard_without_its_database_lets_nobody_through(client, store, monkeypat
 
 
 # --- Two processes, and one that is killed
+
+
+def test_logout_in_one_store_is_seen_by_the_next_look_up_of_another(store, database, clock):
+    here, now = store, clock()
+    there = open_store(database)
+    grants = [jwtserver.new_grant(store.find_user("alice"), 1000, now) for _ in range(3)]
+    for grant in grants:
+        here.open_session(grant, now)
+
+    seen = []
+    for ended in grants:
+        there.end_session(ended.session.id)
+        seen.append([here.is_open(grant.session.id, now) for grant in grants])
+
+    assert seen == [[False, True, True], [False, False, True], [False, False, False]]
+    there.close()
+
+
+def test_logout_between_two_requests_of_the_server_is_seen_by_the_second(
+    store, database, monkeypatch,
+):
+    """It looked up all sessions of one iteration of its loop in one snapshot."""
+    monkeypatch.setenv("JWTSERVER_SECRET", KEY)
+    grants = [jwtserver.new_grant(store.find_user("alice"), 1000, time.time()) for _ in range(2)]
+    for grant in grants:
+        store.open_session(grant, time.time())
+    first, second = (
+        f"Bearer {jwtserver.issue_token(grant, TokenSigner(KEY), 60, time.time())[0]}"
+        for grant in grants)
+    statuses, make_app = [], jwtserver.create_app
+
+    def create_app(*arguments, **options):
+        app = make_app(*arguments, **options)
+
+        def serve_forever(server):
+            statuses.append(call(app, "/protected", HTTP_AUTHORIZATION=first).status)
+            store.end_session(grants[1].session.id)
+            statuses.append(call(app, "/protected", HTTP_AUTHORIZATION=second).status)
+
+        monkeypatch.setattr(jwtserver._Server, "serve_forever", serve_forever)
+        return app
+
+    monkeypatch.setattr(jwtserver, "create_app", create_app)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+    assert jwtserver.main(["--port", "0"]) == 0
+    assert statuses == [200, 401]
+
 
 CHILD = f"""
 import io, os, signal, sys
