@@ -1256,7 +1256,7 @@ _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What an endpoint answers, ready to be sent."""
 
     status: str
@@ -1264,7 +1264,7 @@ class Answer(NamedTuple):
     body: bytes
 
     @classmethod
-    def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Answer":
+    def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Response":
         """An answer of this content in JSON or, without any, of no body."""
         line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
@@ -1274,11 +1274,11 @@ class Answer(NamedTuple):
         return cls(line, [*described, _NOSNIFF, *headers], body)
 
 
-Endpoint = Callable[[Environ], Answer]
+Handler = Callable[[Environ], Response]
 
 
-def _send(
-    answer: Answer, environ: Environ, start_response: StartResponse, *exc_info: Any,
+def _send_response(
+    answer: Response, environ: Environ, start_response: StartResponse, *exc_info: Any,
 ) -> List[bytes]:
     start_response(answer.status, list(answer.headers), *exc_info)
     bare = not answer.body or environ.get("REQUEST_METHOD") == "HEAD"
@@ -1339,7 +1339,7 @@ def _required(fields: Mapping[str, Any], name: str) -> str:
 class Operation(NamedTuple):
     """What is done for a method at a path, and how it is told to programs."""
 
-    run: Endpoint
+    run: Handler
     status: int = 200  # if it succeeds
     schema: Optional[Mapping[str, Any]] = None  # of the JSON that it answers then
     fields: Tuple[str, ...] = ()  # that the body must have
@@ -1354,7 +1354,7 @@ class Route(NamedTuple):
     error_member: str = "error"
     guarded: bool = False
 
-    def answer(self, environ: Environ) -> Answer:
+    def answer(self, environ: Environ) -> Response:
         """Run the operation for the method of the request; GET answers HEAD as well."""
         if not self.methods:
             raise HTTPError(404, "Not found")
@@ -1365,43 +1365,43 @@ class Route(NamedTuple):
             raise HTTPError(405, "Method not allowed", ("Allow", ", ".join(allowed)))
         return operation.run(environ)
 
-    def failure(self, error: HTTPError) -> Answer:
+    def error_response(self, error: HTTPError) -> Response:
         """Put an error into the words of an answer."""
         content = {"success": False, self.error_member: error.message}
-        return Answer.of(error.status, content, *error.headers)
+        return Response.of(error.status, content, *error.headers)
 
 
 _NO_ROUTE = Route({})
 
 
 class Router:
-    """Serves the endpoints at their paths, and hands all other requests to `otherwise`.
+    """Serves the endpoints at their paths, and hands all other requests to `fallback`.
 
     This is also the one place where errors become answers.
     """
 
     def __init__(
-        self, routes: Mapping[str, Route], otherwise: Optional[WSGIApplication] = None,
+        self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
     ) -> None:
         self.routes = routes
-        self.otherwise = otherwise
+        self.fallback = fallback
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         route = self.routes.get(environ.get("PATH_INFO", ""), _NO_ROUTE)
         try:
-            if route is _NO_ROUTE and self.otherwise is not None:
-                return self.otherwise(environ, start_response)
+            if route is _NO_ROUTE and self.fallback is not None:
+                return self.fallback(environ, start_response)
             answer = route.answer(environ)
         except HTTPError as error:
-            answer = route.failure(error)
+            answer = route.error_response(error)
         except StoreError as error:
             logger.error("%s", error)
-            answer = route.failure(HTTPError(503, "The database cannot answer"))
+            answer = route.error_response(HTTPError(503, "The database cannot answer"))
         except Exception:
             logger.exception("A fault at %s", ascii(environ.get("PATH_INFO")))
-            answer = route.failure(HTTPError(500, "Internal server error"))
-            return _send(answer, environ, start_response, sys.exc_info())
-        return _send(answer, environ, start_response)
+            answer = route.error_response(HTTPError(500, "Internal server error"))
+            return _send_response(answer, environ, start_response, sys.exc_info())
+        return _send_response(answer, environ, start_response)
 
 
 def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
@@ -1495,7 +1495,7 @@ class Service:
         # What looking at a password costs at least: as much as the strongest hash that was met.
         self._iterations = settings.pbkdf2_iterations
 
-    def authenticate(self, environ: Environ) -> Answer:
+    def authenticate(self, environ: Environ) -> Response:
         """Trade a user name and a password for a token and a refresh token."""
         fields = _read_fields(environ)
         name, password = _required(fields, "username"), _required(fields, "password")
@@ -1538,7 +1538,7 @@ class Service:
         # Who was changed meanwhile is looked up anew: another sign-in may have stored a new hash.
         return grant if opened else self._sign_in(name, password, environ)
 
-    def refresh(self, environ: Environ) -> Answer:
+    def refresh(self, environ: Environ) -> Response:
         """Trade a refresh token for a new token and the next refresh token."""
         token = _required(_read_fields(environ), "refresh_token")
         address = self.address(environ)
@@ -1554,7 +1554,7 @@ class Service:
         _audit("refresh", user=grant.user.name, address=address, session=grant.session.id)
         return self._granted(grant)
 
-    def _granted(self, grant: Grant) -> Answer:
+    def _granted(self, grant: Grant) -> Response:
         token, seconds = issue_token(
             grant, self.signer, self.settings.token_lifetime, self.clock())
         content = {
@@ -1563,9 +1563,9 @@ class Service:
             "expires_in": seconds,
             "refresh_token": grant.refresh_token,
         }
-        return Answer.of(200, content, ("Cache-Control", "no-store"))
+        return Response.of(200, content, ("Cache-Control", "no-store"))
 
-    def logout(self, environ: Environ) -> Answer:
+    def logout(self, environ: Environ) -> Response:
         """End the session of the token."""
         claims = _claims(environ)
         if "sid" not in claims:
@@ -1573,9 +1573,9 @@ class Service:
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
-        return Answer.of(204)
+        return Response.of(204)
 
-    def verify(self, environ: Environ) -> Answer:
+    def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is good, and whose it is."""
         claims = _claims(environ)
         scope = claims.get("scope", "")
@@ -1584,7 +1584,7 @@ class Service:
             # A name that a proxy could read otherwise is nobody's: not of this service's users.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
-        return Answer.of(204, None, *(
+        return Response.of(204, None, *(
             (name, value.encode().decode("latin-1")) for name, value in headers))
 
     def is_revoked(self, claims: Claims) -> bool:
@@ -1597,10 +1597,10 @@ class Service:
             return True
         return "sid" in claims and not self.store.is_open(session_id, self.clock())
 
-    def health(self, environ: Environ) -> Answer:
+    def health(self, environ: Environ) -> Response:
         """Tell whether the database can answer."""
         self.store.ping()
-        return Answer.of(200, {"status": "ok"})
+        return Response.of(200, {"status": "ok"})
 
     def address(self, environ: Environ) -> str:
         """The address of the client."""
@@ -1628,10 +1628,10 @@ def _claims(environ: Environ) -> Claims:
     return claims
 
 
-_WELCOME = Answer.of(200, {"message": "Welcome to the protected page"})
+_WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
 
 
-def _welcome(environ: Environ) -> Answer:
+def _welcome(environ: Environ) -> Response:
     """Greet whoever has a good token."""
     return _WELCOME
 
@@ -1668,11 +1668,11 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         routes["/protected"] = Route(
             {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
 
-    def index(environ: Environ) -> Answer:
+    def index(environ: Environ) -> Response:
         """List the endpoints."""
         return listed
 
-    def openapi(environ: Environ) -> Answer:
+    def openapi(environ: Environ) -> Response:
         """Describe the endpoints (OpenAPI 3.1)."""
         return document
 
@@ -1682,8 +1682,8 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
-    document = Answer.of(200, _describe(routes))
-    listed = Answer.of(200, {
+    document = Response.of(200, _describe(routes))
+    listed = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
         "openapi": described})
@@ -1777,11 +1777,11 @@ def create_app(
         return None if known else service.client(environ)  # or is counted behind the guard
 
     behind = _limited(
-        Router(guarded, otherwise=None if app is None else _with_nosniff(app)),
+        Router(guarded, fallback=None if app is None else _with_nosniff(app)),
         settings.rate_limit, service.client)
     own = [path for path in guarded if path != "/protected"]
     guard = _guarded(behind, service, own, protect, settings.exempt)
-    whole = _limited(Router(before, otherwise=guard), settings.rate_limit, stranger)
+    whole = _limited(Router(before, fallback=guard), settings.rate_limit, stranger)
     return _shared(whole, settings.cors_origins)
 
 
@@ -2267,10 +2267,10 @@ class _Connection:
         try:
             request = self._next_request()
         except HTTPError as error:
-            failure = _NO_ROUTE.failure(error)
+            failure = _NO_ROUTE.error_response(error)
             request = _Request(
                 {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address}, "-", 0, False, False)
-            self._run(request, None, lambda *called: _send(failure, *called))
+            self._run(request, None, lambda *called: _send_response(failure, *called))
             return
         body = _Body(self, request) if request.length else None
         request.environ["wsgi.input"] = _Input(body) if body else io.BytesIO()
@@ -2411,7 +2411,7 @@ def _check_lines(head: bytes) -> None:
 
 def _answer_options(environ: Environ, start_response: StartResponse) -> List[bytes]:
     """Answer `OPTIONS *`, which asks the server and no application (RFC 9110 §9.3.7)."""
-    return _send(Answer.of(204), environ, start_response)
+    return _send_response(Response.of(204), environ, start_response)
 
 
 def _base_environ(listener: socket.socket, scheme: str) -> Environ:
