@@ -1,28 +1,38 @@
-"""A login service: user name and password in, JSON Web Token out, and a guard that asks for it.
+"""Sign-in with JSON Web Tokens, for any WSGI application.
 
-    python jwtserver.py                   serves on http://127.0.0.1:3000
-    python jwtserver.py user add alice    asks for a password
-    python jwtserver.py --help            shows the other commands
+    python jwtserver.py                   serve on http://127.0.0.1:3000
+    python jwtserver.py user add alice    add a user; the command asks for a password
+    python jwtserver.py --help            list the other commands
 
-The server answers
+The endpoints:
 
-    POST /authenticate  {"username": …, "password": …}, as JSON or as a form: {"token": …, …}
-    POST /refresh       {"refresh_token": …}: a new token and a new refresh token
-    POST /logout        with the header `Authorization: Bearer TOKEN`: ends the session
-    any  /verify        with the same header: 204, for a proxy that asks who a request is from
+    POST /authenticate  {"username": …, "password": …}, as JSON or as a form: sign in, get tokens
+    POST /refresh       {"refresh_token": …}: get new tokens for the same session
+    POST /logout        with `Authorization: Bearer TOKEN`: end the session
+    any  /verify        with the same header: 204, for a proxy that asks who sent a request
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
-    GET  /openapi.json  all of this for programs
-    GET  /              a list of these
+    GET  /openapi.json  a description of the endpoints for programs
+    GET  /              a list of the endpoints
 
-and guards any other WSGI application in the place of /protected:
+The guard protects any other WSGI application in place of /protected:
 
     application = jwtserver.create_app(app=my_application)
 
-A WSGI server finds `jwtserver:application`, configured by the environment (see Settings). Users
-and sessions are kept in an SQLite file, and the keys that sign tokens in a file beside it. The
-logger `jwtserver.audit` has a line for each sign-in, failure, refresh, logout and change of a user
-or key.
+A WSGI server imports `jwtserver:application`, which reads its settings from the environment. Users
+and sessions are in a database, the signing keys in a file. Which chapter to read for what:
+
+    Settings                         every setting, its default, and how it is checked
+    Keys                             the key file, and how servers notice that it has changed
+    Users, Sessions                  what is stored; how a refresh token rotates (`_rotate`)
+    Failed sign-ins                  which failures are counted, and when they lock out
+    Database connections, The store  SQLite and PostgreSQL; all SQL
+    Requests and responses           bodies, JSON, and how an error becomes a response
+    Endpoints                        what each endpoint does
+    Routes and OpenAPI               which endpoints exist, and their description
+    The application                  how all of this is composed with the guard
+    The HTTP server                  only for `python jwtserver.py`; skip it with another server
+    Commands, The command line       what each command does; all commands and flags
 """
 
 import argparse
@@ -68,7 +78,7 @@ from wsgiref.handlers import SimpleHandler, format_date_time
 from wsgiref.util import FileWrapper
 
 if TYPE_CHECKING:
-    import ssl  # else where TLS is asked for: it takes memory
+    import ssl  # imported when TLS is configured, because it needs much memory
 
 from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
@@ -82,13 +92,13 @@ __version__ = "0.4.0"
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
-MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC makes one character of up to 4, in quadratic time
+MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
-REFRESH_GRACE = 10.0  # seconds in which a client whose answer was lost may refresh again
-KEY_FILE_INTERVAL = 0.5  # seconds between two looks at it
+REFRESH_GRACE = 10.0  # seconds in which a client that lost the response may refresh again
+KEY_FILE_INTERVAL = 0.5  # seconds between two checks whether it has changed
 SWEEP_ROWS = 25  # expired rows deleted with each new one: a few ms, among millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
@@ -100,15 +110,15 @@ audit_logger.setLevel(logging.INFO)
 
 
 class Error(Exception):
-    """What stops a command; the message is one line for the person who gave it."""
+    """An error shown to the user of a command, in one line."""
 
 
-_SUSPICIOUS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
+_WARNING_EVENTS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
 
 
 def _audit(event: str, **details: str) -> None:
-    """Log one line; JSON escapes what could break it, and what a terminal could act upon."""
-    level = logging.WARNING if event in _SUSPICIOUS else logging.INFO
+    """Log an event in one line. JSON escapes line ends and terminal control characters."""
+    level = logging.WARNING if event in _WARNING_EVENTS else logging.INFO
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
     audit_logger.log(level, "%s", line.replace("\x7f", "\\u007f"))
 
@@ -300,23 +310,27 @@ def _parse_setting(name: str, value: Any) -> Any:
 
 
 # --- Keys ---------------------------------------------------------------------------------------
+#
+# Design: the first key signs, all keys verify. They are in the setting `secret`, or in a file that
+# is only ever replaced as a whole, so that a reader never sees half of it. `FileSigner` compares
+# the file's fingerprint twice a second, in the thread of a request, and reads it again if it has
+# changed. An unusable file must never stop a running server: the old keys stay in use.
 
 
 def prepare_keys(settings: Settings) -> None:
-    """Make the file of the keys, with a new key in it, if the keys are to be in a file that is not
-    there.
+    """Create the key file with one new key, if keys are in a file and it is missing.
 
     Raises:
-        SettingsError: the file cannot be made.
+        SettingsError: the file cannot be created.
     """
     if not settings.secret:
-        with _using(settings.key_file):
+        with _key_file_errors(settings.key_file):
             if not settings.key_file.exists():
                 _create_file(settings.key_file, [secrets.token_hex(32).encode()])
 
 
 @contextmanager
-def _using(key_file: Path) -> Iterator[None]:
+def _key_file_errors(key_file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -324,10 +338,10 @@ def _using(key_file: Path) -> Iterator[None]:
 
 
 def load_keys(settings: Settings) -> List[bytes]:
-    """The keys, the signing one first.
+    """Read the keys. The first one signs.
 
     Raises:
-        SettingsError: there is no key, or one that cannot be used.
+        SettingsError: there is no key, or one of them cannot be used.
     """
     if settings.secret:
         source, text = "JWTSERVER_SECRET", settings.secret.encode("utf-8", "surrogateescape")
@@ -335,8 +349,8 @@ def load_keys(settings: Settings) -> List[bytes]:
         source = f"JWTSERVER_SECRET_FILE: {settings.key_file}"
         text = _read_key_file(settings.key_file)
     keys = [line.strip() for line in text.splitlines() if line.strip()]
-    if any(len(key.split()) > 1 for key in keys):  # text of another kind is no secret
-        raise SettingsError(f"{source}: a key has no spaces in it, and a line of its own")
+    if any(len(key.split()) > 1 for key in keys):  # a document that is not a key file
+        raise SettingsError(f"{source}: a key must be on a line of its own, without spaces")
     try:
         TokenSigner(keys)
     except InvalidKeyError as error:
@@ -345,25 +359,25 @@ def load_keys(settings: Settings) -> List[bytes]:
 
 
 def _read_key_file(path: Path) -> bytes:
-    with _using(path):
+    with _key_file_errors(path):
         text = path.read_bytes()
         if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
             logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
-    return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # as some editors mark UTF-8
+    return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # a byte order mark
 
 
 def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
-    """Make a file whole or not at all; of two processes that try at once, one succeeds."""
+    """Create a file as a whole. If two processes try at once, one succeeds and both go on."""
     draft = _write_draft(path, lines)
     try:
         with suppress(FileExistsError):
-            os.link(draft, path)  # unlike a rename, it never replaces a file
+            os.link(draft, path)  # unlike a rename, a link never replaces a file
     finally:
         os.unlink(draft)
 
 
 def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
-    """Write a file for its owner's eyes alone, on its disk, in the folder of `path`."""
+    """Write a file beside `path` that only its owner can read, and wait until it is on the disk."""
     draft = f"{path}.{secrets.token_hex(8)}"
     try:
         with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
@@ -380,9 +394,9 @@ def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
 def replace_keys(
     settings: Settings, change: Callable[[List[bytes]], List[bytes]],
 ) -> Tuple[List[bytes], float]:
-    """Rewrite the file of the keys at one stroke; its owner and mode remain.
+    """Replace the key file atomically, keeping owner and mode.
 
-    Return the keys that it had, and when those were written, in seconds since 1970.
+    Return the previous keys, and when they were written, in seconds since 1970.
 
     Raises:
         SettingsError: the keys are not in a file.
@@ -392,11 +406,11 @@ def replace_keys(
         raise SettingsError("the keys are in JWTSERVER_SECRET; change them there")
     prepare_keys(settings)
     keys = load_keys(settings)
-    path = settings.key_file.resolve()  # where it is a link, what it points to
+    path = settings.key_file.resolve()  # the file that a link points to
     status = path.stat()
     draft = _write_draft(path, change(keys))
     try:
-        if hasattr(os, "chown"):  # Windows has none
+        if hasattr(os, "chown"):  # not on Windows
             os.chown(draft, status.st_uid, status.st_gid)
         os.chmod(draft, status.st_mode & 0o777)
         os.replace(draft, path)
@@ -407,25 +421,25 @@ def replace_keys(
 
 
 class FileSigner:
-    """A TokenSigner that has the keys that are in the file now, or were half a second ago.
+    """A TokenSigner that reloads the key file when it changes, within half a second.
 
-    A token that none of them has signed makes it look at once: another process may have signed with
-    a newer key. Where the file is gone or cannot be used, the keys before that remain.
+    It checks the file at once for a token with an unknown signature, because another process may
+    already sign with a newer key. If the file is missing or unusable, the old keys stay in use.
 
     Raises:
-        SettingsError: the file cannot be used to begin with.
+        SettingsError: the file cannot be used at the start.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        self._path = str(settings.key_file.absolute())  # wherever the application goes
+        self._path = str(settings.key_file.absolute())  # the application may change the folder
         self._settings = settings._replace(secret_file=self._path)
         self._clock = clock
-        self._looked = clock()
-        self._seen = self._identity()
+        self._checked_at = clock()
+        self._loaded_fingerprint = self._fingerprint()
         self._signer = self._load()
 
-    def _identity(self) -> Optional[Tuple[int, int, int, int]]:
-        """What is another whenever the file is; None if there is none."""
+    def _fingerprint(self) -> Optional[Tuple[int, int, int, int]]:
+        """A value that changes with the file; None if it is missing."""
         try:
             status = os.stat(self._path)
         except OSError:
@@ -435,33 +449,33 @@ class FileSigner:
     def _load(self) -> TokenSigner:
         return _load_signer(self._settings, self._clock)
 
-    def _look(self) -> None:
-        """Take the keys from the file, if it is another one."""
-        now, identity = self._clock(), self._identity()
-        if identity != self._seen:
+    def _reload_if_changed(self) -> None:
+        now, fingerprint = self._clock(), self._fingerprint()
+        if fingerprint != self._loaded_fingerprint:
             try:
                 self._signer = self._load()
             except SettingsError as error:
-                logger.error("The keys that were there remain in use: %s", error)
-        self._seen = identity  # last: until then, other threads must look for themselves
-        self._looked = now
+                logger.error("The old keys stay in use: %s", error)
+        # Set last: until the new keys are in use, other threads must not skip the check.
+        self._loaded_fingerprint = fingerprint
+        self._checked_at = now
 
-    def _current(self) -> TokenSigner:
-        if not 0 <= self._clock() - self._looked < KEY_FILE_INTERVAL:
-            self._look()
+    def _fresh_signer(self) -> TokenSigner:
+        if not 0 <= self._clock() - self._checked_at < KEY_FILE_INTERVAL:
+            self._reload_if_changed()
         return self._signer
 
     def sign(self, claims: Claims) -> str:
         """Sign as TokenSigner does."""
-        return self._current().sign(claims)
+        return self._fresh_signer().sign(claims)
 
     def verify(self, token: str) -> Claims:
         """Verify as TokenSigner does."""
-        signer = self._current()
+        signer = self._fresh_signer()
         try:
             return signer.verify(token)
         except InvalidSignatureError:
-            self._look()
+            self._reload_if_changed()
             if self._signer is signer:
                 raise
             return self._signer.verify(token)
@@ -471,7 +485,7 @@ Signer = Union[TokenSigner, FileSigner]
 
 
 def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> Signer:
-    """What signs and verifies the tokens of the service; where there is no key, one is made.
+    """The signer of the service's tokens. It creates the key file if that is missing.
 
     Raises:
         SettingsError: the keys cannot be used.
@@ -488,6 +502,9 @@ def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
 
 
 # --- Users --------------------------------------------------------------------------------------
+#
+# Design: a user is a row of a table, found by name. Names are stored and compared in one Unicode
+# form (NFC), so that the same name typed on two systems is one user.
 
 
 class User(NamedTuple):
@@ -501,53 +518,54 @@ class User(NamedTuple):
 
 
 def clean_name(name: str) -> str:
-    """Return a user name in the form in which names are compared, NFC.
+    """Return a user name in NFC, the form in which names are compared.
 
     Raises:
-        ValueError: it is empty, too long, or has what cannot be seen.
+        ValueError: the name is empty, too long, or has invisible characters.
 
     >>> clean_name("Zoe\\u0308")
     'Zoë'
     """
     name = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT])
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
-        raise ValueError(f"a user name has 1 to {MAX_NAME_LENGTH} characters")
+        raise ValueError(f"a user name must have 1 to {MAX_NAME_LENGTH} characters")
     if name != name.strip():
-        raise ValueError("a user name has no space at its ends")
+        raise ValueError("a user name must not start or end with white space")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise ValueError("a user name has no control characters")
+        raise ValueError("a user name must not contain control characters")
     return name
 
 
 # --- Sessions -----------------------------------------------------------------------------------
+#
+# Design: signing in opens a session. Access tokens name it in their claim `sid` and are valid while
+# its row exists. A refresh token is `family.generation.secret` and is replaced each time it is used:
+# see `_rotate`. The row holds only hashes, so that nobody can make a token from the database. The
+# row is found by the hash of the family, so that nobody can make one from the claim `sid` either.
 
 
 class Session(NamedTuple):
-    """A row of the table `sessions`: a sign-in that has not ended.
-
-    A refresh token is `family.generation.secret`. Its session is found by the hash of the family,
-    so that nobody can guess it from the claim `sid`; and an older token of the family, whose own
-    hash is no longer kept, is still known for one.
-    """
+    """A row of the table `sessions`: a session that has not ended."""
 
     id: str  # the claim `sid`
     user_name: str
-    generation: int  # how often it has been refreshed
-    refresh_hash: str  # of the refresh token that is good; "" if there is none
-    previous_hash: str  # of the one in whose place it came
-    rotated: float  # when it came, in seconds since 1970
-    expires: int  # likewise
+    generation: int  # the number in its current refresh token
+    refresh_hash: str  # of the current refresh token; "" if it has none
+    previous_hash: str  # of the token that the current one has replaced
+    rotated: float  # when the generation began, in seconds since 1970
+    expires: int  # seconds since 1970
 
 
 class Grant(NamedTuple):
-    """What a client gets: a session of a user, and the token that prolongs it."""
+    """What a client receives for a sign-in or a refresh."""
 
     user: User
     session: Session
     refresh_token: str
 
 
-_REFRESH_TOKEN = re.compile(r"(?P<family>[\w-]{22})\.(?P<generation>[0-9]{1,9})\.[\w-]{43}", re.A)
+_REFRESH_TOKEN = re.compile(
+    r"(?P<family>[\w-]{22})\.(?P<generation>[0-9]{1,9})\.[\w-]{43}", re.ASCII)
 
 
 def _digest(text: str) -> str:
@@ -558,21 +576,21 @@ def _session_id(family: str) -> str:
     return _digest(family)[:32]
 
 
-def _refresh_token(family: str, generation: int) -> str:
+def _new_refresh_token(family: str, generation: int) -> str:
     return f"{family}.{generation}.{secrets.token_urlsafe(32)}"  # 256 random bits
 
 
 def new_grant(user: User, lifetime: int, now: float) -> Grant:
-    """A new session, which begins at `now` and ends `lifetime` seconds later."""
+    """Create a session that begins at `now` and ends `lifetime` seconds later."""
     family = secrets.token_urlsafe(16)
-    token = _refresh_token(family, 0)
+    token = _new_refresh_token(family, 0)
     session = Session(
         _session_id(family), user.name, 0, _digest(token), "", now, int(now) + lifetime)
     return Grant(user, session, token)
 
 
 class RefreshError(Error):
-    """A refresh token that is refused; `ended` is the session that it was the end of, if any."""
+    """A refused refresh token. `ended`: the session that its reuse ended, if any."""
 
     def __init__(self, ended: Optional[Session] = None) -> None:
         super().__init__("Invalid refresh token")
@@ -580,31 +598,42 @@ class RefreshError(Error):
 
 
 def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
-    """The session after this refresh token has been presented, and the next one.
+    """Replace the refresh token of a session, and return the session and the new token.
+
+    1. The current token starts a new generation, with a new token.
+    2. The previous token may be used again for REFRESH_GRACE seconds, because the response to it
+       may have been lost. It gets another new token of this generation; the lost one is void.
+    3. A token of this generation that became void in this way is refused during those seconds.
+    4. Any other token has been used before. Two parties have it, so one of them has stolen it, and
+       the session ends (RFC 9700 §4.14.2).
 
     Raises:
-        RefreshError: it is not the token's turn. One whose turn has been ends the session: either
-            this client or the one before it has stolen it (RFC 9700 §4.14.2).
+        RefreshError: in case 3 and, with the session that must end, in case 4.
     """
     family, generation, _ = token.split(".")
     digest = _digest(token)
-    recent = abs(now - session.rotated) < REFRESH_GRACE  # the clock may have been set back
+    in_grace = abs(now - session.rotated) < REFRESH_GRACE  # the clock may have been set back
     if secrets.compare_digest(digest, session.refresh_hash):
         session = session._replace(
             generation=session.generation + 1, previous_hash=digest, rotated=now)
-    elif recent and int(generation) == session.generation:
-        raise RefreshError  # another request with the same predecessor was answered after this one
-    elif not (recent and secrets.compare_digest(digest, session.previous_hash)):
+    elif in_grace and int(generation) == session.generation:
+        raise RefreshError
+    elif not (in_grace and secrets.compare_digest(digest, session.previous_hash)):
         raise RefreshError(session)
-    token = _refresh_token(family, session.generation)
-    return session._replace(refresh_hash=_digest(token)), token
+    new_token = _new_refresh_token(family, session.generation)
+    return session._replace(refresh_hash=_digest(new_token)), new_token
 
 
 # --- Failed sign-ins ----------------------------------------------------------------------------
+#
+# Design: each failed sign-in counts three times: for the user at the address, for the address, and
+# for the user. Each counter has its own limit. While one of them has reached its limit, no password
+# is checked, not even the right one, until the counter expires. Names and addresses are stored as
+# hashes. A name without a user is counted too: the response must never tell whether a user exists.
 
 
 class LockedOut(Error):
-    """Too many logins have failed; none is looked at for the next `seconds`."""
+    """Too many sign-ins have failed. No password is checked for the next `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("Too many failed sign-ins")
@@ -612,19 +641,19 @@ class LockedOut(Error):
 
 
 class Attempt(NamedTuple):
-    """A login, and the counters of failures that it meets: each with its limit."""
+    """A sign-in, and the failure counters that apply to it, with the limit of each."""
 
     limits: Mapping[str, int]
-    seconds: int  # for which a failure is remembered
+    seconds: int  # from the first failure until a counter expires
     user_at_address: str  # the counter that a success clears
 
     def latest_expiry(self, now: float) -> float:
-        """The time beyond which no counter can end, but one that a wrong clock has written."""
+        """The latest plausible expiry. A later one was written with a wrong clock."""
         return now + 2 * self.seconds
 
     @classmethod
     def of(cls, name: str, address: str, rate: Rate) -> "Attempt":
-        """The login of a user, who need not exist, from an address."""
+        """The sign-in of a user, who may not exist, from an address."""
         name, network = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT]), _network(address)
         both, by_network, by_name = (
             _digest(json.dumps(key)) for key in ([name, network], [None, network], [name, None]))
@@ -633,10 +662,10 @@ class Attempt(NamedTuple):
 
 
 def _network(address: str) -> str:
-    """The address, or its /64: who has one address of IPv6 has them all (RFC 6177 §2)."""
+    """The address, or its /64: one IPv6 client controls a whole /64 (RFC 6177 §2)."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:  # a server on a Unix socket knows none
+    except ValueError:  # a server on a Unix socket knows no address
         return address
     if isinstance(ip, ipaddress.IPv4Address):
         return address

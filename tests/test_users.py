@@ -48,7 +48,7 @@ def test_clean_name_of_good_name_is_the_name(name):
     "", "a" * 151, " a", "a ", "\ta", "a\xa0", "\u3000", "a\0b", "a\nb", "a\x1bb", "a\x7fb",
     "a\x85b", "a\ud800b", "a\u2028b", "a\u2029b", "e\u0301" * 151])
 def test_clean_name_of_bad_name_raises(name):
-    with pytest.raises(ValueError, match="^a user name has "):
+    with pytest.raises(ValueError, match="^a user name must "):
         clean_name(name)
 
 
