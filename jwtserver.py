@@ -229,24 +229,18 @@ class Settings(NamedTuple):
     jwtserver.SettingsError: JWTSERVER_TOKEN_LIFETIME must be a whole number ...
     """
 
-    # An SQLite file, or postgresql://…
-    database: Annotated[str, _parse_database] = "jwtserver.db"
-    # Keys, one per line: the first signs, all verify.
-    secret: Annotated[str, _parse_text] = ""
-    # A file of such lines. The default is jwtserver.key beside the database.
-    secret_file: Annotated[str, _parse_path] = ""
+    database: Annotated[str, _parse_database] = "jwtserver.db"  # an SQLite file or postgresql://…
+    secret: Annotated[str, _parse_text] = ""  # keys, one per line: the first signs, all verify
+    secret_file: Annotated[str, _parse_path] = ""  # their file; jwtserver.key beside the database
     issuer: Annotated[Optional[str], _parse_name] = None
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
-    # Seconds from the sign-in until the session ends, however often it is refreshed.
-    session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400
-    # Origins whose pages may read the responses; `*` for any.
-    cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()
+    session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
+    cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
     trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
-    # The default is /protected or, with your own application, everything.
-    protect: Annotated[Rules, _parse_rule_list] = ()
+    protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
@@ -436,7 +430,7 @@ class FileSigner:
         self._clock = clock
         self._checked_at = clock()
         self._loaded_fingerprint = self._fingerprint()
-        self._signer = self._load()
+        self._signer = _load_signer(self._settings, clock)
 
     def _fingerprint(self) -> Optional[Tuple[int, int, int, int]]:
         """A value that changes with the file; None if it is missing."""
@@ -446,14 +440,11 @@ class FileSigner:
             return None
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _load(self) -> TokenSigner:
-        return _load_signer(self._settings, self._clock)
-
     def _reload_if_changed(self) -> None:
         now, fingerprint = self._clock(), self._fingerprint()
         if fingerprint != self._loaded_fingerprint:
             try:
-                self._signer = self._load()
+                self._signer = _load_signer(self._settings, self._clock)
             except SettingsError as error:
                 logger.error("The old keys stay in use: %s", error)
         # Set last: until the new keys are in use, other threads must not skip the check.
@@ -539,9 +530,9 @@ def clean_name(name: str) -> str:
 # --- Sessions -----------------------------------------------------------------------------------
 #
 # Design: signing in opens a session. Access tokens name it in their claim `sid` and are valid while
-# its row exists. A refresh token is `family.generation.secret` and is replaced each time it is used:
-# see `_rotate`. The row holds only hashes, so that nobody can make a token from the database. The
-# row is found by the hash of the family, so that nobody can make one from the claim `sid` either.
+# its row exists. A refresh token is `family.generation.secret`. `_rotate` replaces it at each use.
+# The row holds only hashes, so that nobody can make a token from the database. It is found by the
+# hash of the family, so that nobody can make one from the claim `sid` either.
 
 
 class Session(NamedTuple):
@@ -721,7 +712,7 @@ class _PooledConnection:
         try:
             self._connection = self._idle.pop()
         except IndexError:  # all are in use
-            self._connection = self._database.connect_or_fail()
+            self._connection = self._database.connect_or_raise()
         return self._connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
@@ -761,7 +752,7 @@ class _Database(ABC):
     def ping(self) -> None:
         """Raise StoreError if a connection works, but leads to a database that is gone."""
 
-    def connect_or_fail(self) -> Connection:
+    def connect_or_raise(self) -> Connection:
         """Open a connection, or raise StoreError."""
         try:
             return self.connect()
@@ -1268,11 +1259,16 @@ def open_store(database: str) -> Store:
     return store
 
 
-# --- Requests and answers -----------------------------------------------------------------------
+# --- Requests and responses ---------------------------------------------------------------------
+#
+# Design: a handler takes the environ of a request and returns a Response, or raises HTTPError. The
+# `Router` finds the handler by path and method, in the thread of the request, and passes other
+# requests on to its fallback. It is the one place where errors become responses. A response must
+# never contain the details of an internal fault: those are logged.
 
 
 class HTTPError(Exception):
-    """A request that gets an error for an answer."""
+    """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, *headers: Tuple[str, str]) -> None:
         super().__init__(message)
@@ -1286,7 +1282,7 @@ _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in H
 
 
 class Response(NamedTuple):
-    """What an endpoint answers, ready to be sent."""
+    """A response of an endpoint."""
 
     status: str
     headers: List[Tuple[str, str]]
@@ -1294,7 +1290,7 @@ class Response(NamedTuple):
 
     @classmethod
     def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Response":
-        """An answer of this content in JSON or, without any, of no body."""
+        """A response with this content as JSON, or without a body."""
         line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
             return cls(line, [_NOSNIFF, *headers], b"")
@@ -1307,11 +1303,11 @@ Handler = Callable[[Environ], Response]
 
 
 def _send_response(
-    answer: Response, environ: Environ, start_response: StartResponse, *exc_info: Any,
+    response: Response, environ: Environ, start_response: StartResponse, *exc_info: Any,
 ) -> List[bytes]:
-    start_response(answer.status, list(answer.headers), *exc_info)
-    bare = not answer.body or environ.get("REQUEST_METHOD") == "HEAD"
-    return [] if bare else [answer.body]
+    start_response(response.status, list(response.headers), *exc_info)
+    no_body = not response.body or environ.get("REQUEST_METHOD") == "HEAD"
+    return [] if no_body else [response.body]
 
 
 def _read_body(environ: Environ) -> bytes:
@@ -1322,19 +1318,19 @@ def _read_body(environ: Environ) -> bytes:
         raise HTTPError(400, "The Content-Length must be a number")
     if len(length) > 9 or int(length or 0) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
-    wanted = int(length or MAX_BODY_BYTES + 1)
+    expected = int(length or MAX_BODY_BYTES + 1)
     body = b""
-    while len(body) < wanted and (piece := environ["wsgi.input"].read(wanted - len(body))):
-        body += piece
+    while len(body) < expected and (chunk := environ["wsgi.input"].read(expected - len(body))):
+        body += chunk
     if len(body) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
-    if length and len(body) < wanted:
+    if length and len(body) < expected:
         raise HTTPError(400, "The body is shorter than its Content-Length")
     return body
 
 
 def _read_fields(environ: Environ) -> Dict[str, Any]:
-    """The fields of a body that is JSON or a form; a name that comes twice is refused."""
+    """Read the fields of a JSON or form body. A name that occurs twice is refused."""
     body = _read_body(environ)
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
@@ -1343,20 +1339,24 @@ def _read_fields(environ: Environ) -> Dict[str, Any]:
         except DecodeError as error:
             raise HTTPError(400, f"Malformed body: {error}") from None
     if content_type == "application/x-www-form-urlencoded":
-        if body.lstrip().startswith(b"{"):  # as of `curl -d` without a header
-            raise HTTPError(415, "The body looks like JSON, but is sent as a form; it needs"
-                                 " Content-Type: application/json")
-        try:
-            pairs = parse_qsl(body.decode(), True, errors="strict", max_num_fields=100)
-        except ValueError:
-            raise HTTPError(400, "Malformed body: Invalid form") from None
-        if len(dict(pairs)) != len(pairs):
-            raise HTTPError(400, "Malformed body: A field is given twice")
-        return dict(pairs)
+        return _parse_form(body)
     raise HTTPError(415, "The body must be application/json or application/x-www-form-urlencoded")
 
 
-def _required(fields: Mapping[str, Any], name: str) -> str:
+def _parse_form(body: bytes) -> Dict[str, Any]:
+    if body.lstrip().startswith(b"{"):  # `curl -d` without a Content-Type
+        raise HTTPError(415, "The body looks like JSON, but is sent as a form; it needs"
+                             " Content-Type: application/json")
+    try:
+        pairs = parse_qsl(body.decode(), True, errors="strict", max_num_fields=100)
+    except ValueError:
+        raise HTTPError(400, "Malformed body: Invalid form") from None
+    if len(dict(pairs)) != len(pairs):
+        raise HTTPError(400, "Malformed body: A field is given twice")
+    return dict(pairs)
+
+
+def _required_field(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str):
         raise HTTPError(400, f"`{name}` must be a string")
@@ -1366,25 +1366,24 @@ def _required(fields: Mapping[str, Any], name: str) -> str:
 
 
 class Operation(NamedTuple):
-    """What is done for a method at a path, and how it is told to programs."""
+    """The handler of one method of a path, and its OpenAPI description."""
 
-    run: Handler
-    status: int = 200  # if it succeeds
-    schema: Optional[Mapping[str, Any]] = None  # of the JSON that it answers then
+    handler: Handler
+    status: int = 200  # of a success
+    schema: Optional[Mapping[str, Any]] = None  # of the JSON of a success
     fields: Tuple[str, ...] = ()  # that the body must have
-    errors: Tuple[int, ...] = ()  # beyond those that any operation of its kind has
+    errors: Tuple[int, ...] = ()  # besides those that every operation of its kind has
 
 
 class Route(NamedTuple):
-    """The operations at one path, by method, `*` for any, and the member that holds the text of an
-    error."""
+    """The operations at one path, by method or `*`, and the JSON member of their errors."""
 
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
 
-    def answer(self, environ: Environ) -> Response:
-        """Run the operation for the method of the request; GET answers HEAD as well."""
+    def respond(self, environ: Environ) -> Response:
+        """Run the operation for the method of the request. GET handles HEAD as well."""
         if not self.methods:
             raise HTTPError(404, "Not found")
         method = environ["REQUEST_METHOD"]
@@ -1392,10 +1391,10 @@ class Route(NamedTuple):
         if operation is None:
             allowed = [*self.methods, *(["HEAD"] if "GET" in self.methods else [])]
             raise HTTPError(405, "Method not allowed", ("Allow", ", ".join(allowed)))
-        return operation.run(environ)
+        return operation.handler(environ)
 
     def error_response(self, error: HTTPError) -> Response:
-        """Put an error into the words of an answer."""
+        """Build the response to an error."""
         content = {"success": False, self.error_member: error.message}
         return Response.of(error.status, content, *error.headers)
 
@@ -1404,10 +1403,7 @@ _NO_ROUTE = Route({})
 
 
 class Router:
-    """Serves the endpoints at their paths, and hands all other requests to `fallback`.
-
-    This is also the one place where errors become answers.
-    """
+    """Serves the routes, and passes requests for other paths to `fallback`, or answers 404."""
 
     def __init__(
         self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
@@ -1420,21 +1416,21 @@ class Router:
         try:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
-            answer = route.answer(environ)
+            response = route.respond(environ)
         except HTTPError as error:
-            answer = route.error_response(error)
+            response = route.error_response(error)
         except StoreError as error:
             logger.error("%s", error)
-            answer = route.error_response(HTTPError(503, "The database cannot answer"))
+            response = route.error_response(HTTPError(503, "The database cannot answer"))
         except Exception:
-            logger.exception("A fault at %s", ascii(environ.get("PATH_INFO")))
-            answer = route.error_response(HTTPError(500, "Internal server error"))
-            return _send_response(answer, environ, start_response, sys.exc_info())
-        return _send_response(answer, environ, start_response)
+            logger.exception("Internal error at %s", ascii(environ.get("PATH_INFO")))
+            response = route.error_response(HTTPError(500, "Internal server error"))
+            return _send_response(response, environ, start_response, sys.exc_info())
+        return _send_response(response, environ, start_response)
 
 
 def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
-    """Add the header to the answers of an application that does not send it itself."""
+    """Add `X-Content-Type-Options` to responses of an application that does not send it."""
 
     def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
@@ -1448,6 +1444,11 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
+#
+# Design: `Service` has one method per endpoint. It checks the request, asks the store, and builds
+# the response, all in the thread of the request. Password hashes are the only slow step: they wait
+# in `_HashQueue` for a core, after the server was told to continue in another thread. A refused
+# sign-in must take the same time and get the same response, whether or not the user exists.
 
 
 def _usable_cores() -> int:
@@ -1457,24 +1458,24 @@ def _usable_cores() -> int:
 
 
 class _HashQueue:
-    """Where password hashes wait for a core.
+    """A queue in which password hashes wait for a core.
 
-    A hash keeps one busy for some tenths of a second. Those beyond the number of cores wait here,
-    so that the requests of those who are signed in need not, and not too many of them.
+    A hash takes some tenths of a second of a core. Only as many run as there are cores, so that
+    other requests are not slowed down. If too many wait, further sign-ins get 503.
     """
 
     def __init__(self, cores: int) -> None:
         self._cores = threading.BoundedSemaphore(cores)
-        self._places = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
+        self._queue_slots = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
 
     def __enter__(self) -> None:
-        if not self._places.acquire(blocking=False):
+        if not self._queue_slots.acquire(blocking=False):
             raise HTTPError(503, "Too many sign-ins at once", ("Retry-After", "10"))
         self._cores.acquire()
 
     def __exit__(self, *exc_info: Any) -> None:
         self._cores.release()
-        self._places.release()
+        self._queue_slots.release()
 
 
 # By process, and created when needed: a lock that another thread held at a fork would never be
@@ -1484,21 +1485,21 @@ _build_locks: Dict[int, threading.Lock] = {}
 
 
 def client_address(environ: Environ, trusted_proxies: int) -> str:
-    """The address of the client, as the outermost of so many proxies has seen it.
+    """The address of the client, as seen by the first of the trusted proxies.
 
-    Each proxy appends to X-Forwarded-For where it got the request from; what stands before that is
-    anybody's claim.
+    Each proxy appends the address that it received the request from to X-Forwarded-For. Earlier
+    entries can be forged.
     """
     hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
     if 0 < trusted_proxies <= len(hops):
         hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
-        with suppress(ValueError):  # of a proxy that hides it
+        with suppress(ValueError):  # a proxy may hide the address
             return str(ipaddress.ip_address(hop))
     return str(environ.get("REMOTE_ADDR", ""))
 
 
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
-    """A token of a session, and the seconds for which it is good: never longer than the session."""
+    """Sign a token for a session. Return it with its lifetime: it ends with the session at last."""
     user, session, _ = grant
     issued, expires = int(now), int(min(now + lifetime, session.expires))
     claims = {"sub": user.name, "username": user.name, "sid": session.id,
@@ -1512,7 +1513,7 @@ _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a header
 
 
 class Service:
-    """The endpoints that open, prolong and end sessions."""
+    """The endpoints that open, refresh, verify and end sessions."""
 
     def __init__(
         self, store: Store, signer: Signer, settings: Settings, clock: Callable[[], float],
@@ -1521,55 +1522,55 @@ class Service:
         self.signer = signer
         self.settings = settings
         self.clock = clock
-        # What looking at a password costs at least: as much as the strongest hash that was met.
+        # The least cost of checking a password: that of the strongest stored hash met so far.
         self._iterations = settings.pbkdf2_iterations
 
     def authenticate(self, environ: Environ) -> Response:
-        """Trade a user name and a password for a token and a refresh token."""
+        """Sign in with a user name and a password."""
         fields = _read_fields(environ)
-        name, password = _required(fields, "username"), _required(fields, "password")
-        told = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
+        name, password = _required_field(fields, "username"), _required_field(fields, "password")
+        audit_details = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
         try:
             grant = self._sign_in(name, password, environ)
         except LockedOut as error:
-            _audit("locked_out", **told)
+            _audit("locked_out", **audit_details)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
         if grant is None:
-            _audit("sign_in_failed", **told)
+            _audit("sign_in_failed", **audit_details)
             raise HTTPError(401, "Invalid username and password")
-        _audit("sign_in", **told, session=grant.session.id)
-        return self._granted(grant)
+        _audit("sign_in", **audit_details, session=grant.session.id)
+        return self._token_response(grant)
 
     def _sign_in(self, name: str, password: str, environ: Environ) -> Optional[Grant]:
-        """A session, if the password is right. A user who does not exist takes as long as others.
+        """Open a session if the password is right. An unknown user takes the same time.
 
         Raises:
-            LockedOut: too many logins like this one have failed.
+            LockedOut: too many such sign-ins have failed.
         """
         attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
         user = self.store.find_user(name)
         iterations = self.settings.pbkdf2_iterations
-        environ.get("jwtserver.step_aside", lambda: None)()  # if it is the server below that runs
+        environ.get("jwtserver.step_aside", lambda: None)()  # only this module's server has it
         with _hash_queues.setdefault(os.getpid(), _HashQueue(_usable_cores())):
-            self.store.check_attempt(attempt, self.clock())  # that was a while ago
+            self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
             stored = user.password_hash if user else None
             self._iterations = max(self._iterations, password_iterations(stored))
-            right = verify_password(password, stored, min_iterations=self._iterations)
-            old = right and needs_rehash(stored or "", iterations=iterations)
-            new_hash = hash_password(password, iterations=iterations) if old else None
+            matches = verify_password(password, stored, min_iterations=self._iterations)
+            outdated = matches and needs_rehash(stored or "", iterations=iterations)
+            new_hash = hash_password(password, iterations=iterations) if outdated else None
         now = self.clock()
-        if not right or user is None or user.disabled:
+        if not matches or user is None or user.disabled:
             self.store.count_failure(attempt, now)
             return None
         grant = new_grant(user, self.settings.session_lifetime, now)
         opened = self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash)
-        # Who was changed meanwhile is looked up anew: another sign-in may have stored a new hash.
+        # If the user was changed meanwhile, try again: another sign-in may have upgraded the hash.
         return grant if opened else self._sign_in(name, password, environ)
 
     def refresh(self, environ: Environ) -> Response:
-        """Trade a refresh token for a new token and the next refresh token."""
-        token = _required(_read_fields(environ), "refresh_token")
+        """Exchange a refresh token for new tokens."""
+        token = _required_field(_read_fields(environ), "refresh_token")
         address = self.address(environ)
         try:
             grant = self.store.refresh(token, self.clock())
@@ -1581,9 +1582,9 @@ class Service:
                 _audit("refresh_failed", address=address)
             raise HTTPError(401, str(error)) from None
         _audit("refresh", user=grant.user.name, address=address, session=grant.session.id)
-        return self._granted(grant)
+        return self._token_response(grant)
 
-    def _granted(self, grant: Grant) -> Response:
+    def _token_response(self, grant: Grant) -> Response:
         token, seconds = issue_token(
             grant, self.signer, self.settings.token_lifetime, self.clock())
         content = {
@@ -1605,29 +1606,29 @@ class Service:
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
-        """Tell a proxy that the token is good, and whose it is."""
+        """Tell a proxy that the token is valid, and the name of its user."""
         claims = _claims(environ)
         scope = claims.get("scope", "")
         headers = [("Remote-User", claims["sub"]), ("Remote-Scope", scope)]
         for _, value in headers:
-            # A name that a proxy could read otherwise is nobody's: not of this service's users.
+            # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
         return Response.of(204, None, *(
             (name, value.encode().decode("latin-1")) for name, value in headers))
 
     def is_revoked(self, claims: Claims) -> bool:
-        """Tell whether the session of a token has ended.
+        """Whether the session of a token has ended.
 
-        A token without one is not from here: whoever has the key has made it, and can.
+        A token without `sid` was made elsewhere with our key. It has no session.
         """
         session_id = claims.get("sid", "")
-        if not isinstance(session_id, str) or "\0" in session_id:  # which PostgreSQL has not
+        if not isinstance(session_id, str) or "\0" in session_id:  # PostgreSQL refuses NUL
             return True
         return "sid" in claims and not self.store.is_open(session_id, self.clock())
 
     def health(self, environ: Environ) -> Response:
-        """Tell whether the database can answer."""
+        """Check that the database can answer."""
         self.store.ping()
         return Response.of(200, {"status": "ok"})
 
@@ -1651,7 +1652,7 @@ class Service:
 
 def _claims(environ: Environ) -> Claims:
     claims: Optional[Claims] = environ.get("wsgi_auth.claims")
-    if not claims:  # the guard has been told to let everybody in
+    if not claims:  # the settings exempt this path from the guard
         raise HTTPError(401, "An authorization header is required",
                         ("WWW-Authenticate", 'Bearer realm="api"'))
     return claims
@@ -1661,34 +1662,37 @@ _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
 
 
 def _welcome(environ: Environ) -> Response:
-    """Greet whoever has a good token."""
+    """Greet a user with a valid token."""
     return _WELCOME
 
 
-# --- The route table ----------------------------------------------------------------------------
+# --- Routes and OpenAPI -------------------------------------------------------------------------
+#
+# Design: `_routes` is the table of all endpoints. The router and the OpenAPI document are made from
+# it when the application is built, so that a description cannot differ from what is served. The
+# summary of an operation is the first line of its handler's docstring.
 
 
 def _object(**members: Any) -> Dict[str, Any]:
-    """A schema (JSON Schema 2020-12) of an object with these members, given by theirs."""
+    """The JSON Schema (2020-12) of an object that has these members."""
     return {"type": "object", "properties": members, "required": list(members)}
 
 
 _STRING = {"type": "string"}
-_GRANTED = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
-                   refresh_token=_STRING)
+_TOKENS = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
+                  refresh_token=_STRING)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
 
 def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
     """All endpoints, by path."""
-    verify = Operation(service.verify, 204, errors=(403,))
     routes = {
         "/authenticate": Route({"POST": Operation(
-            service.authenticate, schema=_GRANTED, fields=("username", "password"))}, "message"),
+            service.authenticate, schema=_TOKENS, fields=("username", "password"))}, "message"),
         "/refresh": Route({"POST": Operation(
-            service.refresh, schema=_GRANTED, fields=("refresh_token",))}, "message"),
+            service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
-        "/verify": Route({"*": verify}, guarded=True),
+        "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
@@ -1699,23 +1703,23 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
 
     def index(environ: Environ) -> Response:
         """List the endpoints."""
-        return listed
+        return listing
 
     def openapi(environ: Environ) -> Response:
         """Describe the endpoints (OpenAPI 3.1)."""
         return document
 
-    described = f"{prefix}/openapi.json"
-    routes[described] = Route({"GET": Operation(openapi, schema={"type": "object"})})
+    document_path = f"{prefix}/openapi.json"
+    routes[document_path] = Route({"GET": Operation(openapi, schema={"type": "object"})})
     if demo:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
     document = Response.of(200, _describe(routes))
-    listed = Response.of(200, {
+    listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
-        "openapi": described})
+        "openapi": document_path})
     return routes
 
 
@@ -1736,11 +1740,12 @@ def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
 
 def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     operation = route.methods.get(method) or route.methods["*"]
-    name = operation.run.__name__.strip("_")
-    described: Dict[str, Any] = {
+    name = operation.handler.__name__.strip("_")
+    description: Dict[str, Any] = {
         "operationId": f"{name}_{method.lower()}" if "*" in route.methods else name,
-        "summary": (operation.run.__doc__ or "").partition("\n")[0],
-        "responses": {str(operation.status): _describe_answer(operation.status, operation.schema)},
+        "summary": (operation.handler.__doc__ or "").partition("\n")[0],
+        "responses": {str(operation.status): _describe_response(
+            operation.status, operation.schema)},
         "security": [{"token": []}] if route.guarded else [],
     }
     statuses = {*operation.errors, 429, 500, 503}
@@ -1748,25 +1753,29 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
         statuses.add(401)
     if operation.fields:
         statuses.update((400, 401, 411, 413, 415))
-        schema = _object(**dict.fromkeys(operation.fields, {"type": "string", "minLength": 1}))
-        described["requestBody"] = {"required": True, "content": {
-            "application/json": {"schema": schema},
-            "application/x-www-form-urlencoded": {  # no field of which may come twice
-                "schema": {**schema, "additionalProperties": _STRING}}}}
+        description["requestBody"] = _describe_body(operation.fields)
     success = {"const": False}
     for status in sorted(statuses):
         schema = _object(success=success, **{route.error_member: _STRING})
-        if status == 429 and route.error_member != "error":  # from the limit of requests
+        if status == 429 and route.error_member != "error":  # the rate limit says `error`
             schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
-        described["responses"][str(status)] = _describe_answer(status, schema)
-    return described
+        description["responses"][str(status)] = _describe_response(status, schema)
+    return description
 
 
-def _describe_answer(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    described: Dict[str, Any] = {"description": HTTPStatus(status).phrase}
+def _describe_body(fields: Sequence[str]) -> Dict[str, Any]:
+    schema = _object(**dict.fromkeys(fields, {"type": "string", "minLength": 1}))
+    return {"required": True, "content": {
+        "application/json": {"schema": schema},
+        "application/x-www-form-urlencoded": {  # no field may occur twice, as an array would
+            "schema": {**schema, "additionalProperties": _STRING}}}}
+
+
+def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    description: Dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if schema:
-        described["content"] = {"application/json": {"schema": schema}}
-    return described
+        description["content"] = {"application/json": {"schema": schema}}
+    return description
 
 
 # --- The application ----------------------------------------------------------------------------
@@ -3195,8 +3204,8 @@ class _Command(NamedTuple):
     words: str  # `serve`, or a group and a name
     run: Callable[[argparse.Namespace, Settings], None]
     help: str
-    arguments: Sequence[_Argument]
-    examples: Sequence[str]
+    arguments: Sequence[_Argument] = ()
+    examples: Sequence[str] = ()  # if they are not just the words and, for NAME, `alice`
 
 
 _COMMON_ARGUMENTS = (
@@ -3205,6 +3214,8 @@ _COMMON_ARGUMENTS = (
               "The file with the signing keys (default: jwtserver.key beside the database)."),
 )
 _NAME = _argument("name NAME", "The name of the user.")
+_SCOPE = _argument("--scope SCOPES", "Scopes of the user's tokens, separated by spaces (default:"
+                   " none).", default="")
 _PASSWORD_STDIN = _argument(
     "--password-stdin", "Read the password from standard input (default: ask for it).",
     action="store_true")
@@ -3232,40 +3243,35 @@ _SERVE_ARGUMENTS = (
 _GROUPS = {
     "user": "Manage users.", "token": "Issue and inspect tokens.", "key": "Manage signing keys."}
 _COMMANDS = (
-    _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS,
-             ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
-    _Command("user add", _user_add, "Add a user.", [_NAME, _PASSWORD_STDIN, _argument(
-        "--scope SCOPES", "Scopes of the user's tokens, separated by spaces (default: none).",
-        default="")], ["user add alice --scope 'read write'",
-                       f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
-    _Command("user list", _user_list, "List all users.", [], ["user list"]),
-    _Command("user remove", _user_remove, "Remove a user and end the user's sessions.",
-             [_NAME], ["user remove alice"]),
-    _Command("user password", _user_password, "Change a password and end the user's sessions.",
-             [_NAME, _PASSWORD_STDIN], ["user password alice"]),
-    _Command("user scope", _user_scope, "Change the scopes of a user and end the user's sessions.",
-             [_NAME, _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")],
-             ["user scope alice 'read write'"]),
-    _Command("user disable", _user_disable, "Refuse the sign-ins of a user and end the sessions.",
-             [_NAME], ["user disable alice"]),
-    _Command("user enable", _user_enable, "Allow a disabled user to sign in again.",
-             [_NAME], ["user enable alice"]),
-    _Command("user logout", _user_logout, "End all sessions of a user.",
-             [_NAME], ["user logout alice"]),
-    _Command("user import", _user_import, "Add all users of a CSV file, or none if one is invalid.",
-             [_argument("file FILE", "A file with username,password_hash[,scope] on each line.")],
-             ["user import users.csv"]),
-    _Command("token issue", _token_issue, "Print a token for a user, without the password.",
-             [_NAME, _argument("--lifetime SECONDS", "Seconds until the token expires (default:"
-                               " JWTSERVER_TOKEN_LIFETIME).", type=_flag_integer(MAX_LIFETIME))],
-             ["token issue alice --lifetime 60"]),
-    _Command("token inspect", _token_inspect, "Verify a token and print its claims.",
-             [_argument("token TOKEN", "The token (default: read it from standard input).",
-                        nargs="?")], [f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
-    _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens.",
-             [], ["key rotate"]),
+    _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS, [
+        "--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
+    _Command("user add", _user_add, "Add a user.", [_NAME, _SCOPE, _PASSWORD_STDIN], [
+        "user add alice --scope 'read write'",
+        f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
+    _Command("user list", _user_list, "List all users."),
+    _Command("user remove", _user_remove, "Remove a user and end the sessions.", [_NAME]),
+    _Command("user password", _user_password, "Change a password and end the user's sessions.", [
+        _NAME, _PASSWORD_STDIN]),
+    _Command("user scope", _user_scope, "Change the scopes of a user and end the sessions.", [
+        _NAME, _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")], [
+        "user scope alice 'read write'"]),
+    _Command("user disable", _user_disable, "Refuse sign-ins of a user and end the sessions.", [
+        _NAME]),
+    _Command("user enable", _user_enable, "Allow a disabled user to sign in again.", [_NAME]),
+    _Command("user logout", _user_logout, "End all sessions of a user.", [_NAME]),
+    _Command("user import", _user_import, "Add all users of a CSV file, or none.", [
+        _argument("file FILE", "A file with username,password_hash[,scope] on each line.")], [
+        "user import users.csv"]),
+    _Command("token issue", _token_issue, "Print a token for a user, without the password.", [
+        _NAME, _argument("--lifetime SECONDS", "Seconds until the token expires (default:"
+                         " JWTSERVER_TOKEN_LIFETIME).", type=_flag_integer(MAX_LIFETIME))], [
+        "token issue alice --lifetime 60"]),
+    _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [
+        _argument("token TOKEN", "The token (default: a line of standard input).", nargs="?")], [
+        f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
+    _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens."),
     _Command("key prune", _key_prune, "Remove all keys except the one that signs. The tokens of the"
-             " others become invalid.", [], ["key prune"]),
+             " others become invalid."),
 )
 
 
@@ -3295,12 +3301,14 @@ def _build_parser() -> _CommandParser:
     groups = {"": parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)}
     for command in _COMMANDS:
         group, _, name = command.words.rpartition(" ")
+        examples = command.examples or [
+            command.words + (" alice" if _NAME in command.arguments else "")]
         if group not in groups:
             inner = groups[""].add_parser(group, help=_GROUPS[group], **_parser_options(
-                _GROUPS[group], command.examples[:1]))
+                _GROUPS[group], examples[:1]))
             groups[group] = inner.add_subparsers(required=True, metavar="COMMAND", prog=inner.prog)
         leaf = groups[group].add_parser(
-            name, help=command.help, **_parser_options(command.help, command.examples))
+            name, help=command.help, **_parser_options(command.help, examples))
         leaf.set_defaults(run=command.run)
         for argument, options in (*command.arguments, *_COMMON_ARGUMENTS):
             leaf.add_argument(argument, **options)
