@@ -1,4 +1,4 @@
-"""The command line: what it does, and that its errors are one line."""
+"""The command line: what each command does, and that errors are one line."""
 
 import argparse
 import io
@@ -14,9 +14,9 @@ import pytest
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from wsgi_auth import decode, hash_password, verify_password
+from support import ROOT, store_with, user
+from wsgi_auth import decode, verify_password
 
-ROOT = Path(__file__).resolve().parents[1]
 HASHES = {
     "django": "pbkdf2_sha256$1000$n3RFFf2yKkyGrDsLxbSpFe"
               "$Ojx+SLNFe/Jg6RntLE0fwXaApOJ131pSkj9poemmYlk=",
@@ -31,9 +31,7 @@ BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 
 @pytest.fixture
 def store(database):
-    store = open_store(database)
-    hashed = hash_password("correct horse", iterations=1000)
-    store.add_users([jwtserver.User("alice", hashed, "read write", 0, 0)])
+    store = store_with(database, user("alice", "read write"))
     yield store
     store.close()
 
@@ -104,7 +102,7 @@ def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, wo
 
 
 def test_user_list_shows_name_state_and_scope(command, store):
-    store.add_users([jwtserver.User("Zoë", "hash", "", 1, 0)])
+    store.add_users([user("Zoë", disabled=1)])
 
     code, output, _ = command("user list")
 
@@ -144,7 +142,7 @@ def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, l
     assert words in result.stderr
 
 
-def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeypatch, capsys):
+def test_closed_streams_cause_one_line_or_nothing(command, store, monkeypatch, capsys):
     class Full:
         def write(self, text):
             return len(text)
@@ -167,8 +165,8 @@ def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeyp
 
 
 @pytest.mark.sqlite
-def test_name_that_the_terminal_has_no_letters_for_is_escaped(store, tmp_path):
-    store.add_users([jwtserver.User("Zoë", "hash", "", 0, 0)])
+def test_name_that_the_terminal_cannot_show_is_escaped(store, tmp_path):
+    store.add_users([user("Zoë")])
     result = subprocess.run(
         [sys.executable, str(ROOT / "jwtserver.py"), "user", "list"], cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=20)
@@ -177,7 +175,7 @@ def test_name_that_the_terminal_has_no_letters_for_is_escaped(store, tmp_path):
     assert result.stdout.startswith(b"Zo\\xeb ")
 
 
-def test_flag_that_is_empty_prevails_over_the_environment(monkeypatch):
+def test_empty_flag_overrides_the_environment(monkeypatch):
     monkeypatch.setenv("JWTSERVER_PREFIX", "/auth")
 
     for prefix in ("", "/"):
@@ -185,7 +183,7 @@ def test_flag_that_is_empty_prevails_over_the_environment(monkeypatch):
         assert jwtserver._read_settings(args).prefix == ""
 
 
-def test_user_list_without_users_says_where_it_has_looked(command, database):
+def test_user_list_without_users_names_the_database(command, database):
     open_store(database)
 
     code, output, errors = command("user list")
@@ -197,7 +195,7 @@ def test_user_list_without_users_says_where_it_has_looked(command, database):
 @pytest.mark.parametrize("line", [
     "user list", "user remove bob", "user enable bob", "user scope bob read", "user password bob",
     "token issue bob"])
-def test_command_in_a_wrong_folder_makes_nothing(command, line):
+def test_command_in_a_wrong_folder_creates_nothing(command, line):
     assert refused(command(line), f"there is no database {os.getcwd()}/jwtserver.db")
     assert os.listdir() == []
 
@@ -259,7 +257,7 @@ def test_user_add_on_a_terminal_asks_twice(database):
 @pytest.mark.parametrize("answers, words, code", [
     (("secret", "other"), "the two passwords differ", 1), (("\x03",), "", 130),
     (("\x04",), "\r\njwtserver: no password was entered", 1)])
-def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code, database):
+def test_user_add_on_a_terminal_without_a_password_adds_no_user(answers, words, code, database):
     result, screen = on_a_terminal(["user", "add", "bob"], *answers)
 
     assert result == code
@@ -309,26 +307,26 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
     assert all(verify_password("correct horse", user.password_hash) for user in users.values())
 
 
-GOOD = f"bob,{HASHES['django']}\n"
+VALID = f"bob,{HASHES['django']}\n"
 
 
 @pytest.mark.parametrize("text, words", [
-    (GOOD + f"eve,{BCRYPT}\n", "line 2: only PBKDF2"),
-    (GOOD + "eve,\n", "line 2: only PBKDF2"),
-    (GOOD + "eve\n", "line 2: username,password_hash[,scope] expected"),
-    (GOOD + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
-    (GOOD + f",{HASHES['django']}\n", "line 2: a user name must"),
-    (GOOD + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
-    (GOOD + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: separate scopes with spaces"),
-    (GOOD + GOOD, "line 2: the user 'bob' is in the file twice"),
-    (GOOD + f"alice,{HASHES['django']}\n", "the user 'alice' exists already"),
-    (GOOD + "\xff", "users.csv: must be in UTF-8"),
-    (GOOD + "e\0ve,x\n", "users.csv"),
-    (GOOD + '"' + "x" * 200_000, "users.csv: field larger"),
+    (VALID + f"eve,{BCRYPT}\n", "line 2: only PBKDF2"),
+    (VALID + "eve,\n", "line 2: only PBKDF2"),
+    (VALID + "eve\n", "line 2: username,password_hash[,scope] expected"),
+    (VALID + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
+    (VALID + f",{HASHES['django']}\n", "line 2: a user name must"),
+    (VALID + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
+    (VALID + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: separate scopes with spaces"),
+    (VALID + VALID, "line 2: the user 'bob' is in the file twice"),
+    (VALID + f"alice,{HASHES['django']}\n", "the user 'alice' exists already"),
+    (VALID + "\xff", "users.csv: must be in UTF-8"),
+    (VALID + "e\0ve,x\n", "users.csv"),
+    (VALID + '"' + "x" * 200_000, "users.csv: field larger"),
 ], ids=[
     "bcrypt", "no hash", "one column", "four", "no name", "scope", "comma", "twice", "taken",
     "bytes", "NUL", "huge"])
-def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
+def test_user_import_of_an_invalid_file_imports_nothing(command, store, text, words):
     Path("users.csv").write_bytes(text.encode("latin-1"))
     before = store.all_users()
 
@@ -337,7 +335,7 @@ def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
 
 
 def test_user_import_of_one_user_says_so(command, database):
-    Path("users.csv").write_text(GOOD)
+    Path("users.csv").write_text(VALID)
 
     assert command("user import users.csv")[1].startswith("Imported 1 user into ")
 
@@ -377,7 +375,7 @@ def test_token_inspect_prints_the_claims(command, store):
     ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "the token is not valid"),
     ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", "Signature verification failed"),
 ])
-def test_token_inspect_of_a_bad_token_is_refused(command, token, words):
+def test_token_inspect_of_an_invalid_token_is_refused(command, token, words):
     assert refused(command("token inspect", token), words)
 
 
@@ -403,7 +401,7 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
 
 
 @pytest.mark.parametrize("line", ["key rotate", "key prune"])
-def test_key_commands_leave_the_environment_alone(command, monkeypatch, line):
+def test_key_commands_refuse_keys_in_the_environment(command, monkeypatch, line):
     monkeypatch.setenv("JWTSERVER_SECRET", "0123456789abcdef" * 2)
 
     assert refused(command(line), "the keys are in JWTSERVER_SECRET")
@@ -412,7 +410,7 @@ def test_key_commands_leave_the_environment_alone(command, monkeypatch, line):
 # --- Flags and usage
 
 
-def test_flags_prevail_over_the_environment(command, monkeypatch):
+def test_flags_override_the_environment(command, monkeypatch):
     monkeypatch.setenv("JWTSERVER_DATABASE", "environment.db")
     monkeypatch.setenv("JWTSERVER_SECRET", "not used, and too short")
 
@@ -441,7 +439,7 @@ def test_repeated_rules_of_flags_are_all_used():
     "--port 65536", "--port -1", "--port", "token issue alice --lifetime 0",
     "token issue alice --lifetime x", "key", "--nope", "--data x.db", "serve --apps x:y",
 ])
-def test_usage_that_is_wrong_exits_with_2(line, capsys):
+def test_wrong_usage_exits_with_2(line, capsys):
     with pytest.raises(SystemExit) as exit:
         main(line.split())
 
@@ -451,7 +449,7 @@ def test_usage_that_is_wrong_exits_with_2(line, capsys):
 
 
 @pytest.mark.parametrize("line", ["user scope bob read write", "user list --databse x", "--prot 1"])
-def test_usage_that_is_wrong_shows_that_of_the_command(line, capsys):
+def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
         main(line.split())
 
@@ -504,7 +502,7 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
     assert result.stderr.count("\n") == 1
 
 
-def test_version_is_told(capsys):
+def test_version_is_printed(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--version"])
 

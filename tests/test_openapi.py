@@ -1,4 +1,4 @@
-"""`/verify` for proxies, and the document that tells programs of all endpoints."""
+"""`/verify` for proxies, and the OpenAPI document."""
 
 import json
 import os
@@ -12,11 +12,9 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
-from jwtserver import Settings, create_app, open_store
-from support import PASSWORD, user
+from jwtserver import Settings, create_app
+from support import KEY, PASSWORD, store_with, user
 from wsgi_auth import TokenSigner
-
-KEY = "0123456789abcdef" * 2
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def bearer(**claims):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_verify_with_a_token_tells_whose_it_is(client, method):
+def test_verify_with_a_token_names_its_user(client, method):
     headers = bearer(sub="alice", scope="read write")
 
     response = client.request("/verify", method=method, headers=headers, status=204)
@@ -57,7 +55,7 @@ def test_verify_of_a_name_beyond_ascii_sends_utf_8(client):
 @pytest.mark.parametrize("headers", [
     {}, {"Authorization": "Bearer x"}, {"Remote-User": "alice"},
     {"X-Original-URI": "/public", "X-Forwarded-User": "alice"}])
-def test_verify_without_a_good_token_is_refused_with_the_challenge(client, headers):
+def test_verify_without_a_valid_token_is_refused_with_the_challenge(client, headers):
     response = client.get("/verify", headers=headers, status=401)
 
     assert response.headers["WWW-Authenticate"].startswith('Bearer realm="api"')
@@ -68,7 +66,7 @@ def test_verify_without_a_good_token_is_refused_with_the_challenge(client, heade
     {"sub": "a\r\nRemote-User: root"}, {"sub": "a\0"}, {"sub": " root"}, {"sub": "root\t"},
     {"sub": "a\x7f"}, {"sub": "a\x9f"}, {"sub": "a", "scope": "x\ny"}, {"sub": "a", "scope": ["x"]},
 ])
-def test_verify_of_what_a_header_cannot_carry_is_refused(client, claims):
+def test_verify_of_claims_that_a_header_cannot_carry_is_refused(client, claims):
     response = client.get("/verify", headers=bearer(**claims), status=403)
 
     assert "Remote-User" not in response.headers
@@ -133,12 +131,10 @@ def test_openapi_is_a_valid_document(document):
     validator.validate(document)
 
 
-def test_openapi_describes_what_is_answered(settings, client, document):
-    """Every answer that is not about the server's own health, by its schema."""
+def test_openapi_describes_every_response(settings, client, document):
+    """Each response is valid by its schema, except those to internal faults."""
     jsonschema = pytest.importorskip("jsonschema")
-    store = open_store(settings.database)
-    store.add_users([user("alice")])
-    store.close()
+    store_with(settings.database, user("alice")).close()
 
     def check(response, path, method):
         described = document["paths"][path][method]["responses"][str(response.status_int)]
@@ -173,8 +169,8 @@ def test_openapi_describes_what_is_answered(settings, client, document):
     assert json.loads(json.dumps(document)) == document
 
 
-def test_openapi_holds_for_whatever_schemathesis_sends(start, free_port, folder):
-    """No fault, and no status or shape that is not in the document, from any endpoint."""
+def test_openapi_holds_for_all_requests_of_schemathesis(start, free_port, folder):
+    """No endpoint fails, or answers with a status or shape that the document lacks."""
     program = shutil.which("schemathesis", path=Path(sys.executable).parent)
     if not program:
         pytest.skip("there is no schemathesis")

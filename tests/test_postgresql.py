@@ -1,31 +1,26 @@
-"""What PostgreSQL has beyond what the other tests see of it: machines that share it, and its
-absences."""
+"""PostgreSQL: its URL, several servers that share it, and restarts."""
 
 import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 import jwtserver
-from jwtserver import Rate, SettingsError, User, open_store
-
-ROOT = Path(__file__).resolve().parents[1]
-PASSWORD = "correct horse"
+from jwtserver import Rate, SettingsError, open_store
+from support import PASSWORD, ROOT, store_with, user
 
 
 @pytest.fixture
 def store(postgresql_url):
-    store = open_store(postgresql_url)
-    store.add_users([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
+    store = store_with(postgresql_url, user("alice"))
     yield store
     store.close()
 
 
-def test_url_without_psycopg_is_one_line_that_says_what_to_do(tmp_path):
+def test_url_without_psycopg_prints_one_line_with_the_remedy(tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--database", "postgresql://h/x"],
         cwd=tmp_path, capture_output=True, text=True, timeout=20)
@@ -95,7 +90,7 @@ def test_table_of_another_application_is_left_alone(postgresql_url):
     database.close()
 
 
-def test_failures_at_once_are_all_counted_and_stop_nobody(store):
+def test_failures_at_once_are_all_counted_without_deadlock(store):
     rate = Rate(1000, 900)
     attempts = [jwtserver.Attempt.of(name, address, rate)
                 for name in "abcd" for address in ("192.0.2.1", "192.0.2.2")]
@@ -110,8 +105,8 @@ def test_failures_at_once_are_all_counted_and_stop_nobody(store):
 
 def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
     for _ in range(30):
-        user, together = store.find_user("alice"), threading.Barrier(2)
-        grant = jwtserver.new_grant(user, 1000, 0)
+        together = threading.Barrier(2)
+        grant = jwtserver.new_grant(store.find_user("alice"), 1000, 0)
 
         def open_it():
             together.wait()
@@ -127,7 +122,7 @@ def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
         store.enable_user("alice")
 
 
-def test_connections_that_a_restart_has_cut_are_replaced_unseen(own_postgresql):
+def test_connections_that_a_restart_has_cut_are_replaced_silently(own_postgresql):
     store = open_store(own_postgresql.url)
     with store.database.connection(), store.database.connection():
         pass  # so that two are idle
@@ -171,7 +166,7 @@ def test_servers_share_users_sessions_and_lock_outs(nodes, folder):
 
 
 class Load:
-    """Clients that sign in, refresh and ask without pause, and keep what was acknowledged."""
+    """Clients that sign in, refresh and ask without pause, and record what was acknowledged."""
 
     def __init__(self, client):
         self.client, self.stopped, self.there_again = client, False, False
@@ -180,7 +175,7 @@ class Load:
         self.threads = [threading.Thread(target=work) for work in (
             self.sign_in, self.refresh, self.ask, self.ask)]
 
-    def told(self, *request, **options):
+    def send(self, *request, **options):
         there_again = self.there_again
         status, _, answer = self.client(*request, **options)
         self.statuses.append(status)
@@ -190,23 +185,23 @@ class Load:
 
     def sign_in(self):
         while not self.stopped:
-            answer = self.told("/authenticate", {"username": "alice", "password": PASSWORD})
+            answer = self.send("/authenticate", {"username": "alice", "password": PASSWORD})
             if answer:
                 self.sessions.append(answer["token"])
 
     def refresh(self):
         self.latest = self.client.sign_in()[2]
         while not self.stopped:
-            answer = self.told("/refresh", {"refresh_token": self.latest["refresh_token"]})
+            answer = self.send("/refresh", {"refresh_token": self.latest["refresh_token"]})
             self.latest = answer or self.latest
 
     def ask(self):
         token = self.client.sign_in()[2]["token"]
         while not self.stopped:
-            self.told("/protected", token=token)
+            self.send("/protected", token=token)
 
     def await_more(self, status):
-        """Wait until twenty more requests have ended so, whatever others do."""
+        """Wait until twenty more requests have had this status."""
         seen = len(self.statuses)
         while self.statuses[seen:].count(status) < 20:
             assert any(thread.is_alive() for thread in self.threads)
@@ -214,13 +209,11 @@ class Load:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restart_of_the_database_under_load_costs_503s_alone(
+def test_restart_of_the_database_under_load_causes_only_503s(
     mode, own_postgresql, start, free_port,
 ):
     database, port = own_postgresql, free_port()
-    store = open_store(database.url)
-    store.add_users([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
-    store.close()
+    store_with(database.url, user("alice")).close()
     load = Load(start([sys.executable, "jwtserver.py", "--port", str(port)], port,
                       JWTSERVER_DATABASE=database.url))
     for thread in load.threads:

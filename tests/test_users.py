@@ -1,4 +1,4 @@
-"""Users in SQLite: nothing that was acknowledged is lost, and every failure is one line."""
+"""Users in the database: no acknowledged change is lost, and every failure is one line."""
 
 import gc
 import os
@@ -12,14 +12,10 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Error, SettingsError, StoreError, User, clean_name, open_store
+from jwtserver import Error, SettingsError, StoreError, clean_name, open_store
+from support import ROOT, user
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def user(name, password_hash="hash", scope="", disabled=0):
-    return User(name, password_hash, scope, disabled, 0)
 
 
 @pytest.fixture
@@ -40,26 +36,26 @@ def run(code, **options):
 
 @pytest.mark.parametrize("name", [
     "a", "a" * 150, "Zoë", "jo@example.org", "o'neil", "山田", "a b", "-", "🙂" * 150])
-def test_clean_name_of_good_name_is_the_name(name):
+def test_clean_name_of_a_valid_name_is_the_name(name):
     assert clean_name(name) == name
 
 
 @pytest.mark.parametrize("name", [
     "", "a" * 151, " a", "a ", "\ta", "a\xa0", "\u3000", "a\0b", "a\nb", "a\x1bb", "a\x7fb",
     "a\x85b", "a\ud800b", "a\u2028b", "a\u2029b", "e\u0301" * 151])
-def test_clean_name_of_bad_name_raises(name):
+def test_clean_name_of_an_invalid_name_raises(name):
     with pytest.raises(ValueError, match="^a user name must "):
         clean_name(name)
 
 
-def test_clean_name_counts_what_is_composed():
+def test_clean_name_counts_composed_characters():
     assert clean_name("e\u0301" * 150) == "é" * 150
 
 
 # --- The file
 
 
-def test_prepare_makes_a_file_for_the_owner_alone():
+def test_open_store_creates_a_file_for_the_owner_only():
     open_store("jwtserver.db")
     store = open_store("jwtserver.db")
 
@@ -81,8 +77,8 @@ def write(*statements):
 
 
 @pytest.mark.sqlite
-def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
-    """Closing the file drops the locks of this whole process, on which they rely."""
+def test_open_store_again_keeps_the_locks_of_this_process(store):
+    """Closing the file would drop them, and another process would delete the log."""
     open_store("jwtserver.db")
 
     with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
@@ -101,7 +97,7 @@ def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
     (lambda: write(f"PRAGMA application_id = {jwtserver._APPLICATION_ID}",
                    "PRAGMA user_version = 3"), "newer version"),
 ], ids=["text", "folder", "tables", "version", "newer"])
-def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
+def test_open_store_of_a_foreign_file_refuses_and_leaves_it(spoil, words):
     spoil()
     before = os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()
 
@@ -112,14 +108,14 @@ def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
     assert (os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()) == before
 
 
-def test_prepare_in_a_missing_folder_refuses():
+def test_open_store_in_a_missing_folder_refuses():
     with pytest.raises(SettingsError, match="/no/jwtserver.db: No such file or directory$"):
         open_store("no/jwtserver.db")
 
 
 @pytest.fixture
 def nobody():
-    """Gives up the rights of root, which no file is read-only for."""
+    """Drops the rights of root, who can write any file."""
     if os.getuid() == 0:
         os.seteuid(65534)
     yield
@@ -127,7 +123,7 @@ def nobody():
         os.seteuid(0)
 
 
-def test_prepare_in_a_read_only_folder_refuses(tmp_path, nobody):
+def test_open_store_in_a_read_only_folder_refuses(tmp_path, nobody):
     folder = Path("/")
     if os.access(folder, os.W_OK, effective_ids=True):
         pytest.skip("this user may write anywhere")
@@ -136,7 +132,7 @@ def test_prepare_in_a_read_only_folder_refuses(tmp_path, nobody):
         open_store(str(folder / "jwtserver-test-jwtserver.db"))
 
 
-def test_processes_that_prepare_at_once_all_succeed():
+def test_open_store_by_processes_at_once_succeeds_in_all():
     code = ("import sys, jwtserver; sys.stdin.read(1);"
             "print(jwtserver.open_store('jwtserver.db').is_empty())")
     processes = [run(code) for _ in range(8)]
@@ -150,7 +146,7 @@ def test_processes_that_prepare_at_once_all_succeed():
     assert [output for output, _ in results] == ["True\n"] * 8
 
 
-def test_use_wal_tries_again_until_a_reader_has_gone():
+def test_use_wal_retries_until_a_reader_has_gone():
     write("PRAGMA journal_mode = DELETE")
     reader = sqlite3.connect("jwtserver.db", check_same_thread=False, isolation_level=None)
     reader.execute("BEGIN")
@@ -167,7 +163,7 @@ def test_use_wal_tries_again_until_a_reader_has_gone():
     connection.close()
 
 
-def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
+def test_open_store_beside_a_reader_that_stays_gives_up(monkeypatch):
     monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
     reader = sqlite3.connect("jwtserver.db", isolation_level=None)
     reader.execute("BEGIN")
@@ -254,9 +250,9 @@ def test_changes_tell_whether_there_was_a_user(store):
 
     assert store.set_password("a", "other") and not store.set_password("b", "other")
     assert store.disable_user("a") and not store.disable_user("b")
-    assert store.find_user("a") == user("a", "other", disabled=1)
+    assert store.find_user("a") == user("a", password_hash="other", disabled=1)
     assert store.enable_user("a") and not store.enable_user("b")
-    assert store.find_user("a") == user("a", "other")
+    assert store.find_user("a") == user("a", password_hash="other")
     assert store.remove_user("a") and not store.remove_user("a")
     assert store.find_user("a") is None
 
@@ -275,7 +271,7 @@ def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
 
 
 @pytest.mark.sqlite
-def test_file_that_is_gone_is_not_made_again(store):
+def test_deleted_file_is_not_created_again(store):
     os.unlink("jwtserver.db")
     store.close()
 
@@ -288,7 +284,7 @@ def test_file_that_is_gone_is_not_made_again(store):
 # --- Connections
 
 
-def test_connections_are_used_again_and_idle_ones_bounded(store, monkeypatch):
+def test_connections_are_reused_and_the_idle_ones_bounded(store, monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_IDLE_CONNECTIONS", 2)
     idle = store.database.pools[os.getpid()]
     database = store.database
@@ -320,7 +316,7 @@ def test_forked_child_opens_connections_of_its_own(store):
     assert [row.name for row in store.all_users()] == ["a", "b"]
 
 
-def test_store_that_nobody_needs_closes_its_connections():
+def test_unreferenced_store_closes_its_connections():
     store = open_store("jwtserver.db")
     (connection,) = store.database.pools[os.getpid()]
 
