@@ -618,9 +618,9 @@ def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
 # --- Failed sign-ins ----------------------------------------------------------------------------
 #
 # Design: each failed sign-in counts three times: for the user at the address, for the address, and
-# for the user. Each counter has its own limit. While one of them has reached its limit, no password
-# is checked, not even the right one, until the counter expires. Names and addresses are stored as
-# hashes. A name without a user is counted too: the response must never tell whether a user exists.
+# for the user. Each counter has its own limit. When one has reached its limit, no password is
+# checked, not even the right one, until the counter expires. Names and addresses are stored as
+# hashes. Unknown names count as well: a response must never reveal whether a user exists.
 
 
 class LockedOut(Error):
@@ -952,11 +952,11 @@ class _PostgreSQL(_Database):
 
 # --- The store ----------------------------------------------------------------------------------
 #
-# Design: `Store` holds all SQL about users, sessions and failed sign-ins. Each method is one
-# statement or one transaction, and leaves no state in the process: whatever one process has
-# committed, the next statement of any other sees. Statements run in the calling thread and work
-# with SQLite and PostgreSQL. PostgreSQL locks rows: those of a user before those of the user's
-# sessions, and counters in the order of their IDs, so that no two transactions deadlock.
+# Design: `Store` holds all SQL about users, sessions and failed sign-ins, for both databases.
+# Each method is one statement or one transaction, in the calling thread. Nothing is cached: a
+# change that one process has committed is visible to the next statement of every other process.
+# PostgreSQL locks rows. Transactions must lock a user before the user's sessions, and counters in
+# the order of their IDs, or they deadlock.
 
 
 class NameTaken(Error):
@@ -1122,7 +1122,7 @@ class Store:
         """Count a failed sign-in.
 
         Raises:
-            LockedOut: others have reached the limit meanwhile, so this result stays secret.
+            LockedOut: other attempts have reached the limit, so this result stays secret.
         """
         with self.database.transaction() as connection:
             self._sweep(connection, "failures", now)
@@ -1446,9 +1446,9 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
 # --- Endpoints ----------------------------------------------------------------------------------
 #
 # Design: `Service` has one method per endpoint. It checks the request, asks the store, and builds
-# the response, all in the thread of the request. Password hashes are the only slow step: they wait
-# in `_HashQueue` for a core, after the server was told to continue in another thread. A refused
-# sign-in must take the same time and get the same response, whether or not the user exists.
+# the response, all in the thread of the request. The only slow step is a password hash. It waits in
+# `_HashQueue` for a core, after this module's server has released the thread. A refused sign-in
+# must take the same time and get the same response, whether or not the user exists.
 
 
 def _usable_cores() -> int:
