@@ -950,6 +950,7 @@ class _PostgreSQL(_Database):
         """Wait for other processes that hold this lock, and hold it until the transaction ends."""
         connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
 
+
 # --- The store ----------------------------------------------------------------------------------
 #
 # Design: `Store` holds all SQL about users, sessions and failed sign-ins, for both databases.

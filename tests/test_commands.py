@@ -1,6 +1,5 @@
 """The command line: what each command does, and that errors are one line."""
 
-import argparse
 import io
 import json
 import os
@@ -460,24 +459,21 @@ def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     assert "unrecognized arguments: " in errors
 
 
-def parsers(parser, words=()):
-    yield words, parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, inner in action.choices.items():
-                yield from parsers(inner, (*words, name))
-
-
-COMMANDS = [words for words, _ in parsers(jwtserver._build_parser())]
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", [
+    "", *jwtserver._GROUPS, *(command.words for command in jwtserver._COMMANDS)])
 def test_help_of_every_command_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as exit:
-        main([*words, "--help"])
+        main([*words.split(), "--help"])
 
     assert exit.value.code == 0
-    assert "example" in capsys.readouterr().out
+    assert "examples:\n  python jwtserver.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", jwtserver._COMMANDS, ids=lambda command: command.words)
+def test_help_of_every_argument_is_a_sentence_and_states_the_default(command):
+    for name, options in (*command.arguments, *jwtserver._COMMON_ARGUMENTS):
+        assert options["help"][0].isupper() and options["help"].endswith(".")
+        assert not name.startswith("--") or "(default: " in options["help"]
 
 
 @pytest.mark.sqlite

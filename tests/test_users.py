@@ -316,6 +316,17 @@ def test_forked_child_opens_connections_of_its_own(store):
     assert [row.name for row in store.all_users()] == ["a", "b"]
 
 
+def test_process_that_was_forked_without_a_hook_opens_connections_of_its_own(store, monkeypatch):
+    inherited = list(store.database.pools[os.getpid()])
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # uWSGI forks without running Python's hooks
+
+    with store.database.connection() as connection:
+        pass
+
+    assert inherited and connection not in inherited
+    store.close()
+
+
 def test_unreferenced_store_closes_its_connections():
     store = open_store("jwtserver.db")
     (connection,) = store.database.pools[os.getpid()]
