@@ -3186,7 +3186,7 @@ _Argument = Tuple[str, Dict[str, Any]]  # what `add_argument` takes
 
 
 def _argument(words: str, help: str, **options: Any) -> _Argument:
-    """An argument such as `--port PORT`: the name, and how the help calls its value."""
+    """An argument such as `--port PORT`: its name, and the name of its value in the help."""
     name, _, metavar = words.partition(" ")
     return name, {"help": help, **({"metavar": metavar} if metavar else {}), **options}
 
@@ -3215,11 +3215,17 @@ _COMMON_ARGUMENTS = (
               "The file with the signing keys (default: jwtserver.key beside the database)."),
 )
 _NAME = _argument("name NAME", "The name of the user.")
-_SCOPE = _argument("--scope SCOPES", "Scopes of the user's tokens, separated by spaces (default:"
-                   " none).", default="")
+_SCOPE = _argument(
+    "--scope SCOPES", "Scopes, separated by spaces (default: none).", default="")
+_NEW_SCOPE = _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")
 _PASSWORD_STDIN = _argument(
     "--password-stdin", "Read the password from standard input (default: ask for it).",
     action="store_true")
+_CSV_FILE = _argument("file FILE", "A file with username,password_hash[,scope] on each line.")
+_LIFETIME = _argument(
+    "--lifetime SECONDS", "Seconds until the token expires (default: JWTSERVER_TOKEN_LIFETIME).",
+    type=_flag_integer(MAX_LIFETIME))
+_TOKEN = _argument("token TOKEN", "The token (default: a line of standard input).", nargs="?")
 _SERVE_ARGUMENTS = (
     _argument("--host HOST", "The address to listen on (default: %(default)s).",
               default="127.0.0.1"),
@@ -3244,35 +3250,28 @@ _SERVE_ARGUMENTS = (
 _GROUPS = {
     "user": "Manage users.", "token": "Issue and inspect tokens.", "key": "Manage signing keys."}
 _COMMANDS = (
-    _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS, [
-        "--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
-    _Command("user add", _user_add, "Add a user.", [_NAME, _SCOPE, _PASSWORD_STDIN], [
-        "user add alice --scope 'read write'",
-        f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
+    _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS,
+             ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
+    _Command("user add", _user_add, "Add a user.", [_NAME, _SCOPE, _PASSWORD_STDIN],
+             ["user add alice --scope 'read write'",
+              f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
     _Command("user list", _user_list, "List all users."),
     _Command("user remove", _user_remove, "Remove a user and end the sessions.", [_NAME]),
-    _Command("user password", _user_password, "Change a password and end the user's sessions.", [
-        _NAME, _PASSWORD_STDIN]),
-    _Command("user scope", _user_scope, "Change the scopes of a user and end the sessions.", [
-        _NAME, _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")], [
-        "user scope alice 'read write'"]),
-    _Command("user disable", _user_disable, "Refuse sign-ins of a user and end the sessions.", [
-        _NAME]),
+    _Command("user password", _user_password, "Change the password of a user and end the sessions.",
+             [_NAME, _PASSWORD_STDIN]),
+    _Command("user scope", _user_scope, "Change the scopes of a user and end the sessions.",
+             [_NAME, _NEW_SCOPE], ["user scope alice 'read write'"]),
+    _Command("user disable", _user_disable, "Disable a user and end the sessions.", [_NAME]),
     _Command("user enable", _user_enable, "Allow a disabled user to sign in again.", [_NAME]),
     _Command("user logout", _user_logout, "End all sessions of a user.", [_NAME]),
-    _Command("user import", _user_import, "Add all users of a CSV file, or none.", [
-        _argument("file FILE", "A file with username,password_hash[,scope] on each line.")], [
-        "user import users.csv"]),
-    _Command("token issue", _token_issue, "Print a token for a user, without the password.", [
-        _NAME, _argument("--lifetime SECONDS", "Seconds until the token expires (default:"
-                         " JWTSERVER_TOKEN_LIFETIME).", type=_flag_integer(MAX_LIFETIME))], [
-        "token issue alice --lifetime 60"]),
-    _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [
-        _argument("token TOKEN", "The token (default: a line of standard input).", nargs="?")], [
-        f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
+    _Command("user import", _user_import, "Add all users of a CSV file, or none.", [_CSV_FILE],
+             ["user import users.csv"]),
+    _Command("token issue", _token_issue, "Print a token for a user, without the password.",
+             [_NAME, _LIFETIME], ["token issue alice --lifetime 60"]),
+    _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [_TOKEN],
+             [f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
     _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens."),
-    _Command("key prune", _key_prune, "Remove all keys except the one that signs. The tokens of the"
-             " others become invalid."),
+    _Command("key prune", _key_prune, "Remove all keys except the one that signs."),
 )
 
 
