@@ -1,28 +1,38 @@
-"""A login service: user name and password in, JSON Web Token out, and a guard that asks for it.
+"""Sign-in with JSON Web Tokens, for any WSGI application.
 
-    python jwtserver.py                   serves on http://127.0.0.1:3000
-    python jwtserver.py user add alice    asks for a password
-    python jwtserver.py --help            shows the other commands
+    python jwtserver.py                   serve on http://127.0.0.1:3000
+    python jwtserver.py user add alice    add a user; the command asks for a password
+    python jwtserver.py --help            list the other commands
 
-The server answers
+The endpoints:
 
-    POST /authenticate  {"username": …, "password": …}, as JSON or as a form: {"token": …, …}
-    POST /refresh       {"refresh_token": …}: a new token and a new refresh token
-    POST /logout        with the header `Authorization: Bearer TOKEN`: ends the session
-    any  /verify        with the same header: 204, for a proxy that asks who a request is from
+    POST /authenticate  {"username": …, "password": …}, as JSON or as a form: sign in, get tokens
+    POST /refresh       {"refresh_token": …}: get new tokens for the same session
+    POST /logout        with `Authorization: Bearer TOKEN`: end the session
+    any  /verify        with the same header: 204, for a proxy that asks who sent a request
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
-    GET  /openapi.json  all of this for programs
-    GET  /              a list of these
+    GET  /openapi.json  a description of the endpoints for programs
+    GET  /              a list of the endpoints
 
-and guards any other WSGI application in the place of /protected:
+The guard protects any other WSGI application in place of /protected:
 
     application = jwtserver.create_app(app=my_application)
 
-A WSGI server finds `jwtserver:application`, configured by the environment (see Settings). Users
-and sessions are kept in an SQLite file, and the keys that sign tokens in a file beside it. The
-logger `jwtserver.audit` has a line for each sign-in, failure, refresh, logout and change of a user
-or key.
+A WSGI server imports `jwtserver:application`, which reads its settings from the environment. Users
+and sessions are in a database, the signing keys in a file. Which chapter to read for what:
+
+    Settings                         every setting, its default, and how it is checked
+    Keys                             the key file, and how servers notice that it has changed
+    Users, Sessions                  what is stored; how a refresh token rotates (`_rotate`)
+    Failed sign-ins                  which failures are counted, and when they lock out
+    Database connections, The store  SQLite and PostgreSQL; all SQL
+    Requests and responses           bodies, JSON, and how an error becomes a response
+    Endpoints                        what each endpoint does
+    Routes and OpenAPI               which endpoints exist, and their description
+    The application                  how all of this is composed with the guard
+    The HTTP server                  only for `python jwtserver.py`; skip it with another server
+    Commands, The command line       what each command does; all commands and flags
 """
 
 import argparse
@@ -51,7 +61,8 @@ import threading
 import time
 import unicodedata
 import weakref
-from collections import deque
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial
@@ -60,15 +71,16 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
-    Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
+    TYPE_CHECKING, Annotated, Any, Callable, DefaultDict, Deque, Dict, Iterable, Iterator, List,
+    Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
+    get_type_hints,
 )
 from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
 from wsgiref.util import FileWrapper
 
 if TYPE_CHECKING:
-    import ssl  # else where TLS is asked for: it takes memory
+    import ssl  # imported when TLS is configured, because it needs much memory
 
 from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
@@ -82,16 +94,17 @@ __version__ = "0.4.0"
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
-MAX_SPELLING = 4 * MAX_NAME_LENGTH  # NFC makes one character of up to 4, in quadratic time
+MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
-REFRESH_GRACE = 10.0  # seconds in which a client whose answer was lost may refresh again
-KEY_FILE_INTERVAL = 0.5  # seconds between two looks at it
-SWEEP = 25  # old rows that are removed with a new one: a few ms, among millions of rows
+REFRESH_GRACE = 10.0  # seconds in which a client that lost the response may refresh again
+KEY_FILE_INTERVAL = 0.5  # seconds between two checks whether it has changed
+SWEEP_ROWS = 25  # expired rows deleted with each new one: a few ms, among millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
+_APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
 logger = logging.getLogger("jwtserver")
 audit_logger = logging.getLogger("jwtserver.audit")
@@ -99,31 +112,34 @@ audit_logger.setLevel(logging.INFO)
 
 
 class Error(Exception):
-    """What stops a command; the message is one line for the person who gave it."""
+    """An error shown to the user of a command, in one line."""
 
 
-_SUSPICIOUS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
+_WARNING_EVENTS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
 
 
 def _audit(event: str, **details: str) -> None:
-    """Log one line; JSON escapes what could break it, and what a terminal could act upon."""
-    level = logging.WARNING if event in _SUSPICIOUS else logging.INFO
+    """Log an event in one line. JSON escapes line ends and terminal control characters."""
+    level = logging.WARNING if event in _WARNING_EVENTS else logging.INFO
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
     audit_logger.log(level, "%s", line.replace("\x7f", "\\u007f"))
 
 
 # --- Settings -----------------------------------------------------------------------------------
+#
+# Design: the class `Settings` is the table of all settings. Each field has a type, the parser that
+# checks its value, and a default. A parser takes the text of an environment variable, or a Python
+# value, and returns the value of the field or raises ValueError. All settings are parsed once,
+# before anything else happens. A parser never touches a file, and nothing after it reads the
+# environment.
 
 
 class SettingsError(Error):
     """A setting that cannot be used. The message names its variable."""
 
 
-def _is_url(database: str) -> bool:
+def _is_postgresql(database: str) -> bool:
     return database.startswith(("postgresql://", "postgres://"))
-
-
-# Each takes the text of a variable, or a value of Python as a field of Settings has it.
 
 
 def _parse_path(value: Any) -> str:
@@ -132,24 +148,29 @@ def _parse_path(value: Any) -> str:
 
 def _parse_database(value: Any) -> str:
     text = _parse_path(value)
-    if not text or ("://" in text and not _is_url(text)) or text == ":memory:":
+    if not text or ("://" in text and not _is_postgresql(text)) or text == ":memory:":
         raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
 
 
-def _parse_number(value: Any, most: int, least: int = 1) -> int:
+def _parse_integer(value: Any, maximum: int, minimum: int = 1) -> int:
     text = str(value)
-    if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise ValueError(f"must be a whole number from {least} to {most}, not {value!r}")
+    if not re.fullmatch("[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
+        raise ValueError(f"must be a whole number from {minimum} to {maximum}, not {value!r}")
     return int(text)
 
 
-def _parse_float(value: Any, most: int) -> float:
-    return value if isinstance(value, float) else _parse_number(value, most)
+def _integer(maximum: int, minimum: int = 1) -> Callable[[Any], int]:
+    return partial(_parse_integer, maximum=maximum, minimum=minimum)
+
+
+def _number(maximum: int) -> Callable[[Any], float]:
+    """A parser of whole numbers that also accepts any float from Python code."""
+    return lambda value: value if isinstance(value, float) else _parse_integer(value, maximum)
 
 
 class Rate(NamedTuple):
-    """So many events in so many seconds, written `5/900`."""
+    """A number of events per number of seconds, written `5/900`."""
 
     limit: int
     seconds: int
@@ -157,28 +178,30 @@ class Rate(NamedTuple):
 
 def _parse_rate(value: Any) -> Rate:
     try:
-        count, seconds = value.split("/") if isinstance(value, str) else value
-        return Rate(_parse_number(count, MAX_COUNT), _parse_number(seconds, MAX_LIFETIME))
+        limit, seconds = value.split("/") if isinstance(value, str) else value
+        return Rate(_parse_integer(limit, MAX_COUNT), _parse_integer(seconds, MAX_LIFETIME))
     except ValueError:
-        raise ValueError(f"must be a number and seconds, like 5/900, not {value!r}") from None
+        raise ValueError(
+            f"must be a count and a number of seconds, like 5/900, not {value!r}") from None
 
 
-def _parse_list(value: Any, separator: str) -> Tuple[str, ...]:
+def _parse_list(value: Any, separator: str = ",") -> Tuple[str, ...]:
     items = value.split(separator) if isinstance(value, str) else value
     return tuple(item.strip() for item in items if item.strip())
 
 
-def _parse_rules(value: Any) -> Rules:
+def _parse_rule_list(value: Any) -> Rules:
     if isinstance(value, Mapping):
         return value
     rules = _parse_list(value, ";")
     for rule in rules if isinstance(value, str) else ():
-        if re.search("[,:=]", rule.partition("/")[2]):  # taken for one path, it opened all others
+        # `/a,/b` is one path for the guard, and would leave both /a and /b open.
+        if re.search("[,:=]", rule.partition("/")[2]):
             raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
     return rules
 
 
-def _parse_keys(value: Any) -> str:
+def _parse_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value
@@ -198,43 +221,8 @@ def _parse_prefix(value: Any) -> str:
     return str(value).rstrip("/")
 
 
-_PARSERS: Dict[str, Callable[[Any], Any]] = {
-    "database": _parse_database,
-    "secret": _parse_keys,
-    "secret_file": _parse_path,
-    "issuer": _parse_name,
-    "audience": _parse_name,
-    "token_lifetime": partial(_parse_number, most=MAX_LIFETIME),
-    "session_lifetime": partial(_parse_number, most=MAX_LIFETIME),
-    "cors_origins": partial(_parse_list, separator=","),
-    "login_failures": _parse_rate,
-    "rate_limit": _parse_rate,
-    "trusted_proxies": partial(_parse_number, most=MAX_PROXIES, least=0),
-    "protect": _parse_rules,
-    "exempt": _parse_rules,
-    "prefix": _parse_prefix,
-    "pbkdf2_iterations": partial(_parse_number, most=MAX_PBKDF2_ITERATIONS),
-    "connections": partial(_parse_number, most=1_000_000),
-    "threads": partial(_parse_number, most=10_000, least=2),  # one that leads while one works
-    "head_timeout": partial(_parse_float, most=MAX_LIFETIME),
-    "idle_timeout": partial(_parse_float, most=MAX_LIFETIME),
-    "body_rate": partial(_parse_float, most=10**9),
-}
-
-
-def _parse(name: str, value: Any) -> Any:
-    variable = f"JWTSERVER_{name.upper()}"
-    try:
-        return _PARSERS[name](value)
-    except ValueError as error:
-        raise SettingsError(f"{variable} {error}") from None
-    except (TypeError, AttributeError):
-        kind = type(value).__name__
-        raise SettingsError(f"{variable} must not be of the type {kind}") from None
-
-
 class Settings(NamedTuple):
-    """How the service is configured. Each field is the variable `JWTSERVER_` and its name.
+    """The configuration of the service. The variable of a field is `JWTSERVER_` and its name.
 
     >>> Settings.from_environ({"JWTSERVER_TOKEN_LIFETIME": "600"}).token_lifetime
     600
@@ -243,35 +231,36 @@ class Settings(NamedTuple):
     jwtserver.SettingsError: JWTSERVER_TOKEN_LIFETIME must be a whole number ...
     """
 
-    database: str = "jwtserver.db"  # an SQLite file, or postgresql://…
-    secret: str = ""  # keys, one a line: the first signs, all verify
-    secret_file: str = ""  # a file of such lines; jwtserver.key beside the database, if not given
-    issuer: Optional[str] = None
-    audience: Optional[str] = None
-    token_lifetime: int = 3600  # seconds
-    session_lifetime: int = 14 * 86400  # seconds, from the sign-in to the end of all refreshing
-    cors_origins: Tuple[str, ...] = ()  # whose pages may read the answers; * for all
-    login_failures: Rate = Rate(5, 900)  # for a user at an address
-    rate_limit: Optional[Rate] = None  # of requests, for a client
-    trusted_proxies: int = 0  # how many write the end of X-Forwarded-For
-    protect: Rules = ()  # /protected or, with an application of yours, everything
-    exempt: Sequence[str] = ()  # rules
-    prefix: str = ""  # the path that the endpoints are below
-    pbkdf2_iterations: int = PBKDF2_ITERATIONS
-    connections: int = 4096  # that this module's own server keeps open
-    threads: int = 128  # requests that it answers at once
-    head_timeout: float = 10  # seconds for the head of a request
-    idle_timeout: float = 15  # seconds for a request to begin, and for a client to take an answer
-    body_rate: float = 1024  # bytes a second that a body must come with, and an answer be taken
+    database: Annotated[str, _parse_database] = "jwtserver.db"  # an SQLite file or postgresql://…
+    secret: Annotated[str, _parse_text] = ""  # keys, one per line: the first signs, all verify
+    secret_file: Annotated[str, _parse_path] = ""  # their file; jwtserver.key beside the database
+    issuer: Annotated[Optional[str], _parse_name] = None
+    audience: Annotated[Optional[str], _parse_name] = None
+    token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
+    session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
+    cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
+    login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
+    rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
+    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
+    protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
+    exempt: Annotated[Sequence[str], _parse_rule_list] = ()
+    prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
+    pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
+    # The rest is for this module's own server.
+    connections: Annotated[int, _integer(1_000_000)] = 4096  # open at the same time
+    threads: Annotated[int, _integer(10_000, 2)] = 128  # one accepts requests, the others work
+    head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
+    idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds without a byte
+    body_rate: Annotated[float, _number(10**9)] = 1024  # the least bytes per second, both ways
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read the settings; an empty variable counts as none.
+        """Read the settings. An empty variable counts as missing.
 
         Raises:
             SettingsError: a value cannot be used.
         """
-        variables = {f"JWTSERVER_{name.upper()}": name for name in _PARSERS}
+        variables = {_variable(name): name for name in _PARSERS}
         unknown = {name for name in environ if name.startswith("JWTSERVER_")} - set(variables)
         if unknown:
             logger.warning("There is no such setting: %s", ", ".join(sorted(unknown)))
@@ -281,40 +270,63 @@ class Settings(NamedTuple):
         return cls(**given).checked()
 
     def checked(self) -> "Settings":
-        """The same, with each text read as that of a variable is.
+        """Return a copy with all fields parsed and checked.
 
         Raises:
             SettingsError: a value cannot be used.
         """
         given = {name: value for name, value in self._asdict().items()
                  if value != self._field_defaults[name]}
-        return Settings(**{name: _parse(name, value) for name, value in given.items()})
+        return Settings(**{name: _parse_setting(name, value) for name, value in given.items()})
 
     @property
     def key_file(self) -> Path:
-        """The file of the keys, where `secret` is not given."""
-        folder = Path() if _is_url(self.database) else Path(self.database).parent
+        """The file with the keys, if they are not in `secret`."""
+        folder = Path() if _is_postgresql(self.database) else Path(self.database).parent
         return Path(self.secret_file or folder / "jwtserver.key")
 
 
+_PARSERS: Dict[str, Callable[[Any], Any]] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Settings, include_extras=True).items()}
+
+
+def _variable(name: str) -> str:
+    return f"JWTSERVER_{name.upper()}"
+
+
+def _parse_setting(name: str, value: Any) -> Any:
+    try:
+        return _PARSERS[name](value)
+    except ValueError as error:
+        raise SettingsError(f"{_variable(name)} {error}") from None
+    except (TypeError, AttributeError):
+        kind = type(value).__name__
+        raise SettingsError(f"{_variable(name)} must not be of the type {kind}") from None
+
+
 # --- Keys ---------------------------------------------------------------------------------------
+#
+# Design: the first key signs, all keys verify. They are in the setting `secret`, or in a file that
+# is only ever replaced as a whole, so that a reader never sees half of it. `FileSigner` compares
+# the file's fingerprint twice a second, in the thread of a request, and reads it again if it has
+# changed. An unusable file must never stop a running server: the old keys stay in use.
 
 
 def prepare_keys(settings: Settings) -> None:
-    """Make the file of the keys, with a new key in it, if the keys are to be in a file that is not
-    there.
+    """Create the key file with one new key, if keys are in a file and it is missing.
 
     Raises:
-        SettingsError: the file cannot be made.
+        SettingsError: the file cannot be created.
     """
     if not settings.secret:
-        with _using(settings.key_file):
+        with _key_file_errors(settings.key_file):
             if not settings.key_file.exists():
-                _make_file(settings.key_file, [secrets.token_hex(32).encode()])
+                _create_file(settings.key_file, [secrets.token_hex(32).encode()])
 
 
 @contextmanager
-def _using(key_file: Path) -> Iterator[None]:
+def _key_file_errors(key_file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -322,10 +334,10 @@ def _using(key_file: Path) -> Iterator[None]:
 
 
 def load_keys(settings: Settings) -> List[bytes]:
-    """The keys, the signing one first.
+    """Read the keys. The first one signs.
 
     Raises:
-        SettingsError: there is no key, or one that cannot be used.
+        SettingsError: there is no key, or one of them cannot be used.
     """
     if settings.secret:
         source, text = "JWTSERVER_SECRET", settings.secret.encode("utf-8", "surrogateescape")
@@ -333,8 +345,8 @@ def load_keys(settings: Settings) -> List[bytes]:
         source = f"JWTSERVER_SECRET_FILE: {settings.key_file}"
         text = _read_key_file(settings.key_file)
     keys = [line.strip() for line in text.splitlines() if line.strip()]
-    if any(len(key.split()) > 1 for key in keys):  # text of another kind is no secret
-        raise SettingsError(f"{source}: a key has no spaces in it, and a line of its own")
+    if any(len(key.split()) > 1 for key in keys):  # a document that is not a key file
+        raise SettingsError(f"{source}: a key must be on a line of its own, without spaces")
     try:
         TokenSigner(keys)
     except InvalidKeyError as error:
@@ -343,25 +355,25 @@ def load_keys(settings: Settings) -> List[bytes]:
 
 
 def _read_key_file(path: Path) -> bytes:
-    with _using(path):
+    with _key_file_errors(path):
         text = path.read_bytes()
         if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
             logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
-    return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # as some editors mark UTF-8
+    return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # a byte order mark
 
 
-def _make_file(path: Path, lines: Sequence[bytes] = ()) -> None:
-    """Make a file whole or not at all; of two processes that try at once, one succeeds."""
+def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
+    """Create a file as a whole. If two processes try at once, one succeeds and both go on."""
     draft = _write_draft(path, lines)
     try:
         with suppress(FileExistsError):
-            os.link(draft, path)  # unlike a rename, it never replaces a file
+            os.link(draft, path)  # unlike a rename, a link never replaces a file
     finally:
         os.unlink(draft)
 
 
 def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
-    """Write a file for its owner's eyes alone, on its disk, in the folder of `path`."""
+    """Write a file beside `path` that only its owner can read, and wait until it is on the disk."""
     draft = f"{path}.{secrets.token_hex(8)}"
     try:
         with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
@@ -378,9 +390,9 @@ def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
 def replace_keys(
     settings: Settings, change: Callable[[List[bytes]], List[bytes]],
 ) -> Tuple[List[bytes], float]:
-    """Rewrite the file of the keys at one stroke; its owner and mode remain.
+    """Replace the key file atomically, keeping owner and mode.
 
-    Return the keys that it had, and when those were written, in seconds since 1970.
+    Return the previous keys, and when they were written, in seconds since 1970.
 
     Raises:
         SettingsError: the keys are not in a file.
@@ -390,11 +402,11 @@ def replace_keys(
         raise SettingsError("the keys are in JWTSERVER_SECRET; change them there")
     prepare_keys(settings)
     keys = load_keys(settings)
-    path = settings.key_file.resolve()  # where it is a link, what it points to
+    path = settings.key_file.resolve()  # the file that a link points to
     status = path.stat()
     draft = _write_draft(path, change(keys))
     try:
-        if hasattr(os, "chown"):  # Windows has none
+        if hasattr(os, "chown"):  # not on Windows
             os.chown(draft, status.st_uid, status.st_gid)
         os.chmod(draft, status.st_mode & 0o777)
         os.replace(draft, path)
@@ -405,61 +417,58 @@ def replace_keys(
 
 
 class FileSigner:
-    """A TokenSigner that has the keys that are in the file now, or were half a second ago.
+    """A TokenSigner that reloads the key file when it changes, within half a second.
 
-    A token that none of them has signed makes it look at once: another process may have signed with
-    a newer key. Where the file is gone or cannot be used, the keys before that remain.
+    It checks the file at once for a token with an unknown signature, because another process may
+    already sign with a newer key. If the file is missing or unusable, the old keys stay in use.
 
     Raises:
-        SettingsError: the file cannot be used to begin with.
+        SettingsError: the file cannot be used at the start.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        self._path = str(settings.key_file.absolute())  # wherever the application goes
+        self._path = str(settings.key_file.absolute())  # the application may change the folder
         self._settings = settings._replace(secret_file=self._path)
         self._clock = clock
-        self._looked = clock()
-        self._seen = self._identity()
-        self._signer = self._load()
+        self._checked_at = clock()
+        self._loaded_fingerprint = self._fingerprint()
+        self._signer = _load_signer(self._settings, clock)
 
-    def _identity(self) -> Optional[Tuple[int, int, int, int]]:
-        """What is another whenever the file is; None if there is none."""
+    def _fingerprint(self) -> Optional[Tuple[int, int, int, int]]:
+        """A value that changes with the file; None if it is missing."""
         try:
             status = os.stat(self._path)
         except OSError:
             return None
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _load(self) -> TokenSigner:
-        return _load_signer(self._settings, self._clock)
-
-    def _look(self) -> None:
-        """Take the keys from the file, if it is another one."""
-        now, identity = self._clock(), self._identity()
-        if identity != self._seen:
+    def _reload_if_changed(self) -> None:
+        now, fingerprint = self._clock(), self._fingerprint()
+        if fingerprint != self._loaded_fingerprint:
             try:
-                self._signer = self._load()
+                self._signer = _load_signer(self._settings, self._clock)
             except SettingsError as error:
-                logger.error("The keys that were there remain in use: %s", error)
-        self._seen = identity  # last: until then, other threads must look for themselves
-        self._looked = now
+                logger.error("The old keys stay in use: %s", error)
+        # Set last: until the new keys are in use, other threads must not skip the check.
+        self._loaded_fingerprint = fingerprint
+        self._checked_at = now
 
-    def _current(self) -> TokenSigner:
-        if not 0 <= self._clock() - self._looked < KEY_FILE_INTERVAL:
-            self._look()
+    def _fresh_signer(self) -> TokenSigner:
+        if not 0 <= self._clock() - self._checked_at < KEY_FILE_INTERVAL:
+            self._reload_if_changed()
         return self._signer
 
     def sign(self, claims: Claims) -> str:
         """Sign as TokenSigner does."""
-        return self._current().sign(claims)
+        return self._fresh_signer().sign(claims)
 
     def verify(self, token: str) -> Claims:
         """Verify as TokenSigner does."""
-        signer = self._current()
+        signer = self._fresh_signer()
         try:
             return signer.verify(token)
         except InvalidSignatureError:
-            self._look()
+            self._reload_if_changed()
             if self._signer is signer:
                 raise
             return self._signer.verify(token)
@@ -469,7 +478,7 @@ Signer = Union[TokenSigner, FileSigner]
 
 
 def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> Signer:
-    """What signs and verifies the tokens of the service; where there is no key, one is made.
+    """The signer of the service's tokens. It creates the key file if that is missing.
 
     Raises:
         SettingsError: the keys cannot be used.
@@ -486,6 +495,9 @@ def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
 
 
 # --- Users --------------------------------------------------------------------------------------
+#
+# Design: a user is a row of a table, found by name. Names are stored and compared in one Unicode
+# form (NFC), so that the same name typed on two systems is one user.
 
 
 class User(NamedTuple):
@@ -499,53 +511,54 @@ class User(NamedTuple):
 
 
 def clean_name(name: str) -> str:
-    """Return a user name in the form in which names are compared, NFC.
+    """Return a user name in NFC, the form in which names are compared.
 
     Raises:
-        ValueError: it is empty, too long, or has what cannot be seen.
+        ValueError: the name is empty, too long, or has invisible characters.
 
     >>> clean_name("Zoe\\u0308")
     'Zoë'
     """
-    name = unicodedata.normalize("NFC", name[:MAX_SPELLING])
+    name = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT])
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
-        raise ValueError(f"a user name has 1 to {MAX_NAME_LENGTH} characters")
+        raise ValueError(f"a user name must have 1 to {MAX_NAME_LENGTH} characters")
     if name != name.strip():
-        raise ValueError("a user name has no space at its ends")
+        raise ValueError("a user name must not start or end with white space")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        raise ValueError("a user name has no control characters")
+        raise ValueError("a user name must not contain control characters")
     return name
 
 
 # --- Sessions -----------------------------------------------------------------------------------
+#
+# Design: signing in opens a session. Access tokens name it in their claim `sid` and are valid while
+# its row exists. A refresh token is `family.generation.secret`. `_rotate` replaces it at each use.
+# The row holds only hashes, so that nobody can make a token from the database. It is found by the
+# hash of the family, so that nobody can make one from the claim `sid` either.
 
 
 class Session(NamedTuple):
-    """A row of the table `sessions`: a sign-in that has not ended.
-
-    A refresh token is `family.generation.secret`. Its session is found by the hash of the family,
-    so that nobody can guess it from the claim `sid`; and an older token of the family, whose own
-    hash is no longer kept, is still known for one.
-    """
+    """A row of the table `sessions`: a session that has not ended."""
 
     id: str  # the claim `sid`
     user_name: str
-    generation: int  # how often it has been refreshed
-    refresh_hash: str  # of the refresh token that is good; "" if there is none
-    previous_hash: str  # of the one in whose place it came
-    rotated: float  # when it came, in seconds since 1970
-    expires: int  # likewise
+    generation: int  # the number in its current refresh token
+    refresh_hash: str  # of the current refresh token; "" if it has none
+    previous_hash: str  # of the token that the current one has replaced
+    rotated: float  # when the generation began, in seconds since 1970
+    expires: int  # seconds since 1970
 
 
 class Grant(NamedTuple):
-    """What a client gets: a session of a user, and the token that prolongs it."""
+    """What a client receives for a sign-in or a refresh."""
 
     user: User
     session: Session
     refresh_token: str
 
 
-_REFRESH_TOKEN = re.compile(r"(?P<family>[\w-]{22})\.(?P<generation>[0-9]{1,9})\.[\w-]{43}", re.A)
+_REFRESH_TOKEN = re.compile(
+    r"(?P<family>[\w-]{22})\.(?P<generation>[0-9]{1,9})\.[\w-]{43}", re.ASCII)
 
 
 def _digest(text: str) -> str:
@@ -556,53 +569,64 @@ def _session_id(family: str) -> str:
     return _digest(family)[:32]
 
 
-def _refresh_token(family: str, generation: int) -> str:
+def _new_refresh_token(family: str, generation: int) -> str:
     return f"{family}.{generation}.{secrets.token_urlsafe(32)}"  # 256 random bits
 
 
 def new_grant(user: User, lifetime: int, now: float) -> Grant:
-    """A new session, which begins at `now` and ends `lifetime` seconds later."""
+    """Create a session that begins at `now` and ends `lifetime` seconds later."""
     family = secrets.token_urlsafe(16)
-    token = _refresh_token(family, 0)
+    token = _new_refresh_token(family, 0)
     session = Session(
         _session_id(family), user.name, 0, _digest(token), "", now, int(now) + lifetime)
     return Grant(user, session, token)
 
 
 class RefreshError(Error):
-    """A refresh token that is refused; `ended` is the session that it was the end of, if any."""
+    """A refused refresh token. `ended`: the session that its reuse ended, if any."""
 
     def __init__(self, ended: Optional[Session] = None) -> None:
         super().__init__("Invalid refresh token")
         self.ended = ended
 
 
-def _refreshed(session: Session, token: str, now: float) -> Tuple[Session, str]:
-    """The session after this refresh token has been presented, and the next one.
+def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
+    """Replace the refresh token of a session, and return the session and the new token.
+
+    1. The current token starts a new generation, with a new token.
+    2. The previous token may be used again for REFRESH_GRACE seconds, because the response to it
+       may have been lost. It gets another new token of this generation; the lost one is void.
+    3. A token of this generation that became void in this way is refused during those seconds.
+    4. Any other token has been used before. Two parties have it, so one of them has stolen it, and
+       the session ends (RFC 9700 §4.14.2).
 
     Raises:
-        RefreshError: it is not the token's turn. One whose turn has been ends the session: either
-            this client or the one before it has stolen it (RFC 9700 §4.14.2).
+        RefreshError: in case 3 and, with the session that must end, in case 4.
     """
     family, generation, _ = token.split(".")
     digest = _digest(token)
-    recent = abs(now - session.rotated) < REFRESH_GRACE  # the clock may have been set back
+    in_grace = abs(now - session.rotated) < REFRESH_GRACE  # the clock may have been set back
     if secrets.compare_digest(digest, session.refresh_hash):
         session = session._replace(
             generation=session.generation + 1, previous_hash=digest, rotated=now)
-    elif recent and int(generation) == session.generation:
-        raise RefreshError  # another request with the same predecessor was answered after this one
-    elif not (recent and secrets.compare_digest(digest, session.previous_hash)):
+    elif in_grace and int(generation) == session.generation:
+        raise RefreshError
+    elif not (in_grace and secrets.compare_digest(digest, session.previous_hash)):
         raise RefreshError(session)
-    token = _refresh_token(family, session.generation)
-    return session._replace(refresh_hash=_digest(token)), token
+    new_token = _new_refresh_token(family, session.generation)
+    return session._replace(refresh_hash=_digest(new_token)), new_token
 
 
 # --- Failed sign-ins ----------------------------------------------------------------------------
+#
+# Design: each failed sign-in counts three times: for the user at the address, for the address, and
+# for the user. Each counter has its own limit. When one has reached its limit, no password is
+# checked, not even the right one, until the counter expires. Names and addresses are stored as
+# hashes. Unknown names count as well: a response must never reveal whether a user exists.
 
 
 class LockedOut(Error):
-    """Too many logins have failed; none is looked at for the next `seconds`."""
+    """Too many sign-ins have failed. No password is checked for the next `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__("Too many failed sign-ins")
@@ -610,64 +634,343 @@ class LockedOut(Error):
 
 
 class Attempt(NamedTuple):
-    """A login, and the counters of failures that it meets: each with its limit."""
+    """A sign-in, and the failure counters that apply to it, with the limit of each."""
 
     limits: Mapping[str, int]
-    seconds: int  # for which a failure is remembered
-    own: str  # the counter that a success clears
+    seconds: int  # from the first failure until a counter expires
+    user_at_address: str  # the counter that a success clears
 
-    def latest(self, now: float) -> float:
-        """The time beyond which no counter can end, but one that a wrong clock has written."""
+    def latest_expiry(self, now: float) -> float:
+        """The latest plausible expiry. A later one was written with a wrong clock."""
         return now + 2 * self.seconds
 
     @classmethod
     def of(cls, name: str, address: str, rate: Rate) -> "Attempt":
-        """The login of a user, who need not exist, from an address."""
-        name, network = unicodedata.normalize("NFC", name[:MAX_SPELLING]), _network(address)
-        own, by_network, by_name = (
-            _digest(json.dumps(counted))
-            for counted in ([name, network], [None, network], [name, None]))
-        limits = {own: rate.limit, by_network: 10 * rate.limit, by_name: 20 * rate.limit}
-        return cls(limits, rate.seconds, own)
+        """The sign-in of a user, who may not exist, from an address."""
+        name, network = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT]), _network(address)
+        both, by_network, by_name = (
+            _digest(json.dumps(key)) for key in ([name, network], [None, network], [name, None]))
+        limits = {both: rate.limit, by_network: 10 * rate.limit, by_name: 20 * rate.limit}
+        return cls(limits, rate.seconds, user_at_address=both)
 
 
 def _network(address: str) -> str:
-    """The address, or its /64: who has one address of IPv6 has them all (RFC 6177 §2)."""
+    """The address, or its /64: one IPv6 client controls a whole /64 (RFC 6177 §2)."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:  # a server on a Unix socket knows none
+    except ValueError:  # a server on a Unix socket knows no address
         return address
     if isinstance(ip, ipaddress.IPv4Address):
         return address
     return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
-# --- The store ----------------------------------------------------------------------------------
+# --- Database connections -----------------------------------------------------------------------
+#
+# Design: `_Database` keeps idle connections and lends one to each `with` block. `_SQLite` and
+# `_PostgreSQL` add what differs: how to connect, migrate, lock and ping. All statements about users
+# and sessions are in the next chapter. Any thread of any process may use a database. A forked
+# process must never use or close a connection of its parent: the two would share a socket, or
+# break SQLite's locks (https://sqlite.org/howtocorrupt.html §2.6). So idle connections are kept by
+# process number. `getpid` costs 0.3 µs at most; a fork hook would not run under uWSGI.
 
 
 class StoreError(Error):
-    """The database cannot do what it is asked. The message names it."""
-
-
-class NameTaken(Error):
-    """There is a user of that name already."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"there is a user {name!r} already")
+    """The database cannot do what was asked. The message names the database."""
 
 
 class Connection(Protocol):
-    """What the store asks of a connection; those of `sqlite3` are some."""
+    """The methods that the store uses. Connections of `sqlite3` have them."""
 
     def execute(self, statement: str, values: Any = ..., /) -> Any:
         """Run a statement, with a value for each `?`, and return a cursor."""
 
     def close(self) -> None:
-        """Close it, which rolls back what is not committed."""
+        """Close the connection, which rolls back what is not committed."""
 
 
-# Each entry leads from one version of the schema, which is its index, to the next. A release may
-# add entries; those that have been released stay as they are.
+def _take_idle(idle: List[Connection]) -> Optional[Connection]:
+    try:
+        return idle.pop()
+    except IndexError:  # all are in use
+        return None
+
+
+def _close_idle(pools: Dict[int, List[Connection]]) -> None:
+    while connection := _take_idle(pools[os.getpid()]):
+        connection.close()
+
+
+class _PooledConnection:
+    """Lends a connection to a `with` block. If the block raises, it is closed, which rolls back."""
+
+    __slots__ = ("_database", "_idle", "_connection")
+
+    def __init__(self, database: "_Database") -> None:
+        self._database = database
+
+    def __enter__(self) -> Connection:
+        self._idle = self._database.pools[os.getpid()]
+        try:
+            self._connection = self._idle.pop()
+        except IndexError:  # all are in use
+            self._connection = self._database.connect_or_raise()
+        return self._connection
+
+    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
+        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
+            self._idle.append(self._connection)
+            return
+        self._connection.close()
+        if isinstance(error, self._database.driver_error):
+            raise self._database.store_error(error) from error
+
+
+class _Database(ABC):
+    """A database and the idle connections to it. Its methods raise StoreError."""
+
+    name: str  # in messages
+    driver_error: Type[Exception]  # what its connections raise
+    begin = "BEGIN"
+    # Where others may write during a transaction: SQL that locks the rows that are read, and SQL
+    # that also skips the rows that others have locked.
+    for_update = skip_locked = ""
+
+    def __init__(self) -> None:
+        self.pools: DefaultDict[int, List[Connection]] = defaultdict(list)  # by process
+        weakref.finalize(self, _close_idle, self.pools)
+
+    @abstractmethod
+    def connect(self) -> Connection:
+        """Open a connection, on which each statement is a transaction by default."""
+
+    @abstractmethod
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Create the tables or bring them up to date. Version N follows migration number N."""
+
+    def lock(self, connection: Connection) -> None:
+        """Stop other processes here until the transaction ends, if `begin` has not done so."""
+
+    def ping(self) -> None:
+        """Raise StoreError if a connection works, but leads to a database that is gone."""
+
+    def connect_or_raise(self) -> Connection:
+        """Open a connection, or raise StoreError."""
+        try:
+            return self.connect()
+        except self.driver_error as error:
+            raise self.store_error(error) from error
+
+    def close(self) -> None:
+        """Close the idle connections of this process. A later statement opens a new one."""
+        _close_idle(self.pools)
+
+    def connection(self) -> _PooledConnection:
+        """Lend a connection to a `with` block."""
+        return _PooledConnection(self)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Lend a connection in a transaction that is committed if the block succeeds."""
+        with self.connection() as connection:
+            connection.execute(self.begin)
+            yield connection
+            connection.execute("COMMIT")
+
+    def store_error(self, problem: object) -> StoreError:
+        """An error in one line, with the name of the database."""
+        return StoreError(f"{self.name}: {_one_line(problem)}")
+
+    def check_version(self, version: int, newest: int) -> None:
+        if version > newest:
+            raise self.store_error("was written by a newer version of jwtserver")
+
+
+def _one_line(problem: object) -> str:
+    return " ".join(str(problem).split())
+
+
+class _SQLite(_Database):
+    """An SQLite file, which the processes of one machine may share."""
+
+    driver_error = sqlite3.Error
+    begin = "BEGIN IMMEDIATE"  # no other process can write until the transaction ends
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = Path(path).absolute()  # the application may change the current folder
+        self.name = str(self._path)
+
+    def connect(self) -> Connection:
+        """Open the file. It must exist: after a deletion, an empty one would lose all users."""
+        return sqlite3.connect(
+            f"{self._path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
+            isolation_level=None, check_same_thread=False)
+
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Create the file if it is missing, and bring its tables up to date."""
+        self._create_file()
+        with self.connection() as connection:
+            version = self._version(connection, len(migrations))
+            _use_wal(connection)
+        if version == len(migrations):
+            return
+        with self.transaction() as connection:
+            version = self._version(connection, len(migrations))  # another process may be done
+            for statement in chain.from_iterable(migrations[version:]):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+    def _create_file(self) -> None:
+        """Create the file for its owner only, because it will hold password hashes.
+
+        An existing file is not opened: closing it would drop all locks that SQLite has on it in
+        this process, and others would delete data in use (howtocorrupt.html §2.2).
+        """
+        try:
+            if self._path.is_dir():
+                raise self.store_error(os.strerror(errno.EISDIR))
+            if not self._path.exists():
+                _create_file(self._path)
+        except OSError as error:
+            raise self.store_error(error.strerror) from error
+
+    def _version(self, connection: Connection, newest: int) -> int:
+        """The version of the tables; 0 if there are none."""
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        # Read last: if another process has just created the tables, their ID exists by now.
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        if application_id != _APPLICATION_ID and (tables or version):
+            raise self.store_error("is the database of another application")
+        self.check_version(version, newest)
+        return int(version)
+
+    def ping(self) -> None:
+        """Check that the file is still there. A deleted file can be read while it is open."""
+        if not self._path.exists():
+            raise self.store_error(os.strerror(errno.ENOENT))
+
+
+def _use_wal(connection: Connection) -> None:
+    """Switch to a write-ahead log, so that readers never wait for a writer."""
+    deadline = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # Retry: SQLite's busy timeout does not cover this statement.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+class _PostgreSQLConnection:
+    """A connection of psycopg that takes `?` for a value, as SQLite does."""
+
+    def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
+        self._connection = psycopg.connect(**options, autocommit=True)
+        self._poll = select.poll()
+        self._poll.register(self._connection.fileno(), select.POLLIN)
+        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
+
+    def execute(self, statement: str, values: Any = None) -> Any:
+        """Run a statement."""
+        return self._connection.execute(statement.replace("?", "%s"), values)
+
+    def close(self) -> None:
+        """Roll back and close."""
+        self._connection.close()
+
+    def is_usable(self) -> bool:
+        """Whether the server has sent nothing. A server that stops sends an error."""
+        return not self._poll.poll(0)
+
+
+class _PostgreSQL(_Database):
+    """A PostgreSQL database, which machines may share. It needs psycopg 3.
+
+    Raises:
+        SettingsError: psycopg is not installed, or the URL is malformed.
+    """
+
+    for_update = " FOR UPDATE"
+    skip_locked = " FOR UPDATE SKIP LOCKED"
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        try:
+            self.psycopg: Any = importlib.import_module("psycopg")
+        except ImportError as error:
+            raise SettingsError(
+                "JWTSERVER_DATABASE needs psycopg; run: pip install 'psycopg[binary]'"
+                f" ({_one_line(error)})") from None
+        self.driver_error = self.psycopg.Error
+        try:
+            options = self.psycopg.conninfo.conninfo_to_dict(url)
+        except self.psycopg.Error:  # its message may quote the password
+            options = {"dbname": "@"}
+        if "@" in options.get("dbname", ""):  # as after a slash in the password
+            raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
+                                "database, with special characters percent-encoded (/ is %2F)")
+        self.name = f"database {options.get('dbname', '')} at {options.get('host', 'localhost')}"
+        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
+                         "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
+
+    def connect(self) -> Connection:
+        """Open a connection to the server."""
+        return _PostgreSQLConnection(self.psycopg, self._options)
+
+    def connection(self) -> _PooledConnection:
+        """Lend a connection, after closing those that a restart of the server has cut."""
+        idle = self.pools[os.getpid()]
+        connection: Any = _take_idle(idle)
+        while connection and not connection.is_usable():
+            connection.close()
+            connection = _take_idle(idle)
+        if connection:
+            idle.append(connection)
+        return super().connection()
+
+    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
+        """Create the tables or bring them up to date."""
+        with self.transaction() as connection:
+            self.lock(connection)
+            connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
+            (version,) = connection.execute(
+                "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
+            self.check_version(version, len(migrations))
+            for statement in chain.from_iterable(migrations[version:]):
+                connection.execute(statement.replace("INTEGER", "BIGINT"))
+            if version < len(migrations):
+                connection.execute("DELETE FROM jwtserver")
+                connection.execute("INSERT INTO jwtserver VALUES (?)", [len(migrations)])
+
+    def lock(self, connection: Connection) -> None:
+        """Wait for other processes that hold this lock, and hold it until the transaction ends."""
+        connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
+
+
+# --- The store ----------------------------------------------------------------------------------
+#
+# Design: `Store` holds all SQL about users, sessions and failed sign-ins, for both databases.
+# Each method is one statement or one transaction, in the calling thread. Nothing is cached: a
+# change that one process has committed is visible to the next statement of every other process.
+# PostgreSQL locks rows. Transactions must lock a user before the user's sessions, and counters in
+# the order of their IDs, or they deadlock.
+
+
+class NameTaken(Error):
+    """The name of a new user belongs to another one."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the user {name!r} exists already")
+
+
+# Migration N leads from version N of the tables to N + 1. A release may append one, but must
+# never change an old one.
 _MIGRATIONS = (
     ("""CREATE TABLE users (
         name TEXT NOT NULL PRIMARY KEY,
@@ -695,345 +998,222 @@ _MIGRATIONS = (
      "CREATE INDEX failures_by_end ON failures (expires)"),
 )
 _IS_OPEN = "SELECT 1 FROM sessions WHERE id = ? AND expires > ?"
+# A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
     " count = CASE WHEN failures.expires > ? AND failures.expires <= ?"
     " THEN failures.count + 1 ELSE 1 END,"
     " expires = CASE WHEN failures.expires > ? AND failures.expires <= ?"
     " THEN failures.expires ELSE excluded.expires END")
-_APPLICATION_ID = 0x6A777473  # "jwts", in the file's header: this database is ours
-
-
-_pid = os.getpid()  # which costs a system call to ask
-
-
-def _after_fork() -> None:
-    global _pid
-    _pid = os.getpid()
-
-
-getattr(os, "register_at_fork", dict)(after_in_child=_after_fork)  # Windows has none
-
-
-def _close_own(connections: Dict[int, List[Connection]]) -> None:
-    for connection in connections.pop(_pid, []):
-        connection.close()
-
-
-def _pop(connections: List[Connection]) -> Optional[Connection]:
-    try:
-        return connections.pop()
-    except IndexError:  # all are in use
-        return None
-
-
-def _use_wal(connection: Connection) -> None:
-    """Have readers never wait for a writer. Of two that switch at once, one is told to try again:
-    SQLite's own busy timeout does not hold here."""
-    deadline = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-class _Loan:
-    """A connection of the store, lent; it is returned unless something has gone wrong with it."""
-
-    __slots__ = ("_store", "_idle", "_more", "_connection")
-
-    def __init__(
-        self, store: "Store", idle: List[Connection],
-        more: Callable[[], Connection],
-    ) -> None:
-        self._store = store
-        self._idle = idle
-        self._more = more
-
-    def __enter__(self) -> Connection:
-        try:
-            self._connection = _pop(self._idle) or self._more()
-        except self._store.errors as error:
-            raise StoreError(f"{self._store.name}: {_one_line(error)}") from error
-        return self._connection
-
-    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
-            self._idle.append(self._connection)
-            return
-        self._connection.close()  # which rolls back
-        if isinstance(error, self._store.errors):
-            raise StoreError(f"{self._store.name}: {_one_line(error)}") from error
 
 
 class Store:
-    """Users, their sessions, and failed logins, in an SQLite file that processes may share.
+    """Users, their sessions, and failed sign-ins, in a database that processes may share.
 
     Raises:
-        StoreError: from each method, if the file cannot be used.
+        StoreError: from each method, if the database cannot be used.
     """
 
-    errors: Type[Exception] = sqlite3.Error  # what its connections raise
-    _begin_writing = "BEGIN IMMEDIATE"  # from here on, nobody else writes
+    def __init__(self, database: _Database) -> None:
+        self.database = database
+        self.name = database.name
 
-    # For a database where others may write meanwhile: SQL that locks the rows that are read, and
-    # SQL that also skips those that others have locked.
-    _for_update = _skip_locked = ""
+    def close(self) -> None:
+        """Close the idle connections of this process. The store can still be used."""
+        self.database.close()
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path).absolute()  # wherever the application goes
-        self.name = str(self.path)
-        # By process: one that was forked must not touch, nor close, what its parent has opened
-        # (https://sqlite.org/howtocorrupt.html §2.6).
-        self._idle: Dict[int, List[Connection]] = {}
-        self.close = weakref.finalize(self, _close_own, self._idle)
+    def ping(self) -> None:
+        """Check that the database can answer."""
+        self.is_empty()
+        self.database.ping()
 
-    def _connect(self) -> Connection:
-        return sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
-            isolation_level=None, check_same_thread=False)
-
-    def _connection(self) -> "_Loan":
-        """Lend a connection; each statement is a transaction, if no other is begun."""
-        return _Loan(self, self._idle.setdefault(_pid, []), self._connect)
-
-    def close_idle(self) -> None:
-        """Close what is open: over a fork, an open file or socket would be shared."""
-        _close_own(self._idle)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._connection() as connection:
-            connection.execute(self._begin_writing)
-            yield connection
-            connection.execute("COMMIT")
+    def _fetch_one(self, statement: str, *values: Any) -> Any:
+        with self.database.connection() as connection:
+            return connection.execute(statement, values).fetchone()
 
     def _execute(self, statement: str, *values: str) -> int:
-        """Run a statement by itself; return how many rows it has changed."""
-        with self._connection() as connection:
+        """Run one statement as a transaction, and return the number of rows it has changed."""
+        with self.database.connection() as connection:
             return int(connection.execute(statement, values).rowcount)
 
-    def prepare(self) -> None:
-        """Make the file if it is not there, and bring its schema up to date."""
-        try:
-            # For its owner alone, for it holds the hashes. It must not be opened here if it is
-            # there: closing it would drop the locks that SQLite has on it, and other processes
-            # then delete what is in use (https://sqlite.org/howtocorrupt.html §2.2).
-            if self.path.is_dir():
-                raise StoreError(f"{self.name}: {os.strerror(errno.EISDIR)}")
-            if not self.path.exists():
-                _make_file(self.path)
-        except OSError as error:
-            raise StoreError(f"{self.name}: {error.strerror}") from error
-        with self._connection() as connection:
-            version = self._version(connection)
-            _use_wal(connection)
-        if version == len(_MIGRATIONS):
-            return
-        with self._transaction() as connection:
-            version = self._version(connection)  # another process may have been faster
-            for statement in chain.from_iterable(_MIGRATIONS[version:]):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+    # Users
 
-    def _version(self, connection: Connection) -> int:
-        """The version of the schema; 0 where there is none yet."""
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        # Read last: by then it is there, if another process has just made what was read above.
-        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
-        if application_id != _APPLICATION_ID and (tables or version):
-            raise StoreError(f"{self.name}: is the database of another application")
-        if version > len(_MIGRATIONS):
-            raise StoreError(f"{self.name}: was written by a newer version of jwtserver")
-        return int(version)
-
-    def check(self) -> None:
-        """Do nothing, if the database can answer, and the file is still where it was."""
-        self.find("nobody")
-        if not self.path.exists():  # what is open can be read on
-            raise StoreError(f"{self.name}: {os.strerror(errno.ENOENT)}")
-
-    def find(self, name: str) -> Optional[User]:
-        """The user of that name, in whatever Unicode form it is given."""
+    def find_user(self, name: str) -> Optional[User]:
+        """The user of that name, in any Unicode form, or None."""
         try:
             key = clean_name(name)
         except ValueError:
             return None
-        with self._connection() as connection:
-            row = connection.execute("SELECT * FROM users WHERE name = ?", [key]).fetchone()
+        row = self._fetch_one("SELECT * FROM users WHERE name = ?", key)
         return User(*row) if row else None
 
     def is_empty(self) -> bool:
-        """Tell whether there are no users."""
-        with self._connection() as connection:
-            return connection.execute("SELECT name FROM users LIMIT 1").fetchone() is None
+        """Whether there are no users."""
+        return self._fetch_one("SELECT name FROM users LIMIT 1") is None
 
-    def all(self) -> List[User]:
-        """All users, by name."""
-        with self._connection() as connection:
+    def all_users(self) -> List[User]:
+        """All users, sorted by name."""
+        with self.database.connection() as connection:
             return sorted(User(*row) for row in connection.execute("SELECT * FROM users"))
 
-    def add(self, users: Iterable[User]) -> None:
-        """Add all of them or none.
+    def add_users(self, users: Iterable[User]) -> None:
+        """Add all of these users, or none.
 
         Raises:
-            NameTaken: there is a user of such a name.
+            NameTaken: one of the names belongs to another user.
         """
-        with self._transaction() as connection:
+        with self.database.transaction() as connection:
             for user in users:
                 added = connection.execute(
                     "INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
                 if not added.rowcount:
                     raise NameTaken(user.name)
 
-    def remove(self, name: str) -> bool:
-        """Remove a user, whose sessions end; tell whether there was one."""
-        return self._change(name, "DELETE FROM users WHERE name = ?")
+    # Each of these returns whether the user exists. All except `enable_user` end the user's
+    # sessions.
 
-    def disable(self, name: str) -> bool:
-        """Let a user sign in no longer, and end his sessions; tell whether there is one."""
-        return self._change(name, "UPDATE users SET disabled = 1 WHERE name = ?")
+    def remove_user(self, name: str) -> bool:
+        """Remove a user."""
+        return self._change_user(name, "DELETE FROM users WHERE name = ?")
 
-    def enable(self, name: str) -> bool:
-        """Let a user sign in again; tell whether there is one."""
+    def disable_user(self, name: str) -> bool:
+        """Refuse the sign-ins of a user."""
+        return self._change_user(name, "UPDATE users SET disabled = 1 WHERE name = ?")
+
+    def enable_user(self, name: str) -> bool:
+        """Allow a disabled user to sign in again."""
         return self._execute("UPDATE users SET disabled = 0 WHERE name = ?", name) > 0
 
     def set_password(self, name: str, password_hash: str) -> bool:
-        """Give a user another password, and end his sessions; tell whether there is one."""
-        return self._change(
+        """Replace the password of a user."""
+        return self._change_user(
             name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash)
 
     def set_scope(self, name: str, scope: str) -> bool:
-        """Give a user other scopes, and end his sessions; tell whether there is one."""
-        return self._change(name, "UPDATE users SET scope = ? WHERE name = ?", scope)
+        """Replace the scopes of a user."""
+        return self._change_user(name, "UPDATE users SET scope = ? WHERE name = ?", scope)
 
-    def _change(self, name: str, statement: str, *values: str) -> bool:
-        with self._transaction() as connection:
+    def _change_user(self, name: str, statement: str, *values: str) -> bool:
+        with self.database.transaction() as connection:
             changed: int = connection.execute(statement, [*values, name]).rowcount
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
         return changed > 0
 
+    # Failed sign-ins
+
     def check_attempt(self, attempt: Attempt, now: float) -> None:
-        """Do nothing, if a login may be tried.
+        """Raise LockedOut if this sign-in may not be tried now."""
+        with self.database.connection() as connection:
+            seconds = self._lockout_seconds(connection, attempt, now)
+        if seconds:
+            raise LockedOut(seconds)
 
-        Raises:
-            LockedOut: it may not.
-        """
-        with self._connection() as connection:
-            locked = self._locked_for(connection, attempt, now)
-        if locked:
-            raise LockedOut(locked)
-
-    def _locked_for(
-        self, connection: Connection, attempt: Attempt, now: float, counted: int = 0,
+    def _lockout_seconds(
+        self, connection: Connection, attempt: Attempt, now: float, own_failures: int = 0,
     ) -> float:
-        """The seconds until a login is looked at, 0 for now. `counted` of the failures are its own.
+        """Seconds until the lock-out ends, or 0. `own_failures` do not count against the attempt.
         """
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
-        locks: List[float] = [expires - now for counter, count, expires in rows
-                              if count - counted >= attempt.limits[counter]
-                              and expires <= attempt.latest(now)]
-        return max([0.0, *locks])
+        lockouts: List[float] = [
+            expires - now for counter, count, expires in rows
+            if count - own_failures >= attempt.limits[counter]
+            and expires <= attempt.latest_expiry(now)]
+        return max([0.0, *lockouts])
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
-        """Count a failed login.
+        """Count a failed sign-in.
 
         Raises:
-            LockedOut: others have reached the limit meanwhile; that this one failed is not told.
+            LockedOut: other attempts have reached the limit, so this result stays secret.
         """
-        with self._transaction() as connection:
+        with self.database.transaction() as connection:
             self._sweep(connection, "failures", now)
-            live = [now, attempt.latest(now)]
+            valid = [now, attempt.latest_expiry(now)]
             for counter in sorted(attempt.limits):
-                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, *live, *live])
-            locked = self._locked_for(connection, attempt, now, counted=1)
-            if locked:
+                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, *valid, *valid])
+            seconds = self._lockout_seconds(connection, attempt, now, own_failures=1)
+            if seconds:
                 connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
                                    list(attempt.limits))
-        if locked:
-            raise LockedOut(locked)
+        if seconds:
+            raise LockedOut(seconds)
+
+    # Sessions
 
     def open_session(
         self, grant: Grant, now: float, *, attempt: Optional[Attempt] = None,
-        better_hash: Optional[str] = None,
+        new_hash: Optional[str] = None,
     ) -> bool:
-        """Open a session; tell whether the user is still the one who was looked up.
+        """Open a session. Return False if the user was changed since it was looked up.
 
-        If it is for a login, that clears his failures, and `better_hash` is what is to be stored
-        of the password from now on.
+        For a sign-in, `attempt` clears its failures, and `new_hash` replaces the password hash.
 
         Raises:
-            LockedOut: too many other logins have failed meanwhile.
+            LockedOut: too many other sign-ins have failed meanwhile.
         """
         user = grant.user
-        with self._transaction() as connection:
-            locked = self._locked_for(connection, attempt, now) if attempt else 0
+        with self.database.transaction() as connection:
+            seconds = self._lockout_seconds(connection, attempt, now) if attempt else 0
             row = connection.execute(
-                f"SELECT * FROM users WHERE name = ?{self._for_update}", [user.name]).fetchone()
-            if not locked and row == user:
+                f"SELECT * FROM users WHERE name = ?{self.database.for_update}",
+                [user.name]).fetchone()
+            if not seconds and row == user:
                 self._sweep(connection, "sessions", now)
                 connection.execute(
                     "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", grant.session)
-                if better_hash:
+                if new_hash:
                     connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
-                                       [better_hash, user.name])
+                                       [new_hash, user.name])
                 if attempt:
-                    connection.execute("DELETE FROM failures WHERE id = ?", [attempt.own])
-        if locked:
-            raise LockedOut(locked)
+                    connection.execute(
+                        "DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
+        if seconds:
+            raise LockedOut(seconds)
         return bool(row == user)
 
     def refresh(self, token: str, now: float) -> Grant:
-        """Trade a refresh token for the next one of its session.
+        """Replace a refresh token, by the rules of `_rotate`.
 
         Raises:
-            RefreshError: it is not good, and may have been the end of the session.
+            RefreshError: the token is refused, and may have ended its session.
         """
         match = _REFRESH_TOKEN.fullmatch(token)
         if not match:
             raise RefreshError
-        refused = None
-        with self._transaction() as connection:
-            session_id = _session_id(match["family"])
+        session_id, refusal = _session_id(match["family"]), None
+        with self.database.transaction() as connection:
             try:
-                session, token = _refreshed(self._session(connection, session_id, now), token, now)
-                connection.execute(
-                    "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?,"
-                    " rotated = ? WHERE id = ?",
-                    [session.generation, session.refresh_hash, session.previous_hash,
-                     session.rotated, session_id])
-                row = connection.execute(
-                    "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone()
-            except RefreshError as error:  # not out of here: what it has ended must be committed
-                refused = error
+                session = self._find_session(connection, session_id, now)
+                session, next_token = _rotate(session, token, now)
+                user = self._save_rotation(connection, session)
+            except RefreshError as error:  # not raised here, where it would undo the deletion
+                refusal = error
                 if error.ended:
                     connection.execute("DELETE FROM sessions WHERE id = ?", [session_id])
-        if refused:
-            raise refused
-        return Grant(User(*row), session, token)
+        if refusal:
+            raise refusal
+        return Grant(user, session, next_token)
 
-    def _session(self, connection: Connection, session_id: str, now: float) -> Session:
+    def _find_session(self, connection: Connection, session_id: str, now: float) -> Session:
         row = connection.execute(
-            f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self._for_update}",
+            f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self.database.for_update}",
             [session_id, now]).fetchone()
         if row is None:
             raise RefreshError
         return Session(*row)
 
+    def _save_rotation(self, connection: Connection, session: Session) -> User:
+        connection.execute(
+            "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?, rotated = ?"
+            " WHERE id = ?", [session.generation, session.refresh_hash, session.previous_hash,
+                              session.rotated, session.id])
+        return User(*connection.execute(
+            "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone())
+
     def is_open(self, session_id: str, now: float) -> bool:
-        """Tell whether a session has not ended."""
-        with self._connection() as connection:
+        """Whether a session has not ended. Each guarded request asks this."""
+        with self.database.connection() as connection:
             row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
         return row is not None
 
@@ -1042,150 +1222,56 @@ class Store:
         self._execute("DELETE FROM sessions WHERE id = ?", session_id)
 
     def end_sessions(self, name: str) -> int:
-        """End the sessions of a user; return how many there were."""
+        """End the sessions of a user, and return how many there were."""
         return self._execute("DELETE FROM sessions WHERE user_name = ?", name)
 
-    @contextmanager
-    def changing_keys(self) -> Iterator[None]:
-        """Keep other processes from changing the keys meanwhile."""
-        with self._transaction() as connection:
-            self._exclude_others(connection)
-            yield
-
-    def _exclude_others(self, connection: Connection) -> None:
-        """Nobody else writes in a transaction of SQLite."""
-
     def _sweep(self, connection: Connection, table: str, now: float) -> None:
+        """Delete a few expired rows. Every transaction that adds a row does this."""
         connection.execute(
             f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE expires <= ?"
-            f" LIMIT {SWEEP}{self._skip_locked})", [int(now)])
+            f" LIMIT {SWEEP_ROWS}{self.database.skip_locked})", [int(now)])
 
-    def count_tokens(self, before: float, lifetime: int, now: float) -> int:
-        """Count the sessions whose last token was issued before that time, and may still be good.
-        """
-        with self._connection() as connection:
-            (count,) = connection.execute(
-                "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
-                " AND (rotated > ? OR refresh_hash = '')", [now, before, now - lifetime]).fetchone()
+    # Keys
+
+    @contextmanager
+    def key_lock(self) -> Iterator[None]:
+        """Stop other processes from changing the keys during a `with` block."""
+        with self.database.transaction() as connection:
+            self.database.lock(connection)
+            yield
+
+    def count_tokens(self, signed_until: float, lifetime: int, now: float) -> int:
+        """Count the sessions whose last token was signed until then and has not expired."""
+        (count,) = self._fetch_one(
+            "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
+            " AND (rotated > ? OR refresh_hash = '')", now, signed_until, now - lifetime)
         return int(count)
 
 
-class _PostgreSQLConnection:
-    """A connection of psycopg, with `?` for a value as SQLite has it."""
-
-    def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
-        self._connection = psycopg.connect(**options, autocommit=True)
-        self._poll = select.poll()
-        self._poll.register(self._connection.fileno(), select.POLLIN)
-        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
-
-    def execute(self, statement: str, values: Any = None) -> Any:
-        """Run a statement."""
-        return self._connection.execute(statement.replace("?", "%s"), values)
-
-    def close(self) -> None:
-        """Close it, which rolls back."""
-        self._connection.close()
-
-    def is_usable(self) -> bool:
-        """Tell whether the server has said nothing unasked: it does so when it goes."""
-        return not self._poll.poll(0)
-
-
-class PostgreSQLStore(Store):
-    """The same in a database of PostgreSQL, which machines may share; it takes psycopg 3.
-
-    Where SQLite lets one process write, here rows are locked: those of a user before those of the
-    user's sessions, and counters in the order of their ids.
-
-    Raises:
-        SettingsError: psycopg is not installed, or the URL is malformed.
-    """
-
-    _begin_writing = "BEGIN"
-    _for_update = " FOR UPDATE"
-    _skip_locked = " FOR UPDATE SKIP LOCKED"
-
-    def __init__(self, url: str) -> None:
-        try:
-            self._psycopg: Any = importlib.import_module("psycopg")
-        except ImportError as error:
-            raise SettingsError(
-                "JWTSERVER_DATABASE is one of PostgreSQL; run: pip install 'psycopg[binary]'"
-                f" ({_one_line(error)})") from None
-        self.errors = self._psycopg.Error
-        try:
-            given = self._psycopg.conninfo.conninfo_to_dict(url)
-        except self._psycopg.Error:  # whose message may quote the password
-            given = {"dbname": "@"}
-        if "@" in given.get("dbname", ""):  # as after a slash in the password
-            raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
-                                "database, with what is special percent-encoded (/ is %2F)")
-        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
-                         "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **given}
-        super().__init__("")
-        self.name = f"database {given.get('dbname', '')} at {given.get('host', 'localhost')}"
-
-    def _connect(self) -> Connection:
-        return _PostgreSQLConnection(self._psycopg, self._options)
-
-    def _connection(self) -> _Loan:
-        idle = self._idle.setdefault(_pid, [])
-        connection: Any = _pop(idle)
-        while connection and not connection.is_usable():  # the server has been started anew
-            connection.close()
-            connection = _pop(idle)
-        if connection:
-            idle.append(connection)
-        return super()._connection()
-
-    def check(self) -> None:
-        """Do nothing, if the database can answer."""
-        self.find("nobody")
-
-    def _exclude_others(self, connection: Connection) -> None:
-        connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
-
-    def prepare(self) -> None:
-        """Make the tables if they are not there, and bring them up to date."""
-        with self._transaction() as connection:
-            self._exclude_others(connection)
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
-            version = self._version(connection)
-            for statement in chain.from_iterable(_MIGRATIONS[version:]):
-                connection.execute(statement.replace("INTEGER", "BIGINT"))
-            if version < len(_MIGRATIONS):
-                connection.execute("DELETE FROM jwtserver")
-                connection.execute("INSERT INTO jwtserver VALUES (?)", [len(_MIGRATIONS)])
-
-    def _version(self, connection: Connection) -> int:
-        (version,) = connection.execute(
-            "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
-        if version > len(_MIGRATIONS):
-            raise StoreError(f"{self.name}: was written by a newer version of jwtserver")
-        return int(version)
-
-
 def open_store(database: str) -> Store:
-    """The store in an SQLite file, made if it is not there, or that behind a URL of PostgreSQL.
+    """Open the store in an SQLite file or a PostgreSQL database, and create what is missing.
 
     Raises:
         SettingsError: the URL, psycopg or the database cannot be used.
     """
-    store = PostgreSQLStore(database) if _is_url(database) else Store(database)
+    store = Store(_PostgreSQL(database) if _is_postgresql(database) else _SQLite(database))
     try:
-        store.prepare()
+        store.database.migrate(_MIGRATIONS)
     except StoreError as error:
         raise SettingsError(f"JWTSERVER_DATABASE: {error}") from error
     return store
 
 
-# --- Requests and answers -----------------------------------------------------------------------
+# --- Requests and responses ---------------------------------------------------------------------
+#
+# Design: a handler takes the environ of a request and returns a Response, or raises HTTPError. The
+# `Router` finds the handler by path and method, in the thread of the request, and passes other
+# requests on to its fallback. It is the one place where errors become responses. A response must
+# never contain the details of an internal fault: those are logged.
 
 
 class HTTPError(Exception):
-    """A request that gets an error for an answer."""
+    """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, *headers: Tuple[str, str]) -> None:
         super().__init__(message)
@@ -1198,16 +1284,16 @@ _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
-class Answer(NamedTuple):
-    """What an endpoint answers, ready to be sent."""
+class Response(NamedTuple):
+    """A response of an endpoint."""
 
     status: str
     headers: List[Tuple[str, str]]
     body: bytes
 
     @classmethod
-    def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Answer":
-        """An answer of this content in JSON or, without any, of no body."""
+    def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Response":
+        """A response with this content as JSON, or without a body."""
         line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
             return cls(line, [_NOSNIFF, *headers], b"")
@@ -1216,15 +1302,15 @@ class Answer(NamedTuple):
         return cls(line, [*described, _NOSNIFF, *headers], body)
 
 
-Endpoint = Callable[[Environ], Answer]
+Handler = Callable[[Environ], Response]
 
 
-def _send(
-    answer: Answer, environ: Environ, start_response: StartResponse, *exc_info: Any,
+def _send_response(
+    response: Response, environ: Environ, start_response: StartResponse, *exc_info: Any,
 ) -> List[bytes]:
-    start_response(answer.status, list(answer.headers), *exc_info)
-    bare = not answer.body or environ.get("REQUEST_METHOD") == "HEAD"
-    return [] if bare else [answer.body]
+    start_response(response.status, list(response.headers), *exc_info)
+    no_body = not response.body or environ.get("REQUEST_METHOD") == "HEAD"
+    return [] if no_body else [response.body]
 
 
 def _read_body(environ: Environ) -> bytes:
@@ -1235,19 +1321,19 @@ def _read_body(environ: Environ) -> bytes:
         raise HTTPError(400, "The Content-Length must be a number")
     if len(length) > 9 or int(length or 0) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
-    wanted = int(length or MAX_BODY_BYTES + 1)
+    expected = int(length or MAX_BODY_BYTES + 1)
     body = b""
-    while len(body) < wanted and (piece := environ["wsgi.input"].read(wanted - len(body))):
-        body += piece
+    while len(body) < expected and (chunk := environ["wsgi.input"].read(expected - len(body))):
+        body += chunk
     if len(body) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
-    if length and len(body) < wanted:
+    if length and len(body) < expected:
         raise HTTPError(400, "The body is shorter than its Content-Length")
     return body
 
 
 def _read_fields(environ: Environ) -> Dict[str, Any]:
-    """The fields of a body that is JSON or a form; a name that comes twice is refused."""
+    """Read the fields of a JSON or form body. A name that occurs twice is refused."""
     body = _read_body(environ)
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
@@ -1256,20 +1342,24 @@ def _read_fields(environ: Environ) -> Dict[str, Any]:
         except DecodeError as error:
             raise HTTPError(400, f"Malformed body: {error}") from None
     if content_type == "application/x-www-form-urlencoded":
-        if body.lstrip().startswith(b"{"):  # as of `curl -d` without a header
-            raise HTTPError(415, "The body looks like JSON, but is sent as a form; it needs"
-                                 " Content-Type: application/json")
-        try:
-            pairs = parse_qsl(body.decode(), True, errors="strict", max_num_fields=100)
-        except ValueError:
-            raise HTTPError(400, "Malformed body: Invalid form") from None
-        if len(dict(pairs)) != len(pairs):
-            raise HTTPError(400, "Malformed body: A field is given twice")
-        return dict(pairs)
+        return _parse_form(body)
     raise HTTPError(415, "The body must be application/json or application/x-www-form-urlencoded")
 
 
-def _required(fields: Mapping[str, Any], name: str) -> str:
+def _parse_form(body: bytes) -> Dict[str, Any]:
+    if body.lstrip().startswith(b"{"):  # `curl -d` without a Content-Type
+        raise HTTPError(415, "The body looks like JSON, but is sent as a form; it needs"
+                             " Content-Type: application/json")
+    try:
+        pairs = parse_qsl(body.decode(), True, errors="strict", max_num_fields=100)
+    except ValueError:
+        raise HTTPError(400, "Malformed body: Invalid form") from None
+    if len(dict(pairs)) != len(pairs):
+        raise HTTPError(400, "Malformed body: A field is given twice")
+    return dict(pairs)
+
+
+def _required_field(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str):
         raise HTTPError(400, f"`{name}` must be a string")
@@ -1279,25 +1369,24 @@ def _required(fields: Mapping[str, Any], name: str) -> str:
 
 
 class Operation(NamedTuple):
-    """What is done for a method at a path, and how it is told to programs."""
+    """The handler of one method of a path, and its OpenAPI description."""
 
-    run: Endpoint
-    status: int = 200  # if it succeeds
-    schema: Optional[Mapping[str, Any]] = None  # of the JSON that it answers then
+    handler: Handler
+    status: int = 200  # of a success
+    schema: Optional[Mapping[str, Any]] = None  # of the JSON of a success
     fields: Tuple[str, ...] = ()  # that the body must have
-    errors: Tuple[int, ...] = ()  # beyond those that any operation of its kind has
+    errors: Tuple[int, ...] = ()  # besides those that every operation of its kind has
 
 
 class Route(NamedTuple):
-    """The operations at one path, by method, `*` for any, and the member that holds the text of an
-    error."""
+    """The operations at one path, by method or `*`, and the JSON member of their errors."""
 
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
 
-    def answer(self, environ: Environ) -> Answer:
-        """Run the operation for the method of the request; GET answers HEAD as well."""
+    def respond(self, environ: Environ) -> Response:
+        """Run the operation for the method of the request. GET handles HEAD as well."""
         if not self.methods:
             raise HTTPError(404, "Not found")
         method = environ["REQUEST_METHOD"]
@@ -1305,49 +1394,46 @@ class Route(NamedTuple):
         if operation is None:
             allowed = [*self.methods, *(["HEAD"] if "GET" in self.methods else [])]
             raise HTTPError(405, "Method not allowed", ("Allow", ", ".join(allowed)))
-        return operation.run(environ)
+        return operation.handler(environ)
 
-    def failure(self, error: HTTPError) -> Answer:
-        """Put an error into the words of an answer."""
+    def error_response(self, error: HTTPError) -> Response:
+        """Build the response to an error."""
         content = {"success": False, self.error_member: error.message}
-        return Answer.of(error.status, content, *error.headers)
+        return Response.of(error.status, content, *error.headers)
 
 
 _NO_ROUTE = Route({})
 
 
 class Router:
-    """Serves the endpoints at their paths, and hands all other requests to `otherwise`.
-
-    This is also the one place where errors become answers.
-    """
+    """Serves the routes, and passes requests for other paths to `fallback`, or answers 404."""
 
     def __init__(
-        self, routes: Mapping[str, Route], otherwise: Optional[WSGIApplication] = None,
+        self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
     ) -> None:
         self.routes = routes
-        self.otherwise = otherwise
+        self.fallback = fallback
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         route = self.routes.get(environ.get("PATH_INFO", ""), _NO_ROUTE)
         try:
-            if route is _NO_ROUTE and self.otherwise is not None:
-                return self.otherwise(environ, start_response)
-            answer = route.answer(environ)
+            if route is _NO_ROUTE and self.fallback is not None:
+                return self.fallback(environ, start_response)
+            response = route.respond(environ)
         except HTTPError as error:
-            answer = route.failure(error)
+            response = route.error_response(error)
         except StoreError as error:
             logger.error("%s", error)
-            answer = route.failure(HTTPError(503, "The database cannot answer"))
+            response = route.error_response(HTTPError(503, "The database cannot answer"))
         except Exception:
-            logger.exception("A fault at %s", ascii(environ.get("PATH_INFO")))
-            answer = route.failure(HTTPError(500, "Internal server error"))
-            return _send(answer, environ, start_response, sys.exc_info())
-        return _send(answer, environ, start_response)
+            logger.exception("Internal error at %s", ascii(environ.get("PATH_INFO")))
+            response = route.error_response(HTTPError(500, "Internal server error"))
+            return _send_response(response, environ, start_response, sys.exc_info())
+        return _send_response(response, environ, start_response)
 
 
 def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
-    """Add the header to the answers of an application that does not send it itself."""
+    """Add `X-Content-Type-Options` to responses of an application that does not send it."""
 
     def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
@@ -1361,57 +1447,62 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
+#
+# Design: `Service` has one method per endpoint. It checks the request, asks the store, and builds
+# the response, all in the thread of the request. The only slow step is a password hash. It waits in
+# `_HashQueue` for a core, after this module's server has released the thread. A refused sign-in
+# must take the same time and get the same response, whether or not the user exists.
 
 
-def _cores() -> int:
+def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class _HashQueue:
-    """Where password hashes wait for a core.
+    """A queue in which password hashes wait for a core.
 
-    A hash keeps one busy for some tenths of a second. Those beyond the number of cores wait here,
-    so that the requests of those who are signed in need not, and not too many of them.
+    A hash takes some tenths of a second of a core. Only as many run as there are cores, so that
+    other requests are not slowed down. If too many wait, further sign-ins get 503.
     """
 
     def __init__(self, cores: int) -> None:
         self._cores = threading.BoundedSemaphore(cores)
-        self._places = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
+        self._queue_slots = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
 
     def __enter__(self) -> None:
-        if not self._places.acquire(blocking=False):
+        if not self._queue_slots.acquire(blocking=False):
             raise HTTPError(503, "Too many sign-ins at once", ("Retry-After", "10"))
         self._cores.acquire()
 
     def __exit__(self, *exc_info: Any) -> None:
         self._cores.release()
-        self._places.release()
+        self._queue_slots.release()
 
 
-# By process, and made when needed: a lock that a thread of the parent held at the fork would stay
-# locked here for ever; and gevent's locks are not there until it has patched `threading`.
+# By process, and created when needed: a lock that another thread held at a fork would never be
+# released in the child, and gevent replaces the locks of `threading` after the import.
 _hash_queues: Dict[int, _HashQueue] = {}
 _build_locks: Dict[int, threading.Lock] = {}
 
 
 def client_address(environ: Environ, trusted_proxies: int) -> str:
-    """The address of the client, as the outermost of so many proxies has seen it.
+    """The address of the client, as seen by the first of the trusted proxies.
 
-    Each proxy appends to X-Forwarded-For where it got the request from; what stands before that is
-    anybody's claim.
+    Each proxy appends the address that it received the request from to X-Forwarded-For. Earlier
+    entries can be forged.
     """
     hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
     if 0 < trusted_proxies <= len(hops):
         hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
-        with suppress(ValueError):  # of a proxy that hides it
+        with suppress(ValueError):  # a proxy may hide the address
             return str(ipaddress.ip_address(hop))
     return str(environ.get("REMOTE_ADDR", ""))
 
 
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
-    """A token of a session, and the seconds for which it is good: never longer than the session."""
+    """Sign a token for a session. Return it with its lifetime: it ends with the session at last."""
     user, session, _ = grant
     issued, expires = int(now), int(min(now + lifetime, session.expires))
     claims = {"sub": user.name, "username": user.name, "sid": session.id,
@@ -1425,7 +1516,7 @@ _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a header
 
 
 class Service:
-    """The endpoints that open, prolong and end sessions."""
+    """The endpoints that open, refresh, verify and end sessions."""
 
     def __init__(
         self, store: Store, signer: Signer, settings: Settings, clock: Callable[[], float],
@@ -1434,55 +1525,55 @@ class Service:
         self.signer = signer
         self.settings = settings
         self.clock = clock
-        # What looking at a password costs at least: as much as the strongest hash that was met.
+        # The least cost of checking a password: that of the strongest stored hash met so far.
         self._iterations = settings.pbkdf2_iterations
 
-    def authenticate(self, environ: Environ) -> Answer:
-        """Trade a user name and a password for a token and a refresh token."""
+    def authenticate(self, environ: Environ) -> Response:
+        """Sign in with a user name and a password."""
         fields = _read_fields(environ)
-        name, password = _required(fields, "username"), _required(fields, "password")
-        told = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
+        name, password = _required_field(fields, "username"), _required_field(fields, "password")
+        audit_details = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
         try:
             grant = self._sign_in(name, password, environ)
         except LockedOut as error:
-            _audit("locked_out", **told)
+            _audit("locked_out", **audit_details)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
         if grant is None:
-            _audit("sign_in_failed", **told)
+            _audit("sign_in_failed", **audit_details)
             raise HTTPError(401, "Invalid username and password")
-        _audit("sign_in", **told, session=grant.session.id)
-        return self._granted(grant)
+        _audit("sign_in", **audit_details, session=grant.session.id)
+        return self._token_response(grant)
 
     def _sign_in(self, name: str, password: str, environ: Environ) -> Optional[Grant]:
-        """A session, if the password is right. A user who does not exist takes as long as others.
+        """Open a session if the password is right. An unknown user takes the same time.
 
         Raises:
-            LockedOut: too many logins like this one have failed.
+            LockedOut: too many such sign-ins have failed.
         """
         attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
-        user = self.store.find(name)
+        user = self.store.find_user(name)
         iterations = self.settings.pbkdf2_iterations
-        environ.get("jwtserver.release_loop", lambda: None)()  # if it is the server below that runs
-        with _hash_queues.setdefault(_pid, _HashQueue(_cores())):
-            self.store.check_attempt(attempt, self.clock())  # that was a while ago
+        environ.get("jwtserver.release_loop", lambda: None)()  # only this module's server has it
+        with _hash_queues.setdefault(os.getpid(), _HashQueue(_usable_cores())):
+            self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
             stored = user.password_hash if user else None
             self._iterations = max(self._iterations, password_iterations(stored))
-            right = verify_password(password, stored, min_iterations=self._iterations)
-            old = right and needs_rehash(stored or "", iterations=iterations)
-            better_hash = hash_password(password, iterations=iterations) if old else None
+            matches = verify_password(password, stored, min_iterations=self._iterations)
+            outdated = matches and needs_rehash(stored or "", iterations=iterations)
+            new_hash = hash_password(password, iterations=iterations) if outdated else None
         now = self.clock()
-        if not right or user is None or user.disabled:
+        if not matches or user is None or user.disabled:
             self.store.count_failure(attempt, now)
             return None
         grant = new_grant(user, self.settings.session_lifetime, now)
-        opened = self.store.open_session(grant, now, attempt=attempt, better_hash=better_hash)
-        # Who was changed meanwhile is looked up anew: another sign-in may have stored a new hash.
+        opened = self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash)
+        # If the user was changed meanwhile, try again: another sign-in may have upgraded the hash.
         return grant if opened else self._sign_in(name, password, environ)
 
-    def refresh(self, environ: Environ) -> Answer:
-        """Trade a refresh token for a new token and the next refresh token."""
-        token = _required(_read_fields(environ), "refresh_token")
+    def refresh(self, environ: Environ) -> Response:
+        """Exchange a refresh token for new tokens."""
+        token = _required_field(_read_fields(environ), "refresh_token")
         address = self.address(environ)
         try:
             grant = self.store.refresh(token, self.clock())
@@ -1494,9 +1585,9 @@ class Service:
                 _audit("refresh_failed", address=address)
             raise HTTPError(401, str(error)) from None
         _audit("refresh", user=grant.user.name, address=address, session=grant.session.id)
-        return self._granted(grant)
+        return self._token_response(grant)
 
-    def _granted(self, grant: Grant) -> Answer:
+    def _token_response(self, grant: Grant) -> Response:
         token, seconds = issue_token(
             grant, self.signer, self.settings.token_lifetime, self.clock())
         content = {
@@ -1505,9 +1596,9 @@ class Service:
             "expires_in": seconds,
             "refresh_token": grant.refresh_token,
         }
-        return Answer.of(200, content, ("Cache-Control", "no-store"))
+        return Response.of(200, content, ("Cache-Control", "no-store"))
 
-    def logout(self, environ: Environ) -> Answer:
+    def logout(self, environ: Environ) -> Response:
         """End the session of the token."""
         claims = _claims(environ)
         if "sid" not in claims:
@@ -1515,34 +1606,34 @@ class Service:
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
-        return Answer.of(204)
+        return Response.of(204)
 
-    def verify(self, environ: Environ) -> Answer:
-        """Tell a proxy that the token is good, and whose it is."""
+    def verify(self, environ: Environ) -> Response:
+        """Tell a proxy that the token is valid, and the name of its user."""
         claims = _claims(environ)
         scope = claims.get("scope", "")
         headers = [("Remote-User", claims["sub"]), ("Remote-Scope", scope)]
         for _, value in headers:
-            # A name that a proxy could read otherwise is nobody's: not of this service's users.
+            # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
-        return Answer.of(204, None, *(
+        return Response.of(204, None, *(
             (name, value.encode().decode("latin-1")) for name, value in headers))
 
     def is_revoked(self, claims: Claims) -> bool:
-        """Tell whether the session of a token has ended.
+        """Whether the session of a token has ended.
 
-        A token without one is not from here: whoever has the key has made it, and can.
+        A token without `sid` was made elsewhere with our key. It has no session.
         """
         session_id = claims.get("sid", "")
-        if not isinstance(session_id, str) or "\0" in session_id:  # which PostgreSQL has not
+        if not isinstance(session_id, str) or "\0" in session_id:  # PostgreSQL refuses NUL
             return True
         return "sid" in claims and not self.store.is_open(session_id, self.clock())
 
-    def health(self, environ: Environ) -> Answer:
-        """Tell whether the database can answer."""
-        self.store.check()
-        return Answer.of(200, {"status": "ok"})
+    def health(self, environ: Environ) -> Response:
+        """Check that the database can answer."""
+        self.store.ping()
+        return Response.of(200, {"status": "ok"})
 
     def address(self, environ: Environ) -> str:
         """The address of the client."""
@@ -1551,44 +1642,47 @@ class Service:
 
 def _claims(environ: Environ) -> Claims:
     claims: Optional[Claims] = environ.get("wsgi_auth.claims")
-    if not claims:  # the guard has been told to let everybody in
+    if not claims:  # the settings exempt this path from the guard
         raise HTTPError(401, "An authorization header is required",
                         ("WWW-Authenticate", 'Bearer realm="api"'))
     return claims
 
 
-_WELCOME = Answer.of(200, {"message": "Welcome to the protected page"})
+_WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
 
 
-def _welcome(environ: Environ) -> Answer:
-    """Greet whoever has a good token."""
+def _welcome(environ: Environ) -> Response:
+    """Greet a user with a valid token."""
     return _WELCOME
 
 
-# --- The route table ----------------------------------------------------------------------------
+# --- Routes and OpenAPI -------------------------------------------------------------------------
+#
+# Design: `_routes` is the table of all endpoints. The router and the OpenAPI document are made from
+# it when the application is built, so that a description cannot differ from what is served. The
+# summary of an operation is the first line of its handler's docstring.
 
 
 def _object(**members: Any) -> Dict[str, Any]:
-    """A schema (JSON Schema 2020-12) of an object with these members, given by theirs."""
+    """The JSON Schema (2020-12) of an object that has these members."""
     return {"type": "object", "properties": members, "required": list(members)}
 
 
 _STRING = {"type": "string"}
-_GRANTED = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
-                   refresh_token=_STRING)
+_TOKENS = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
+                  refresh_token=_STRING)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
 
 def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
     """All endpoints, by path."""
-    verify = Operation(service.verify, 204, errors=(403,))
     routes = {
         "/authenticate": Route({"POST": Operation(
-            service.authenticate, schema=_GRANTED, fields=("username", "password"))}, "message"),
+            service.authenticate, schema=_TOKENS, fields=("username", "password"))}, "message"),
         "/refresh": Route({"POST": Operation(
-            service.refresh, schema=_GRANTED, fields=("refresh_token",))}, "message"),
+            service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
-        "/verify": Route({"*": verify}, guarded=True),
+        "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
@@ -1597,25 +1691,25 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         routes["/protected"] = Route(
             {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
 
-    def index(environ: Environ) -> Answer:
+    def index(environ: Environ) -> Response:
         """List the endpoints."""
-        return listed
+        return listing
 
-    def openapi(environ: Environ) -> Answer:
+    def openapi(environ: Environ) -> Response:
         """Describe the endpoints (OpenAPI 3.1)."""
         return document
 
-    described = f"{prefix}/openapi.json"
-    routes[described] = Route({"GET": Operation(openapi, schema={"type": "object"})})
+    document_path = f"{prefix}/openapi.json"
+    routes[document_path] = Route({"GET": Operation(openapi, schema={"type": "object"})})
     if demo:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
-    document = Answer.of(200, _describe(routes))
-    listed = Answer.of(200, {
+    document = Response.of(200, _describe(routes))
+    listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
-        "openapi": described})
+        "openapi": document_path})
     return routes
 
 
@@ -1636,11 +1730,12 @@ def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
 
 def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     operation = route.methods.get(method) or route.methods["*"]
-    name = operation.run.__name__.strip("_")
-    described: Dict[str, Any] = {
+    name = operation.handler.__name__.strip("_")
+    description: Dict[str, Any] = {
         "operationId": f"{name}_{method.lower()}" if "*" in route.methods else name,
-        "summary": (operation.run.__doc__ or "").partition("\n")[0],
-        "responses": {str(operation.status): _describe_answer(operation.status, operation.schema)},
+        "summary": (operation.handler.__doc__ or "").partition("\n")[0],
+        "responses": {str(operation.status): _describe_response(
+            operation.status, operation.schema)},
         "security": [{"token": []}] if route.guarded else [],
     }
     statuses = {*operation.errors, 429, 500, 503}
@@ -1648,25 +1743,29 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
         statuses.add(401)
     if operation.fields:
         statuses.update((400, 401, 411, 413, 415))
-        schema = _object(**dict.fromkeys(operation.fields, {"type": "string", "minLength": 1}))
-        described["requestBody"] = {"required": True, "content": {
-            "application/json": {"schema": schema},
-            "application/x-www-form-urlencoded": {  # no field of which may come twice
-                "schema": {**schema, "additionalProperties": _STRING}}}}
+        description["requestBody"] = _describe_body(operation.fields)
     success = {"const": False}
     for status in sorted(statuses):
         schema = _object(success=success, **{route.error_member: _STRING})
-        if status == 429 and route.error_member != "error":  # from the limit of requests
+        if status == 429 and route.error_member != "error":  # the rate limit says `error`
             schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
-        described["responses"][str(status)] = _describe_answer(status, schema)
-    return described
+        description["responses"][str(status)] = _describe_response(status, schema)
+    return description
 
 
-def _describe_answer(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    described: Dict[str, Any] = {"description": HTTPStatus(status).phrase}
+def _describe_body(fields: Sequence[str]) -> Dict[str, Any]:
+    schema = _object(**dict.fromkeys(fields, {"type": "string", "minLength": 1}))
+    return {"required": True, "content": {
+        "application/json": {"schema": schema},
+        "application/x-www-form-urlencoded": {  # no field may occur twice, as an array would
+            "schema": {**schema, "additionalProperties": _STRING}}}}
+
+
+def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
+    description: Dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if schema:
-        described["content"] = {"application/json": {"schema": schema}}
-    return described
+        description["content"] = {"application/json": {"schema": schema}}
+    return description
 
 
 # --- The application ----------------------------------------------------------------------------
@@ -1712,7 +1811,7 @@ def _open_store_for_app(settings: Settings) -> Store:
     store = open_store(settings.database)
     if store.is_empty():
         logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
-    store.close_idle()  # the server may fork now; uWSGI gives no notice of it
+    store.close()  # the server may fork now; uWSGI gives no notice of it
     return store
 
 
@@ -1764,7 +1863,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     """The WSGI application that the environment configures, built at the first request."""
     global _built
     if _built is None:
-        with _build_locks.setdefault(_pid, threading.Lock()):
+        with _build_locks.setdefault(os.getpid(), threading.Lock()):
             if _built is None:
                 _built = create_app()
     return _built(environ, start_response)
@@ -2270,7 +2369,7 @@ class _Connection:
         self.received = b""  # and not parsed yet
         self._searched = 0  # bytes of it that contain no end of a header
         self.request = _NO_REQUEST
-        self.error: Optional[Answer] = None  # the response to a malformed request
+        self.error: Optional[Response] = None  # the response to a malformed request
         self.keep_alive = True
         self.aborted = False  # the response cannot be completed
         self.bytes_sent = 0  # of the current response
@@ -2315,7 +2414,8 @@ class _Connection:
         """Answer with an error instead of calling the application."""
         environ = {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address, "PATH_INFO": ""}
         self.request = _Request(environ, "-", 0, 0, False, False)
-        self.error = _NO_ROUTE.failure(error)  # not the exception: its traceback refers to us
+        # Not the exception: its traceback refers to this connection, and would keep it in memory.
+        self.error = _NO_ROUTE.error_response(error)
 
     def _next_request(self) -> _Request:
         data = self.received
@@ -2349,7 +2449,7 @@ class _Connection:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close the socket; if the response is incomplete, with RST, so that the client sees it."""
+        """Close the socket; with RST if the response is incomplete, so that the client sees it."""
         if self.aborted:
             with suppress(OSError):
                 self.sock.setsockopt(
@@ -2372,9 +2472,9 @@ class _Connection:
             request.environ["wsgi.input"] = _BodyReader(body)
         application = self.server.app
         if self.error is not None:
-            application = partial(_send, self.error)
+            application = partial(_send_response, self.error)
         elif request.environ["PATH_INFO"] == "*":  # about the server itself (RFC 9110 §9.3.7)
-            application = partial(_send, Answer.of(204))
+            application = partial(_send_response, Response.of(204))
         self._run(request, body, application)
 
     def _run(
@@ -2961,24 +3061,15 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
 
 
 # --- Commands -----------------------------------------------------------------------------------
+#
+# Design: each command is one function of its arguments and the settings. It does one thing, prints
+# one sentence about what it did, and raises Error with one line if it cannot. The table `_COMMANDS`
+# in the next chapter has an entry for each. A command runs in the main thread, for one user at a
+# terminal or in a script. It must never create a database if it needs an existing user: in the
+# wrong folder, an empty database would hide the mistake.
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    """Settings from the environment, over which flags prevail."""
-    environ = dict(os.environ)
-    for name in _PARSERS:
-        flag = getattr(args, name, None)
-        if isinstance(flag, list):
-            flag = ("," if name == "cors_origins" else ";").join(flag)
-        if flag is not None:
-            environ[f"JWTSERVER_{name.upper()}"] = flag
-    if args.secret_file:
-        environ["JWTSERVER_SECRET"] = ""
-    return Settings.from_environ(environ)
-
-
-def _serve(args: argparse.Namespace) -> None:
-    settings = _settings(args)
+def _serve(args: argparse.Namespace, settings: Settings) -> None:
     app = _load_app(args.app) if args.app else None
     _log_to_stderr()
     if args.tls_key and not args.tls_cert:
@@ -2996,19 +3087,19 @@ def _serve(args: argparse.Namespace) -> None:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
-                    " --host and --port take others") from None
+                    " choose another address with --host and --port") from None
     _raise_file_limit()
     with listener:
         store = open_store(settings.database)
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
         try:
-            demo = _add_demo(store, settings) if store.is_empty() else None
+            demo = _add_demo_user(store, settings) if store.is_empty() else None
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.interrupt)
-            _greet(_url(args.host, listener, tls), settings, store, demo,
-                   "/" if app else "/protected")
-            # Looking for garbage took a tenth of the time of a request; what is there is none.
+            _print_greeting(_server_url(args.host, listener, tls), settings, store, demo,
+                            "/" if app else "/protected")
+            # Garbage collection took 10 % of a request; freeze what is loaded now.
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
             server.serve_forever()
@@ -3017,21 +3108,21 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Let this process have as many files open as it may: each connection is one."""
-    with suppress(ImportError, OSError, ValueError):  # Windows has none, macOS may refuse
+    """Let this process open as many files as the system allows: each connection needs one."""
+    with suppress(ImportError, OSError, ValueError):  # Windows has no limit, macOS may refuse
         import resource
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-def _url(host: str, listener: socket.socket, tls: Any) -> str:
+def _server_url(host: str, listener: socket.socket, tls: Any) -> str:
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
     return f"{'https' if tls else 'http'}://{host}:{_socket_address(listener)[1]}"
 
 
 def _log_to_stderr() -> None:
-    """Show what is logged, unless the application of the user has seen to that already."""
+    """Print the log, unless the user's application has already configured logging."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
                         datefmt="%Y-%m-%dT%H:%M:%S%z")
 
@@ -3051,58 +3142,59 @@ def _load_app(name: str) -> WSGIApplication:
     return app  # type: ignore[no-any-return]
 
 
-def _add_demo(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
-    """Make a user to try it; return a password and a token, unless another process was faster."""
+def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
+    """Add the user `demo`. Return its password and a token, or None if another process was faster.
+    """
     password = secrets.token_hex(8)
-    user = _new_user("demo", _hash(password, settings))
+    user = _new_user("demo", _hash_password(password, settings))
     try:
         _add_users(store, [user])
     except NameTaken:
         return None
-    return password, _issue(store, user, settings, settings.token_lifetime)
+    return password, _issue_token(store, user, settings, settings.token_lifetime)
 
 
-def _greet(
+def _print_greeting(
     url: str, settings: Settings, store: Store, demo: Optional[Tuple[str, str]], path: str,
 ) -> None:
-    needed = f"A token is needed for {', '.join(settings.protect or (path,))}"
+    protected = f"A token is needed for {', '.join(settings.protect or (path,))}"
     if settings.exempt:
-        needed += f", but not for {', '.join(settings.exempt)}"
-    lines = [f"jwtserver listens on {url} (Ctrl-C stops it)", needed]
+        protected += f", but not for {', '.join(settings.exempt)}"
+    lines = [f"jwtserver listens on {url} (press Ctrl-C to stop it)", protected]
     if demo:
         password, token = demo
         lines += [
-            f"\n{store.name} had no users, so there is one now to try it: demo.",
-            f"The password is {password}, and is shown only now.",
+            f"\n{store.name} had no users. The user demo was added, so that you can try it.",
+            f"The password is {password}. It is shown only this once.",
             "\nSign in:",
             f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
-            "\nShow the token to the guard:",
+            "\nUse the token:",
             f'curl -H "Authorization: Bearer {token}" {url}{path}',
-            "\nUsers of your own, and the end of this one:",
+            "\nAdd your own users, and remove this one:",
             "python jwtserver.py user add NAME",
             "python jwtserver.py user remove demo\n",
         ]
     print("\n".join(lines), flush=True)
 
 
-def _issue(store: Store, user: User, settings: Settings, lifetime: int) -> str:
-    """A token of a session of its own, which cannot be refreshed."""
+def _issue_token(store: Store, user: User, settings: Settings, lifetime: int) -> str:
+    """Open a session that cannot be refreshed, and return its token."""
     signer, now = make_signer(settings), time.time()
     grant = new_grant(user, lifetime, now)
     grant = grant._replace(session=grant.session._replace(refresh_hash=""))
     if not store.open_session(grant, now):
-        raise Error(f"the user {user.name!r} has just been changed")
+        raise Error(f"the user {user.name!r} was changed at the same time; try again")
     _audit("token_issue", user=user.name, session=grant.session.id)
     return issue_token(grant, signer, lifetime, now)[0]
 
 
 def _add_users(store: Store, users: List[User]) -> None:
-    store.add(users)
+    store.add_users(users)
     for user in users:
         _audit("user_add", user=user.name)
 
 
-def _hash(password: str, settings: Settings) -> str:
+def _hash_password(password: str, settings: Settings) -> str:
     try:
         return hash_password(password, iterations=settings.pbkdf2_iterations)
     except ValueError as error:
@@ -3115,7 +3207,7 @@ def _clean_scope(scope: str) -> str:
     except ValueError as error:
         raise Error(str(error)) from None
     if "," in scope:
-        raise Error(f"scopes are separated by spaces, not commas: {scope!r}")
+        raise Error(f"separate scopes with spaces, not commas: {scope!r}")
     return " ".join(names)
 
 
@@ -3127,94 +3219,100 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
     return User(name, password_hash, _clean_scope(scope), 0, int(time.time()))
 
 
-def _open_store(args: argparse.Namespace) -> Store:
-    """The store that is there: in a wrong folder, a new one would hide the mistake."""
-    database = _settings(args).database
-    if not _is_url(database) and not Path(database).exists():
-        raise Error(f"there is no database {Path(database).absolute()}; `user add` makes it")
+def _open_existing_store(settings: Settings) -> Store:
+    database = settings.database
+    if not _is_postgresql(database) and not Path(database).exists():
+        raise Error(f"there is no database {Path(database).absolute()}; `user add` creates it")
     return open_store(database)
 
 
-def _existing(store: Store, name: str) -> User:
-    user = store.find(name)
+def _find_existing_user(settings: Settings, name: str) -> Tuple[Store, User]:
+    store = _open_existing_store(settings)
+    user = store.find_user(name)
     if user is None:
         raise Error(f"there is no user {name!r} in {store.name}")
-    return user
+    return store, user
 
 
-def _input() -> TextIO:
+def _standard_input() -> TextIO:
     if sys.stdin is None:
-        raise Error("the input is closed")
+        raise Error("standard input is closed")
     return sys.stdin
 
 
 def _ask_password(args: argparse.Namespace) -> str:
     if args.password_stdin:
-        return _input().readline().rstrip("\r\n")
-    if not _input().isatty():
-        raise Error("there is no terminal to ask for the password on; use --password-stdin")
+        return _standard_input().readline().rstrip("\r\n")
+    if not _standard_input().isatty():
+        raise Error("cannot ask for the password without a terminal; use --password-stdin")
     try:
-        password, again = getpass.getpass("Password: "), getpass.getpass("Again: ")
+        password, repeated = getpass.getpass("Password: "), getpass.getpass("Again: ")
     except EOFError:
         print(file=sys.stderr)
-        raise Error("there is no password, so nothing has changed") from None
-    if again != password:
-        raise Error("these are two different passwords")
+        raise Error("no password was entered; nothing has changed") from None
+    if repeated != password:
+        raise Error("the two passwords differ; nothing has changed")
     return password
 
 
-def _user_add(args: argparse.Namespace) -> None:
-    store = open_store(_settings(args).database)
+def _user_add(args: argparse.Namespace, settings: Settings) -> None:
     user = _new_user(args.name, "", args.scope)
-    if store.find(user.name):
+    store = open_store(settings.database)
+    if store.find_user(user.name):
         raise NameTaken(user.name)
-    password_hash = _hash(_ask_password(args), _settings(args))
+    password_hash = _hash_password(_ask_password(args), settings)
     _add_users(store, [user._replace(password_hash=password_hash)])
-    print(f"{user.name} is a user in {store.name} now")
+    print(f"Added the user {user.name} to {store.name}")
 
 
-def _user_list(args: argparse.Namespace) -> None:
-    store = _open_store(args)
+def _user_list(args: argparse.Namespace, settings: Settings) -> None:
+    store = _open_existing_store(settings)
     if store.is_empty():
         print(f"{store.name} has no users", file=sys.stderr)
-    for user in store.all():
+    for user in store.all_users():
         state = "disabled" if user.disabled else "enabled"
         print(f"{user.name:24} {state:8} {user.scope}".rstrip())
 
 
-def _user_change(args: argparse.Namespace) -> None:
-    """Remove, disable, enable or log out a user."""
-    store = _open_store(args)
-    user = _existing(store, args.name)
-    change, outcome = {
-        "remove": (store.remove, "is removed"),
-        "disable": (store.disable, "can no longer sign in, and is signed out"),
-        "enable": (store.enable, "can sign in"),
-        "logout": (store.end_sessions, "is signed out"),
-    }[args.command]
-    change(user.name)
-    _audit(f"user_{args.command}", user=user.name)
-    print(f"{user.name} {outcome}")
+def _change_user(
+    args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
+    event: str, outcome: str,
+) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    change(store, user.name)
+    _audit(event, user=user.name)
+    print(outcome.format(user.name))
 
 
-def _user_password(args: argparse.Namespace) -> None:
-    store = _open_store(args)
-    user = _existing(store, args.name)
-    store.set_password(user.name, _hash(_ask_password(args), _settings(args)))
+_user_remove = partial(
+    _change_user, change=Store.remove_user, event="user_remove",
+    outcome="Removed the user {} and ended the user's sessions")
+_user_disable = partial(
+    _change_user, change=Store.disable_user, event="user_disable",
+    outcome="Disabled the user {} and ended the user's sessions")
+_user_enable = partial(
+    _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
+_user_logout = partial(
+    _change_user, change=Store.end_sessions, event="user_logout",
+    outcome="Ended the sessions of {}")
+
+
+def _user_password(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    store.set_password(user.name, _hash_password(_ask_password(args), settings))
     _audit("user_password", user=user.name)
-    print(f"{user.name} has the new password, and is signed out")
+    print(f"Changed the password of {user.name} and ended the user's sessions")
 
 
-def _user_scope(args: argparse.Namespace) -> None:
-    store = _open_store(args)
-    user = _existing(store, args.name)
+def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
     scope = _clean_scope(args.scope)
     store.set_scope(user.name, scope)
     _audit("user_scope", user=user.name)
-    print(f"{user.name} has {f'the scopes {scope}' if scope else 'no scopes'}, and is signed out")
+    print(f"Changed the scopes of {user.name} to {scope or 'none'} and ended the user's sessions")
 
 
-def _user_import(args: argparse.Namespace) -> None:
+def _user_import(args: argparse.Namespace, settings: Settings) -> None:
     try:
         with open(args.file, encoding="utf-8-sig", newline="") as file:
             users = list(_read_users(csv.reader(file)))
@@ -3224,16 +3322,16 @@ def _user_import(args: argparse.Namespace) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    store = open_store(_settings(args).database)
+    store = open_store(settings.database)
     try:
         _add_users(store, users)
     except NameTaken as error:
         raise Error(f"{args.file}: {error}") from None
-    print(f"{len(users)} {'user' if len(users) == 1 else 'users'} imported into {store.name}")
+    print(f"Imported {len(users)} {'user' if len(users) == 1 else 'users'} into {store.name}")
 
 
 def _read_users(rows: Any) -> Iterator[User]:
-    """Users from the rows of a csv.reader: username,password_hash[,scope], below a head or not."""
+    """Read users from a csv.reader: username,password_hash[,scope], with or without a header."""
     names = set()
     for row in rows:
         if not row or (rows.line_num == 1 and row[:2] == ["username", "password_hash"]):
@@ -3252,221 +3350,242 @@ def _read_users(rows: Any) -> Iterator[User]:
             raise Error(f"line {rows.line_num}: {error}") from None
 
 
-def _token_issue(args: argparse.Namespace) -> None:
-    store, settings = _open_store(args), _settings(args)
-    user = _existing(store, args.name)
+def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
     if user.disabled:
         raise Error(f"the user {user.name!r} is disabled")
-    print(_issue(store, user, settings, args.lifetime or settings.token_lifetime))
+    print(_issue_token(store, user, settings, args.lifetime or settings.token_lifetime))
 
 
-def _token_inspect(args: argparse.Namespace) -> None:
-    token = args.token or _input().readline().strip()
-    settings = _settings(args)
+def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
+    token = args.token or _standard_input().readline().strip()
     signer = make_signer(settings)
     try:
         claims = signer.verify(token)
     except InvalidTokenError as error:
-        raise Error(f"not a good token: {error}") from None
+        raise Error(f"the token is not valid: {error}") from None
     if Service(open_store(settings.database), signer, settings, time.time).is_revoked(claims):
-        raise Error("not a good token: Token has been revoked")
+        raise Error("the token is not valid: Token has been revoked")
     print(json.dumps(claims, indent=2))
 
 
-def _key_rotate(args: argparse.Namespace) -> None:
-    settings = _settings(args)
-    with open_store(settings.database).changing_keys():
+def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
+    with open_store(settings.database).key_lock():
         keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
-    print(f"{settings.key_file.absolute()} has a new key, which signs from now on; older ones,"
-          f" whose tokens remain good: {len(keys)}. When those have expired, in"
-          f" {settings.token_lifetime} seconds, run: python jwtserver.py key prune")
+    print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
+          f" stay valid: {len(keys)}. Their last tokens expire in {settings.token_lifetime}"
+          " seconds. Then remove them: python jwtserver.py key prune")
 
 
-def _key_prune(args: argparse.Namespace) -> None:
-    settings = _settings(args)
+def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
-    with store.changing_keys():
+    with store.key_lock():
         keys, rotated = replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:
-        print(f"{settings.key_file.absolute()} has one key, so there is none to drop")
+        print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
         return
     _audit("key_prune")
-    signed = rotated + KEY_FILE_INTERVAL
-    live = store.count_tokens(signed, settings.token_lifetime, time.time())
-    print(f"{settings.key_file.absolute()} has one key now; {len(keys) - 1} older dropped. Live"
-          f" tokens that they may have signed, and that are refused from now on: {live}")
+    signed_until = rotated + KEY_FILE_INTERVAL
+    live = store.count_tokens(signed_until, settings.token_lifetime, time.time())
+    print(f"Removed the older keys from {settings.key_file.absolute()}: {len(keys) - 1}. Live"
+          f" tokens that they may have signed, and that are no longer valid: {live}")
 
 
 # --- The command line ---------------------------------------------------------------------------
+#
+# Design: `_COMMANDS` is the table of all commands, with words, function, help, arguments and
+# examples. The parsers are built from it. To add a command, write one function and one entry.
+# `main` parses the settings once, from the environment and the flags, and passes them to the
+# function. All errors end here, as one line on standard error and an exit code. Nothing here may
+# print a traceback.
+
+
+_PROGRAM = "python jwtserver.py"
+_GLOBAL_FLAGS = ("-h", "--help", "--version")  # any other flag before a command is one of `serve`
+_Argument = Tuple[str, Dict[str, Any]]  # what `add_argument` takes
+
+
+def _argument(words: str, help: str, **options: Any) -> _Argument:
+    """An argument such as `--port PORT`: its name, and the name of its value in the help."""
+    name, _, metavar = words.partition(" ")
+    return name, {"help": help, **({"metavar": metavar} if metavar else {}), **options}
+
+
+def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            return _parse_integer(text, maximum, minimum)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+class _Command(NamedTuple):
+    words: str  # `serve`, or a group and a name
+    run: Callable[[argparse.Namespace, Settings], None]
+    help: str
+    arguments: Sequence[_Argument] = ()
+    examples: Sequence[str] = ()  # if they are not just the words and, for NAME, `alice`
+
+
+_COMMON_ARGUMENTS = (
+    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db)."),
+    _argument("--secret-file FILE",
+              "The file with the signing keys (default: jwtserver.key beside the database)."),
+)
+_NAME = _argument("name NAME", "The name of the user.")
+_SCOPE = _argument(
+    "--scope SCOPES", "Scopes, separated by spaces (default: none).", default="")
+_NEW_SCOPE = _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")
+_PASSWORD_STDIN = _argument(
+    "--password-stdin", "Read the password from standard input (default: ask for it).",
+    action="store_true")
+_CSV_FILE = _argument("file FILE", "A file with username,password_hash[,scope] on each line.")
+_LIFETIME = _argument(
+    "--lifetime SECONDS", "Seconds until the token expires (default: JWTSERVER_TOKEN_LIFETIME).",
+    type=_flag_integer(MAX_LIFETIME))
+_TOKEN = _argument("token TOKEN", "The token (default: a line of standard input).", nargs="?")
+_SERVE_ARGUMENTS = (
+    _argument("--host HOST", "The address to listen on (default: %(default)s).",
+              default="127.0.0.1"),
+    _argument("--port PORT", "The port to listen on; 0 chooses one (default: %(default)s).",
+              type=_flag_integer(65535, 0), default=3000),
+    _argument("--app MODULE:CALLABLE", "Serve this WSGI application behind the guard. It is"
+              " imported from the current folder (default: only the page /protected)."),
+    _argument("--protect RULE", "A path that needs a token, optionally preceded by methods:"
+              " 'POST /path'. Other paths are open. Can be repeated (default: /protected, or /"
+              " with --app).", action="append"),
+    _argument("--exempt RULE", "A path inside a protected one that needs no token. Can be repeated"
+              " (default: none).", action="append"),
+    _argument("--prefix PATH", "The path under which the endpoints are served (default: /)."),
+    _argument("--cors-origin ORIGIN", "An origin whose pages may read the responses, such as"
+              " https://app.example.org, or * for any. Can be repeated (default: none).",
+              action="append", dest="cors_origins"),
+    _argument("--tls-cert FILE", "Serve HTTPS with this PEM certificate chain (default: HTTP)."),
+    _argument("--tls-key FILE", "The private key (default: in the file of the certificate)."),
+    _argument("--access-log", "Print a line for each request, in the combined log format"
+              " (default: no).", action="store_true"),
+)
+_GROUPS = {
+    "user": "Manage users.", "token": "Issue and inspect tokens.", "key": "Manage signing keys."}
+_COMMANDS = (
+    _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS,
+             ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
+    _Command("user add", _user_add, "Add a user.", [_NAME, _SCOPE, _PASSWORD_STDIN],
+             ["user add alice --scope 'read write'",
+              f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
+    _Command("user list", _user_list, "List all users."),
+    _Command("user remove", _user_remove, "Remove a user and end the sessions.", [_NAME]),
+    _Command("user password", _user_password, "Change the password of a user and end the sessions.",
+             [_NAME, _PASSWORD_STDIN]),
+    _Command("user scope", _user_scope, "Change the scopes of a user and end the sessions.",
+             [_NAME, _NEW_SCOPE], ["user scope alice 'read write'"]),
+    _Command("user disable", _user_disable, "Disable a user and end the sessions.", [_NAME]),
+    _Command("user enable", _user_enable, "Allow a disabled user to sign in again.", [_NAME]),
+    _Command("user logout", _user_logout, "End all sessions of a user.", [_NAME]),
+    _Command("user import", _user_import, "Add all users of a CSV file, or none.", [_CSV_FILE],
+             ["user import users.csv"]),
+    _Command("token issue", _token_issue, "Print a token for a user, without the password.",
+             [_NAME, _LIFETIME], ["token issue alice --lifetime 60"]),
+    _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [_TOKEN],
+             [f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
+    _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens."),
+    _Command("key prune", _key_prune, "Remove all keys except the one that signs."),
+)
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Refuses what it does not know by its own usage; argparse leaves that to the root."""
+    """A parser that reports unknown arguments with the usage of its own command."""
 
     def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
-        """Parse, with nothing left over."""
+        """Parse the arguments, and refuse any that are left over."""
         namespace, unknown = super().parse_known_args(*args)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
 
-class _Commands:
-    """A level of the command line: its commands, each with its help and an example."""
-
-    def __init__(self, parser: _CommandParser, parents: List[_CommandParser]):
-        self._subparsers = parser.add_subparsers(
-            dest="command", required=True, prog=parser.prog)
-        self._parents = parents
-
-    def add(
-        self, name: str, run: Optional[Callable[[argparse.Namespace], None]], help: str,
-        *examples: str,
-    ) -> _CommandParser:
-        parser = self._subparsers.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False,
-            parents=self._parents if run else [], epilog=_examples(*examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter)
-        if run:
-            parser.set_defaults(run=run)
-        return parser
+def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]:
+    lines = [line if _PROGRAM in line else f"{_PROGRAM} {line}".rstrip() for line in examples]
+    return {"description": description, "epilog": "\n  ".join(["examples:", *lines]),
+            "allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
-def _examples(*lines: str) -> str:
-    return "\n  ".join(("example:" if len(lines) == 1 else "examples:", *lines))
-
-
-def _number(most: int, least: int = 1) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        try:
-            return _parse_number(text, most, least)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return number
-
-
-def _parser() -> _CommandParser:
+def _build_parser() -> _CommandParser:
     parser = _CommandParser(
-        description="Sign-in with JSON Web Tokens. Without a command, it serves.",
-        usage="%(prog)s [--help] [--version] [COMMAND] ...   (the flags of each: COMMAND --help)",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog=_examples("python jwtserver.py", "python jwtserver.py user add alice",
-                         "python jwtserver.py serve --help"))
+        usage="%(prog)s [--help] [--version] [COMMAND] ...   (COMMAND --help lists its flags)",
+        **_parser_options("Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
+                          ("", "user add alice", "serve --help")))
     parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
-    files = _CommandParser(add_help=False)
-    files.add_argument("--database", metavar="FILE",
-                       help="or postgresql://…; default: jwtserver.db")
-    files.add_argument("--secret-file", metavar="FILE",
-                       help="the signing keys; default: jwtserver.key beside the database")
-    commands = _Commands(parser, [files])
-    _add_serve(commands)
-    user = commands.add("user", None, "manage users", "python jwtserver.py user list")
-    _add_user_commands(_Commands(user, [files]))
-    token = _Commands(commands.add("token", None, "issue and inspect tokens",
-                                   "python jwtserver.py token issue alice"), [files])
-    issue = token.add("issue", _token_issue, "print a token for a user, without the password",
-                      "python jwtserver.py token issue alice --lifetime 60")
-    issue.add_argument("name", metavar="NAME")
-    issue.add_argument("--lifetime", metavar="SECONDS", type=_number(MAX_LIFETIME))
-    inspect = token.add("inspect", _token_inspect, "verify a token and print its claims",
-                        "python jwtserver.py token issue alice | python jwtserver.py token inspect")
-    inspect.add_argument("token", metavar="TOKEN", nargs="?", help="default: a line of the input")
-    key = _Commands(commands.add("key", None, "manage the signing keys",
-                                 "python jwtserver.py key rotate"), [files])
-    key.add("rotate", _key_rotate, "sign with a new key, and still verify with the older ones",
-            "python jwtserver.py key rotate")
-    key.add("prune", _key_prune, "drop all keys but the one that signs, with what they have signed",
-            "python jwtserver.py key prune")
+    groups = {"": parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)}
+    for command in _COMMANDS:
+        group, _, name = command.words.rpartition(" ")
+        examples = command.examples or [
+            command.words + (" alice" if _NAME in command.arguments else "")]
+        if group not in groups:
+            inner = groups[""].add_parser(group, help=_GROUPS[group], **_parser_options(
+                _GROUPS[group], examples[:1]))
+            groups[group] = inner.add_subparsers(required=True, metavar="COMMAND", prog=inner.prog)
+        leaf = groups[group].add_parser(
+            name, help=command.help, **_parser_options(command.help, examples))
+        leaf.set_defaults(run=command.run)
+        for argument, options in (*command.arguments, *_COMMON_ARGUMENTS):
+            leaf.add_argument(argument, **options)
     return parser
 
 
-def _add_serve(commands: _Commands) -> None:
-    serve = commands.add(
-        "serve", _serve, "serve over HTTP", "python jwtserver.py --port 8000",
-        "python jwtserver.py --protect /protected --protect 'POST,DELETE /articles'")
-    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=_number(65535, 0), default=3000,
-                       help="0 takes a free one; default: %(default)s")
-    serve.add_argument("--app", metavar="MODULE:CALLABLE",
-                       help="a WSGI application to serve behind the guard, from this folder")
-    serve.add_argument("--protect", metavar="RULE", action="append",
-                       help="a path that needs a token, optionally behind methods: 'POST /path';"
-                            " what no rule covers is open")
-    serve.add_argument("--exempt", metavar="RULE", action="append",
-                       help="a path inside of it that does not")
-    serve.add_argument("--prefix", metavar="PATH", help="where the endpoints are; default: /")
-    serve.add_argument("--cors-origin", metavar="ORIGIN", action="append", dest="cors_origins",
-                       help="whose pages may read the answers: https://app.example.org, or *")
-    serve.add_argument("--tls-cert", metavar="FILE", help="serve over TLS, with this chain (PEM)")
-    serve.add_argument("--tls-key", metavar="FILE", help="its key, if it is not in the same file")
-    serve.add_argument("--access-log", action="store_true",
-                       help="print a line for each request, in the combined log format")
+def _read_settings(args: argparse.Namespace) -> Settings:
+    """Read the settings from the flags, and from the environment where there is no flag."""
+    environ = dict(os.environ)
+    for name in _PARSERS:
+        flag = getattr(args, name, None)
+        if isinstance(flag, list):
+            flag = ("," if name == "cors_origins" else ";").join(flag)
+        if flag is not None:
+            environ[_variable(name)] = flag
+    if args.secret_file:
+        environ["JWTSERVER_SECRET"] = ""
+    return Settings.from_environ(environ)
 
 
-def _add_user_commands(user: _Commands) -> None:
-    add = user.add(
-        "add", _user_add, "add a user; the password is asked for",
-        "python jwtserver.py user add alice --scope 'read write'",
-        "echo 'correct horse' | python jwtserver.py user add alice --password-stdin")
-    add.add_argument("--scope", metavar="SCOPES", default="",
-                     help="what the user's tokens permit, separated by spaces")
-    user.add("list", _user_list, "list the users", "python jwtserver.py user list")
-    named = {"add": add}
-    for name, run, help in (
-        ("remove", _user_change, "remove a user"),
-        ("password", _user_password, "give a user another password"),
-        ("scope", _user_scope, "give a user other scopes"),
-        ("disable", _user_change, "let a user sign in no longer"),
-        ("enable", _user_change, "let a user sign in again"),
-        ("logout", _user_change, "end the sessions of a user"),
-    ):
-        scopes = " 'read write'" if name == "scope" else ""
-        named[name] = user.add(name, run, help, f"python jwtserver.py user {name} alice{scopes}")
-    for parser in named.values():
-        parser.add_argument("name", metavar="NAME")
-    named["scope"].add_argument("scope", metavar="SCOPES",
-                                help="separated by spaces; '' for none")
-    for name in ("add", "password"):
-        named[name].add_argument("--password-stdin", action="store_true",
-                                 help="the password is the first line of the input")
-    load = user.add("import", _user_import, "add the users of a CSV file, all or none",
-                    "python jwtserver.py user import users.csv")
-    load.add_argument("file", metavar="FILE", help="username,password_hash[,scope] in each line")
-
-
-def _flush() -> None:
-    """Write out what has been printed, while it can still be told that it cannot be."""
+def _flush_output() -> None:
+    """Write out what was printed, while a failure can still be reported."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except OSError:  # and do not try again at the end
+    except OSError:  # do not try again when the interpreter exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
 
 
-_OF_MAIN = ("-h", "--help", "--version")  # other flags are those of `serve`
+def _run_command(arguments: List[str]) -> None:
+    try:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
+            sys.stdout.reconfigure(errors="backslashreplace")
+        args = _build_parser().parse_args(arguments)
+        if args.run is not _serve:
+            _log_to_stderr()
+        args.run(args, _read_settings(args))
+    finally:
+        _flush_output()
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run a command; return its exit code: 1 if it failed, 2 if it was not understood."""
+    """Run a command. Return its exit code: 0, 1 if it failed, or 130 if it was interrupted.
+
+    Raises:
+        SystemExit: the usage was wrong (code 2), or the help was shown.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _OF_MAIN):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _GLOBAL_FLAGS):
         arguments.insert(0, "serve")
     try:
-        try:
-            if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all letters
-                sys.stdout.reconfigure(errors="backslashreplace")
-            args = _parser().parse_args(arguments)
-            if args.run is not _serve:
-                _log_to_stderr()
-            args.run(args)
-        finally:
-            _flush()
+        _run_command(arguments)
     except KeyboardInterrupt:
-        return 130  # as the shell has it
-    except OSError as error:  # without its number
+        return 130  # 128 + SIGINT, as in a shell
+    except OSError as error:  # its own text would begin with an error number
         where = f"{error.filename}: " if error.filename else ""
         print(f"jwtserver: {where}{error.strerror or error}", file=sys.stderr)
         return 1

@@ -53,7 +53,10 @@ class Response(NamedTuple):
 
 
 def call(app, path="/", method="GET", body=b"", **environ) -> Response:
-    """Call a WSGI application directly, with any environ; join what it writes and returns."""
+    """Call a WSGI application with any environ, and join what it writes and returns.
+
+    A key of the environ whose value is None is left out.
+    """
     started: List[Any] = []
     written: List[bytes] = []
 
@@ -65,7 +68,9 @@ def call(app, path="/", method="GET", body=b"", **environ) -> Response:
             "REMOTE_ADDR": "192.0.2.1", "wsgi.input": io.BytesIO(body),
             "CONTENT_LENGTH": str(len(body))}
     setup_testing_defaults(base)
-    iterable = app({**base, **environ}, start_response)
+    base.update(environ)
+    iterable = app(
+        {name: value for name, value in base.items() if value is not None}, start_response)
     try:
         written += iterable
     finally:
@@ -78,6 +83,13 @@ def hello(environ, start_response):
     """Answers with the name of the user, or `nobody`."""
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [environ.get("REMOTE_USER", "nobody").encode("utf-8")]
+
+
+def store_with(database, *users):
+    """The store in a database, after adding these users."""
+    store = jwtserver.open_store(database)
+    store.add_users(users)
+    return store
 
 
 def user(name, scope="", disabled=0, password_hash=PASSWORD_HASH):

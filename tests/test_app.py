@@ -14,10 +14,9 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, create_app, open_store
+from support import KEY, PASSWORD, bearer, call, sign_in, store_with, user
 from wsgi_auth import decode, hash_password, needs_rehash
 
-KEY = "0123456789abcdef" * 2
-PASSWORD = "correct horse"
 OLD_HASH = "pbkdf2_sha1$1000$n3RFFf2yKkyGrDsLxbSpFe$Em41LAFXKnPpAMTV8ooZ9gXHwnk="  # Django's
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
@@ -29,14 +28,9 @@ def settings(database):
 
 @pytest.fixture
 def store(settings):
-    store = open_store(settings.database)
-    hashed = hash_password(PASSWORD, iterations=1000)
-    store.add([
-        jwtserver.User("alice", hashed, "read write", 0, 0),
-        jwtserver.User("Zoë", hashed, "", 0, 0),
-        jwtserver.User("mallory", hashed, "", 1, 0),
-        jwtserver.User("old", OLD_HASH, "", 0, 0),
-    ])
+    store = store_with(
+        settings.database, user("alice", "read write"), user("Zoë"), user("mallory", disabled=1),
+        user("old", password_hash=OLD_HASH))
     yield store
     store.close()
 
@@ -46,26 +40,9 @@ def client(settings, store):
     return TestApp(create_app(settings))
 
 
-def sign_in(client, name="alice", password=PASSWORD, **expected):
-    return client.post_json(
-        "/authenticate", {"username": name, "password": password}, **expected)
-
-
-def bearer(token):
-    return {"Authorization": f"Bearer {token}"}
-
-
-def call(app, **environ):
-    """Call a WSGI application with an environ that a well-behaved client could not make."""
-    answer = {}
-
-    def start_response(status, headers, exc_info=None):
-        answer.update(status=int(status[:3]), headers=dict(headers))
-
-    base = {"REQUEST_METHOD": "POST", "SCRIPT_NAME": "", "PATH_INFO": "/authenticate",
-            "wsgi.input": io.BytesIO(), "CONTENT_TYPE": "application/json"}
-    body = b"".join(app({**base, **environ}, start_response))
-    return answer["status"], json.loads(body or "null"), answer["headers"]
+def post(app, **environ):
+    """Post to /authenticate with an environ that a well-behaved client cannot send."""
+    return call(app, "/authenticate", "POST", **{"CONTENT_TYPE": "application/json", **environ})
 
 
 # --- Signing in
@@ -83,7 +60,7 @@ def test_authenticate_right_password_answers_token(client, post):
     assert (response.json["token_type"], response.json["expires_in"]) == ("Bearer", 3600)
 
 
-def test_authenticate_token_holds_these_claims_alone(client):
+def test_authenticate_token_has_only_these_claims(client):
     claims = decode(sign_in(client).json["token"], KEY)
 
     assert set(claims) == {"sub", "username", "iat", "exp", "jti", "sid", "scope"}
@@ -182,7 +159,7 @@ def test_authenticate_malformed_form_is_refused(client, body):
     assert response.json["message"].startswith("Malformed body")
 
 
-def test_authenticate_json_sent_as_a_form_is_told_what_it_lacks(client):
+def test_authenticate_json_sent_as_a_form_is_refused_with_the_missing_header(client):
     response = client.post(
         "/authenticate", json.dumps({"username": "alice", "password": PASSWORD}), status=415)
 
@@ -194,11 +171,11 @@ def test_authenticate_json_sent_as_a_form_is_told_what_it_lacks(client):
     ";application/json",
 ])
 def test_authenticate_other_content_type_is_refused(settings, store, content_type):
-    status, body, _ = call(
+    response = post(
         create_app(settings), CONTENT_TYPE=content_type, CONTENT_LENGTH="2",
         **{"wsgi.input": io.BytesIO(b"{}")})
 
-    assert (status, body["success"]) == (415, False)
+    assert (response.status, response.json["success"]) == (415, False)
 
 
 def test_authenticate_content_type_with_parameters_is_accepted(client):
@@ -213,16 +190,14 @@ def test_authenticate_content_type_with_parameters_is_accepted(client):
     ("9" * 5000, b"", 413), ("0" * 10 + "2", b"{}", 413),
 ])
 def test_authenticate_length_is_checked(settings, store, length, body, status):
-    environ = {} if length is None else {"CONTENT_LENGTH": length}
+    response = post(
+        create_app(settings), CONTENT_LENGTH=length, **{"wsgi.input": io.BytesIO(body)})
 
-    answer = call(create_app(settings), **environ, **{"wsgi.input": io.BytesIO(body)})
-
-    assert answer[0] == status
-    assert answer[1]["success"] is False
+    assert (response.status, response.json["success"]) == (status, False)
 
 
 class Trickle(io.BytesIO):
-    """A body that arrives byte by byte, as sockets may have it."""
+    """A body that arrives byte by byte."""
 
     def read(self, size=-1):
         return super().read(min(size, 1))
@@ -233,10 +208,10 @@ class Trickle(io.BytesIO):
     (b" " * 65537, 413),
 ])
 def test_authenticate_chunked_body_is_read_to_its_end(settings, store, body, status):
-    answer = call(
-        create_app(settings), **{"wsgi.input": Trickle(body), "wsgi.input_terminated": True})
+    response = post(create_app(settings), CONTENT_LENGTH=None, **{
+        "wsgi.input": Trickle(body), "wsgi.input_terminated": True})
 
-    assert answer[0] == status
+    assert response.status == status
 
 
 # --- Password hashes
@@ -245,13 +220,13 @@ def test_authenticate_chunked_body_is_read_to_its_end(settings, store, body, sta
 def test_authenticate_old_hash_is_upgraded(client, store):
     sign_in(client, "old")
 
-    upgraded = store.find("old").password_hash
+    upgraded = store.find_user("old").password_hash
     assert upgraded.startswith("pbkdf2_sha256$1000$")
     assert not needs_rehash(upgraded, iterations=1000)
     sign_in(client, "old")
 
 
-def test_authenticate_at_once_with_an_old_hash_succeeds_for_all(client, store, monkeypatch):
+def test_authenticate_twice_at_once_with_an_old_hash_succeeds_for_both(client, store, monkeypatch):
     verify = jwtserver.verify_password
     both = threading.Barrier(2)
 
@@ -259,10 +234,10 @@ def test_authenticate_at_once_with_an_old_hash_succeeds_for_all(client, store, m
         right = verify(*args, **options)
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(10)
-        both.abort()  # who comes again comes alone
+        both.abort()  # the next attempt is alone
         return right
 
-    monkeypatch.setattr(jwtserver, "_cores", lambda: 2)
+    monkeypatch.setattr(jwtserver, "_usable_cores", lambda: 2)
     monkeypatch.setattr(jwtserver, "verify_password", verify_together)
     monkeypatch.setattr(jwtserver, "_hash_queues", {})
     with ThreadPoolExecutor(2) as pool:
@@ -271,9 +246,10 @@ def test_authenticate_at_once_with_an_old_hash_succeeds_for_all(client, store, m
     assert answers == [200, 200]
 
 
-def test_authenticate_costs_as_much_as_the_strongest_hash_that_was_met(
+def test_authenticate_costs_as_much_as_the_strongest_hash_so_far(
         client, store, monkeypatch):
-    store.add([jwtserver.User("strong", hash_password(PASSWORD, iterations=3000), "", 0, 0)])
+    store.add_users([
+        user("strong", password_hash=hash_password(PASSWORD, iterations=3000))])
     done = count_iterations(monkeypatch)
 
     for name in ("strong", "nobody", "alice"):
@@ -285,11 +261,11 @@ def test_authenticate_costs_as_much_as_the_strongest_hash_that_was_met(
 def test_authenticate_wrong_password_upgrades_nothing(client, store):
     sign_in(client, "old", "wrong", status=401)
 
-    assert store.find("old").password_hash == OLD_HASH
+    assert store.find_user("old").password_hash == OLD_HASH
 
 
 def count_iterations(monkeypatch):
-    """Note the iterations of each PBKDF2 that is really done."""
+    """Record the iterations of each PBKDF2 computation."""
     done = []
     real = jwtserver.verify_password.__globals__["hashlib"].pbkdf2_hmac
 
@@ -312,8 +288,8 @@ def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, mon
 
 
 @pytest.mark.parametrize("change", [
-    lambda store: store.remove("alice"),
-    lambda store: store.disable("alice"),
+    lambda store: store.remove_user("alice"),
+    lambda store: store.disable_user("alice"),
     lambda store: store.set_password("alice", hash_password("other", iterations=1000)),
 ], ids=["removed", "disabled", "other password"])
 def test_authenticate_user_changed_while_hashing_is_refused(client, store, monkeypatch, change):
@@ -335,7 +311,7 @@ def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch)
     answers = []
     login = threading.Thread(target=lambda: answers.append(sign_in(client).status_int))
 
-    with queue:  # somebody else's login keeps the only core busy
+    with queue:  # another sign-in uses the only core
         login.start()
         client.get("/protected", headers=bearer(token), status=200)
         client.get("/health", status=200)
@@ -363,7 +339,7 @@ def test_cores_are_at_least_one(monkeypatch, affinity):
         monkeypatch.delattr(os, "sched_getaffinity", raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: None)
 
-    assert jwtserver._cores() == (2 if affinity else 1)
+    assert jwtserver._usable_cores() == (2 if affinity else 1)
 
 
 # --- The other endpoints
@@ -378,7 +354,7 @@ def test_protected_with_token_welcomes(client):
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_protected_without_token_is_refused_in_the_words_of_the_tutorial(client):
+def test_protected_without_token_is_refused_with_the_text_of_the_tutorial(client):
     response = client.get("/protected", status=401)
 
     assert response.json == {"success": False, "error": "An authorization header is required"}
@@ -409,9 +385,9 @@ def test_health_answers_ok(client):
 
 
 @pytest.mark.sqlite
-def test_health_tells_that_the_file_of_the_database_is_gone(client, store):
+def test_health_without_the_database_file_is_503(client, store):
     client.get("/health", status=200)
-    os.unlink(store.path)
+    os.unlink(store.name)
 
     client.get("/health", status=503)
 
@@ -435,12 +411,10 @@ def test_head_is_answered_without_body(client, path):
 def test_wrong_method_is_refused_with_allow(settings, store, client, method, path, allow, member):
     token = sign_in(client).json["token"]
 
-    status, body, headers = call(
-        create_app(settings), REQUEST_METHOD=method, PATH_INFO=path,
-        HTTP_AUTHORIZATION=f"Bearer {token}")
+    response = call(create_app(settings), path, method, HTTP_AUTHORIZATION=f"Bearer {token}")
 
-    assert (status, headers["Allow"]) == (405, allow)
-    assert body == {"success": False, member: "Method not allowed"}
+    assert (response.status, response.headers["Allow"]) == (405, allow)
+    assert response.json == {"success": False, member: "Method not allowed"}
 
 
 @pytest.mark.parametrize("path", ["/nope", "/authenticate/", "/health/x", "/register", ""])
@@ -451,17 +425,13 @@ def test_unknown_path_is_not_found(client, path):
 
 
 def test_missing_path_is_not_found(settings, store):
-    app = create_app(settings)
-    answer = {}
+    response = call(create_app(settings), PATH_INFO=None)
 
-    body = app({"REQUEST_METHOD": "GET"}, lambda status, headers: answer.update(status=status))
-
-    assert answer["status"] == "404 Not Found"
-    assert b"Not found" in b"".join(body)
+    assert (response.status, response.json["error"]) == (404, "Not found")
 
 
-def test_database_broken_answers_503_and_says_no_more(client, store, settings, caplog):
-    connection = open_store(settings.database)._connect()
+def test_database_broken_answers_503_without_details(client, store, settings, caplog):
+    connection = open_store(settings.database).database.connect()
     connection.execute("DROP TABLE users")
     connection.close()
 
@@ -473,11 +443,12 @@ def test_database_broken_answers_503_and_says_no_more(client, store, settings, c
     assert "users" in caplog.text
 
 
-def test_fault_answers_500_with_logged_traceback_alone(settings, store, caplog):
-    status, body, headers = call(create_app(settings), CONTENT_LENGTH="2", **{"wsgi.input": None})
+def test_internal_error_answers_500_and_only_logs_the_traceback(settings, store, caplog):
+    response = post(create_app(settings), CONTENT_LENGTH="2", **{"wsgi.input": "no file"})
 
-    assert (status, body) == (500, {"success": False, "message": "Internal server error"})
-    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert response.status == 500
+    assert response.json == {"success": False, "message": "Internal server error"}
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert "Traceback" in caplog.text
 
 
@@ -536,14 +507,14 @@ def test_scopes_of_the_settings_hold_for_an_application_and_for_endpoints(settin
 
 @pytest.mark.parametrize("arguments, words", [
     ({"app": "module:app"}, "app must be"), ({"settings": whoami}, "given as app=")])
-def test_what_is_no_application_or_no_settings_is_refused_at_once(arguments, words):
+def test_create_app_with_arguments_of_another_type_raises_at_once(arguments, words):
     with pytest.raises(TypeError, match=words):
         create_app(**arguments)
 
     assert os.listdir() == []
 
 
-def test_application_that_is_false_is_served_behind_the_guard(settings, store):
+def test_falsy_application_is_served_behind_the_guard(settings, store):
     class Application(list):
         def __call__(self, environ, start_response):
             start_response("200 OK", [("Content-Type", "text/plain")])
@@ -680,16 +651,16 @@ def test_application_bad_setting_names_the_variable(environment, monkeypatch, va
         jwtserver.application({"REQUEST_METHOD": "GET", "PATH_INFO": "/health"}, None)
 
 
-def test_application_when_composed_has_no_connection_that_a_fork_would_share(
+def test_create_app_leaves_no_connection_open_that_a_fork_would_share(
     settings, database, monkeypatch,
 ):
     connections = []
-    for kind in (jwtserver.Store, jwtserver.PostgreSQLStore):
-        def connect(store, connect=kind._connect):
-            connections.append(ClosingConnection(connect(store)))
+    for kind in (jwtserver._SQLite, jwtserver._PostgreSQL):
+        def connect(database, connect=kind.connect):
+            connections.append(ClosingConnection(connect(database)))
             return connections[-1]
 
-        monkeypatch.setattr(kind, "_connect", connect)
+        monkeypatch.setattr(kind, "connect", connect)
 
     create_app(settings)
 
@@ -712,7 +683,7 @@ class ClosingConnection:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_application_after_fork_answers_though_a_thread_held_the_locks(
+def test_application_after_fork_answers_although_a_thread_held_the_locks(
     environment, monkeypatch,
 ):
     client = TestApp(jwtserver.application)
@@ -721,7 +692,7 @@ def test_application_after_fork_answers_though_a_thread_held_the_locks(
     monkeypatch.setitem(jwtserver._build_locks, os.getpid(), lock)
     monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
 
-    with lock, queue:  # as threads of the parent may at this moment
+    with lock, queue:  # as other threads of the parent may hold them
         child = os.fork()
         if child == 0:
             status = 1
@@ -733,14 +704,6 @@ def test_application_after_fork_answers_though_a_thread_held_the_locks(
                 os._exit(status)
 
     assert os.waitpid(child, 0)[1] == 0
-
-
-def test_process_after_fork_knows_itself(monkeypatch):
-    monkeypatch.setattr(jwtserver, "_pid", 0)
-
-    jwtserver._after_fork()  # what the child of a fork does at this moment
-
-    assert jwtserver._pid == os.getpid()
 
 
 def test_token_expires(settings, store):

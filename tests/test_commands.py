@@ -1,6 +1,5 @@
-"""The command line: what it does, and that its errors are one line."""
+"""The command line: what each command does, and that errors are one line."""
 
-import argparse
 import io
 import json
 import os
@@ -14,9 +13,9 @@ import pytest
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from wsgi_auth import decode, hash_password, verify_password
+from support import ROOT, store_with, user
+from wsgi_auth import decode, verify_password
 
-ROOT = Path(__file__).resolve().parents[1]
 HASHES = {
     "django": "pbkdf2_sha256$1000$n3RFFf2yKkyGrDsLxbSpFe"
               "$Ojx+SLNFe/Jg6RntLE0fwXaApOJ131pSkj9poemmYlk=",
@@ -31,9 +30,7 @@ BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
 
 @pytest.fixture
 def store(database):
-    store = open_store(database)
-    hashed = hash_password("correct horse", iterations=1000)
-    store.add([jwtserver.User("alice", hashed, "read write", 0, 0)])
+    store = store_with(database, user("alice", "read write"))
     yield store
     store.close()
 
@@ -66,21 +63,21 @@ def test_user_add_takes_the_password_from_the_input(command, database):
         "user add bob --scope read --password-stdin", "secret\r\nmore\n")
 
     store = open_store(database)
-    added = store.find("bob")
-    assert (code, output, errors) == (0, f"bob is a user in {store.name} now\n", "")
+    added = store.find_user("bob")
+    assert (code, output, errors) == (0, f"Added the user bob to {store.name}\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
     assert added.password_hash.startswith("pbkdf2_sha256$1000$")
     assert verify_password("secret", added.password_hash)
 
 
 @pytest.mark.parametrize("line, stdin, words", [
-    ("user add alice --password-stdin", "x", "there is a user 'alice' already"),
+    ("user add alice --password-stdin", "x", "the user 'alice' exists already"),
     ("user add bob --password-stdin", "", "the password is empty"),
     ("user add bob --password-stdin", "x" * 1025, "longer than 1024 bytes"),
     ("user add bob --password-stdin", "\udcff", "not valid Unicode"),
     ("user add bob", "x", "--password-stdin"),
-    (["user", "add", " bob", "--password-stdin"], "x", "no space at its ends"),
-    (["user", "add", "b\x1b[31mob", "--password-stdin"], "x", "no control characters"),
+    (["user", "add", " bob", "--password-stdin"], "x", "not start or end with"),
+    (["user", "add", "b\x1b[31mob", "--password-stdin"], "x", "not contain control characters"),
     (["user", "add", "bob", "--scope", 'a"b', "--password-stdin"], "x", "not a scope"),
     ("user password bob --password-stdin", "x", "there is no user 'bob'"),
     ("user remove bob", "", "there is no user 'bob'"),
@@ -90,21 +87,21 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("token issue bob", "", "there is no user 'bob'"),
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
-    ("user list --database no/such.db", "", "no/such.db; `user add` makes it"),
+    ("user list --database no/such.db", "", "no/such.db; `user add` creates it"),
     ("user add bob --password-stdin --database no/such.db", "x", "no/such.db: No such file"),
-    (["user", "scope", "alice", "read,write"], "", "separated by spaces, not commas: 'read,write'"),
-    ("user add bob --password-stdin --scope a,b", "x", "separated by spaces, not commas: 'a,b'"),
+    (["user", "scope", "alice", "a,b"], "", "separate scopes with spaces, not commas: 'a,b'"),
+    ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
-    before = store.all()
+    before = store.all_users()
 
     assert refused(command(line, stdin), words)
-    assert store.all() == before
+    assert store.all_users() == before
 
 
 def test_user_list_shows_name_state_and_scope(command, store):
-    store.add([jwtserver.User("Zoë", "hash", "", 1, 0)])
+    store.add_users([user("Zoë", disabled=1)])
 
     code, output, _ = command("user list")
 
@@ -122,12 +119,12 @@ def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatc
 @pytest.mark.sqlite
 @pytest.mark.parametrize("line, words", [
     ("user list > /dev/full", "jwtserver: No space left on device"),
-    ("user add bob --password-stdin <&-", "the input is closed"),
-    ("user add bob <&-", "the input is closed"),
-    ("token inspect <&-", "the input is closed"),
+    ("user add bob --password-stdin <&-", "standard input is closed"),
+    ("user add bob <&-", "standard input is closed"),
+    ("token inspect <&-", "standard input is closed"),
     ("token inspect < bytes", "invalid start byte"),
     ("user add bob --password-stdin < bytes", "invalid start byte"),
-    ("user import users.csv", "users.csv: there is a user 'alice' already"),
+    ("user import users.csv", "users.csv: the user 'alice' exists already"),
     ("--port 0 --tls-cert alice.csv --tls-key none", "cannot use alice.csv with none: "),
 ])
 def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, line, words):
@@ -144,7 +141,7 @@ def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, l
     assert words in result.stderr
 
 
-def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeypatch, capsys):
+def test_closed_streams_cause_one_line_or_nothing(command, store, monkeypatch, capsys):
     class Full:
         def write(self, text):
             return len(text)
@@ -163,12 +160,12 @@ def test_streams_that_are_closed_are_one_line_or_nothing(command, store, monkeyp
     assert main(["user", "list"]) == 0
     monkeypatch.setattr(sys, "stdin", None)
     assert main(["token", "inspect"]) == 1
-    assert capsys.readouterr().err == "jwtserver: no space\njwtserver: the input is closed\n"
+    assert capsys.readouterr().err == "jwtserver: no space\njwtserver: standard input is closed\n"
 
 
 @pytest.mark.sqlite
-def test_name_that_the_terminal_has_no_letters_for_is_escaped(store, tmp_path):
-    store.add([jwtserver.User("Zoë", "hash", "", 0, 0)])
+def test_name_that_the_terminal_cannot_show_is_escaped(store, tmp_path):
+    store.add_users([user("Zoë")])
     result = subprocess.run(
         [sys.executable, str(ROOT / "jwtserver.py"), "user", "list"], cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=20)
@@ -177,15 +174,15 @@ def test_name_that_the_terminal_has_no_letters_for_is_escaped(store, tmp_path):
     assert result.stdout.startswith(b"Zo\\xeb ")
 
 
-def test_flag_that_is_empty_prevails_over_the_environment(monkeypatch):
+def test_empty_flag_overrides_the_environment(monkeypatch):
     monkeypatch.setenv("JWTSERVER_PREFIX", "/auth")
 
     for prefix in ("", "/"):
-        args = jwtserver._parser().parse_args(["serve", "--prefix", prefix])
-        assert jwtserver._settings(args).prefix == ""
+        args = jwtserver._build_parser().parse_args(["serve", "--prefix", prefix])
+        assert jwtserver._read_settings(args).prefix == ""
 
 
-def test_user_list_without_users_says_where_it_has_looked(command, database):
+def test_user_list_without_users_names_the_database(command, database):
     open_store(database)
 
     code, output, errors = command("user list")
@@ -197,30 +194,31 @@ def test_user_list_without_users_says_where_it_has_looked(command, database):
 @pytest.mark.parametrize("line", [
     "user list", "user remove bob", "user enable bob", "user scope bob read", "user password bob",
     "token issue bob"])
-def test_command_in_a_wrong_folder_makes_nothing(command, line):
+def test_command_in_a_wrong_folder_creates_nothing(command, line):
     assert refused(command(line), f"there is no database {os.getcwd()}/jwtserver.db")
     assert os.listdir() == []
 
 
 def test_user_password_disable_enable_scope_remove_change_the_user(command, store):
-    def done(line, words, stdin=""):
-        return command(line, stdin) == (0, f"alice {words}\n", "")
+    def done(line, outcome, stdin=""):
+        return command(line, stdin) == (0, f"{outcome}\n", "")
 
-    assert done("user password alice --password-stdin", "has the new password, and is signed out",
-                "other\n")
-    assert verify_password("other", store.find("alice").password_hash)
-    assert done("user disable alice", "can no longer sign in, and is signed out")
-    assert store.find("alice").disabled
-    assert done("user enable alice", "can sign in")
-    assert not store.find("alice").disabled
+    assert done("user password alice --password-stdin",
+                "Changed the password of alice and ended the user's sessions", "other\n")
+    assert verify_password("other", store.find_user("alice").password_hash)
+    assert done("user disable alice", "Disabled the user alice and ended the user's sessions")
+    assert store.find_user("alice").disabled
+    assert done("user enable alice", "Enabled the user alice")
+    assert not store.find_user("alice").disabled
     assert done(["user", "scope", "alice", "read admin"],
-                "has the scopes read admin, and is signed out")
-    assert store.find("alice").scope == "read admin"
-    assert done(["user", "scope", "alice", ""], "has no scopes, and is signed out")
-    assert store.find("alice").scope == ""
-    assert done("user logout alice", "is signed out")
-    assert done("user remove alice", "is removed")
-    assert store.all() == []
+                "Changed the scopes of alice to read admin and ended the user's sessions")
+    assert store.find_user("alice").scope == "read admin"
+    assert done(["user", "scope", "alice", ""],
+                "Changed the scopes of alice to none and ended the user's sessions")
+    assert store.find_user("alice").scope == ""
+    assert done("user logout alice", "Ended the sessions of alice")
+    assert done("user remove alice", "Removed the user alice and ended the user's sessions")
+    assert store.all_users() == []
 
 
 def on_a_terminal(arguments, *answers):
@@ -252,18 +250,18 @@ def test_user_add_on_a_terminal_asks_twice(database):
 
     assert code == 0
     assert "secret" not in screen
-    assert verify_password("secret", open_store(database).find("bob").password_hash)
+    assert verify_password("secret", open_store(database).find_user("bob").password_hash)
 
 
 @pytest.mark.parametrize("answers, words, code", [
-    (("secret", "other"), "two different passwords", 1), (("\x03",), "", 130),
-    (("\x04",), "\r\njwtserver: there is no password", 1)])
-def test_user_add_on_a_terminal_without_a_password_adds_nobody(answers, words, code, database):
+    (("secret", "other"), "the two passwords differ", 1), (("\x03",), "", 130),
+    (("\x04",), "\r\njwtserver: no password was entered", 1)])
+def test_user_add_on_a_terminal_without_a_password_adds_no_user(answers, words, code, database):
     result, screen = on_a_terminal(["user", "add", "bob"], *answers)
 
     assert result == code
     assert words in screen and "Traceback" not in screen
-    assert open_store(database).find("bob") is None
+    assert open_store(database).find_user("bob") is None
 
 
 def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
@@ -282,10 +280,10 @@ def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
     assert main(["user", "password", "alice"]) == 0
     assert main(["user", "password", "alice"]) == 1
     assert main(["user", "password", "alice"]) == 1
-    assert verify_password("one", store.find("alice").password_hash)
+    assert verify_password("one", store.find_user("alice").password_hash)
     assert capsys.readouterr().err.splitlines() == [
-        "jwtserver: these are two different passwords",
-        "", "jwtserver: there is no password, so nothing has changed"]
+        "jwtserver: the two passwords differ; nothing has changed",
+        "", "jwtserver: no password was entered; nothing has changed"]
 
 
 # --- user import
@@ -300,45 +298,45 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
 
     code, output, errors = command("user import users.csv")
 
-    assert (code, output, errors) == (0, f"5 users imported into {open_store(database).name}\n", "")
+    assert (code, output, errors) == (0, f"Imported 5 users into {open_store(database).name}\n", "")
 
-    users = {user.name: user for user in open_store(database).all()}
+    users = {user.name: user for user in open_store(database).all_users()}
     assert set(users) == {*HASHES, "Zoë"}
     assert users["Zoë"].scope == "read write"
     assert all(verify_password("correct horse", user.password_hash) for user in users.values())
 
 
-GOOD = f"bob,{HASHES['django']}\n"
+VALID = f"bob,{HASHES['django']}\n"
 
 
 @pytest.mark.parametrize("text, words", [
-    (GOOD + f"eve,{BCRYPT}\n", "line 2: only PBKDF2"),
-    (GOOD + "eve,\n", "line 2: only PBKDF2"),
-    (GOOD + "eve\n", "line 2: username,password_hash[,scope] expected"),
-    (GOOD + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
-    (GOOD + f",{HASHES['django']}\n", "line 2: a user name has"),
-    (GOOD + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
-    (GOOD + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: scopes are separated by spaces"),
-    (GOOD + GOOD, "line 2: the user 'bob' is in the file twice"),
-    (GOOD + f"alice,{HASHES['django']}\n", "there is a user 'alice' already"),
-    (GOOD + "\xff", "users.csv: must be in UTF-8"),
-    (GOOD + "e\0ve,x\n", "users.csv"),
-    (GOOD + '"' + "x" * 200_000, "users.csv: field larger"),
+    (VALID + f"eve,{BCRYPT}\n", "line 2: only PBKDF2"),
+    (VALID + "eve,\n", "line 2: only PBKDF2"),
+    (VALID + "eve\n", "line 2: username,password_hash[,scope] expected"),
+    (VALID + f"eve,{HASHES['django']},a,b\n", "line 2: username"),
+    (VALID + f",{HASHES['django']}\n", "line 2: a user name must"),
+    (VALID + f"eve,{HASHES['django']},a\"b\n", "line 2: not a scope"),
+    (VALID + f"eve,{HASHES['django']},\"a,b\"\n", "line 2: separate scopes with spaces"),
+    (VALID + VALID, "line 2: the user 'bob' is in the file twice"),
+    (VALID + f"alice,{HASHES['django']}\n", "the user 'alice' exists already"),
+    (VALID + "\xff", "users.csv: must be in UTF-8"),
+    (VALID + "e\0ve,x\n", "users.csv"),
+    (VALID + '"' + "x" * 200_000, "users.csv: field larger"),
 ], ids=[
     "bcrypt", "no hash", "one column", "four", "no name", "scope", "comma", "twice", "taken",
     "bytes", "NUL", "huge"])
-def test_user_import_of_a_bad_file_imports_nobody(command, store, text, words):
+def test_user_import_of_an_invalid_file_imports_nothing(command, store, text, words):
     Path("users.csv").write_bytes(text.encode("latin-1"))
-    before = store.all()
+    before = store.all_users()
 
     assert refused(command("user import users.csv"), words)
-    assert store.all() == before
+    assert store.all_users() == before
 
 
 def test_user_import_of_one_user_says_so(command, database):
-    Path("users.csv").write_text(GOOD)
+    Path("users.csv").write_text(VALID)
 
-    assert command("user import users.csv")[1].startswith("1 user imported into ")
+    assert command("user import users.csv")[1].startswith("Imported 1 user into ")
 
 
 # --- token
@@ -359,7 +357,7 @@ def test_token_issue_prints_a_token_of_the_user(command, store, flag, lifetime):
 
 
 def test_token_issue_for_a_disabled_user_is_refused(command, store):
-    store.disable("alice")
+    store.disable_user("alice")
 
     assert refused(command("token issue alice"), "the user 'alice' is disabled")
 
@@ -373,10 +371,10 @@ def test_token_inspect_prints_the_claims(command, store):
 
 
 @pytest.mark.parametrize("token, words", [
-    ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "not a good token"),
+    ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "the token is not valid"),
     ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", "Signature verification failed"),
 ])
-def test_token_inspect_of_a_bad_token_is_refused(command, token, words):
+def test_token_inspect_of_an_invalid_token_is_refused(command, token, words):
     assert refused(command("token inspect", token), words)
 
 
@@ -388,20 +386,21 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
 
     code, output, _ = command("key rotate")
 
-    assert code == 0 and "jwtserver.key has a new key, which signs from now on" in output
+    assert code == 0 and output.startswith("Added a new signing key to ")
     assert "python jwtserver.py key prune" in output
     assert command(["token", "inspect", old])[0] == 0
     new = command("token issue alice")[1].strip()
     code, output, _ = command("key prune")
-    assert code == 0 and "jwtserver.key has one key now; 1 older dropped" in output
-    assert command("key prune")[1].endswith("jwtserver.key has one key, so there is none to drop\n")
+    assert code == 0 and "jwtserver.key: 1. Live tokens" in output
+    assert command("key prune")[1].endswith(
+        "jwtserver.key has only one key; there is none to remove\n")
     assert command(["token", "inspect", new])[0] == 0
     assert refused(command(["token", "inspect", old]), "Signature verification failed")
     assert len(Path("jwtserver.key").read_text().split()) == 1
 
 
 @pytest.mark.parametrize("line", ["key rotate", "key prune"])
-def test_key_commands_leave_the_environment_alone(command, monkeypatch, line):
+def test_key_commands_refuse_keys_in_the_environment(command, monkeypatch, line):
     monkeypatch.setenv("JWTSERVER_SECRET", "0123456789abcdef" * 2)
 
     assert refused(command(line), "the keys are in JWTSERVER_SECRET")
@@ -410,7 +409,7 @@ def test_key_commands_leave_the_environment_alone(command, monkeypatch, line):
 # --- Flags and usage
 
 
-def test_flags_prevail_over_the_environment(command, monkeypatch):
+def test_flags_override_the_environment(command, monkeypatch):
     monkeypatch.setenv("JWTSERVER_DATABASE", "environment.db")
     monkeypatch.setenv("JWTSERVER_SECRET", "not used, and too short")
 
@@ -423,11 +422,11 @@ def test_flags_prevail_over_the_environment(command, monkeypatch):
 
 
 def test_repeated_rules_of_flags_are_all_used():
-    args = jwtserver._parser().parse_args(
+    args = jwtserver._build_parser().parse_args(
         ["serve", "--protect", "/a", "--protect", "POST /b", "--exempt", "/a/b",
          "--cors-origin", "https://a", "--cors-origin", "https://b"])
 
-    settings = jwtserver._settings(args)
+    settings = jwtserver._read_settings(args)
 
     assert settings == Settings(
         protect=("/a", "POST /b"), exempt=("/a/b",), cors_origins=("https://a", "https://b"),
@@ -439,7 +438,7 @@ def test_repeated_rules_of_flags_are_all_used():
     "--port 65536", "--port -1", "--port", "token issue alice --lifetime 0",
     "token issue alice --lifetime x", "key", "--nope", "--data x.db", "serve --apps x:y",
 ])
-def test_usage_that_is_wrong_exits_with_2(line, capsys):
+def test_wrong_usage_exits_with_2(line, capsys):
     with pytest.raises(SystemExit) as exit:
         main(line.split())
 
@@ -449,7 +448,7 @@ def test_usage_that_is_wrong_exits_with_2(line, capsys):
 
 
 @pytest.mark.parametrize("line", ["user scope bob read write", "user list --databse x", "--prot 1"])
-def test_usage_that_is_wrong_shows_that_of_the_command(line, capsys):
+def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
         main(line.split())
 
@@ -460,24 +459,21 @@ def test_usage_that_is_wrong_shows_that_of_the_command(line, capsys):
     assert "unrecognized arguments: " in errors
 
 
-def parsers(parser, words=()):
-    yield words, parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, inner in action.choices.items():
-                yield from parsers(inner, (*words, name))
-
-
-COMMANDS = [words for words, _ in parsers(jwtserver._parser())]
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", [
+    "", *jwtserver._GROUPS, *(command.words for command in jwtserver._COMMANDS)])
 def test_help_of_every_command_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as exit:
-        main([*words, "--help"])
+        main([*words.split(), "--help"])
 
     assert exit.value.code == 0
-    assert "example" in capsys.readouterr().out
+    assert "examples:\n  python jwtserver.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", jwtserver._COMMANDS, ids=lambda command: command.words)
+def test_help_of_every_argument_is_a_sentence_and_states_the_default(command):
+    for name, options in (*command.arguments, *jwtserver._COMMON_ARGUMENTS):
+        assert options["help"][0].isupper() and options["help"].endswith(".")
+        assert not name.startswith("--") or "(default: " in options["help"]
 
 
 @pytest.mark.sqlite
@@ -497,12 +493,12 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
         capture_output=True, text=True, timeout=20)
 
     assert (result.returncode, result.stdout) == (
-        0, "alice can no longer sign in, and is signed out\n")
+        0, "Disabled the user alice and ended the user's sessions\n")
     assert result.stderr.endswith(' jwtserver.audit: user_disable user="alice"\n')
     assert result.stderr.count("\n") == 1
 
 
-def test_version_is_told(capsys):
+def test_version_is_printed(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--version"])
 
@@ -511,10 +507,10 @@ def test_version_is_told(capsys):
 
 
 def test_interrupt_ends_a_command_without_a_traceback(monkeypatch, capsys):
-    def interrupted(args):
+    def interrupted(settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jwtserver, "_user_list", interrupted)
+    monkeypatch.setattr(jwtserver, "_open_existing_store", interrupted)
 
     assert main(["user", "list"]) == 130
     assert capsys.readouterr() == ("", "")

@@ -34,7 +34,7 @@ def cors(app):
 
 def service(app):
     store = open_store("jwtserver.db")
-    store.add([user("alice")])
+    store.add_users([user("alice")])
     return create_app(
         Settings(secret=KEY, rate_limit=Rate(9, 60), cors_origins=(ORIGIN,)), app=app, store=store)
 

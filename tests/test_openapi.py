@@ -1,4 +1,4 @@
-"""`/verify` for proxies, and the document that tells programs of all endpoints."""
+"""`/verify` for proxies, and the OpenAPI document."""
 
 import json
 import time
@@ -7,10 +7,9 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
-from jwtserver import Settings, Store, create_app
+from jwtserver import Settings, create_app
+from support import KEY, PASSWORD, store_with, user
 from wsgi_auth import TokenSigner
-
-KEY = "0123456789abcdef" * 2
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def bearer(**claims):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_verify_with_a_token_tells_whose_it_is(client, method):
+def test_verify_with_a_token_names_its_user(client, method):
     headers = bearer(sub="alice", scope="read write")
 
     response = client.request("/verify", method=method, headers=headers, status=204)
@@ -51,7 +50,7 @@ def test_verify_of_a_name_beyond_ascii_sends_utf_8(client):
 @pytest.mark.parametrize("headers", [
     {}, {"Authorization": "Bearer x"}, {"Remote-User": "alice"},
     {"X-Original-URI": "/public", "X-Forwarded-User": "alice"}])
-def test_verify_without_a_good_token_is_refused_with_the_challenge(client, headers):
+def test_verify_without_a_valid_token_is_refused_with_the_challenge(client, headers):
     response = client.get("/verify", headers=headers, status=401)
 
     assert response.headers["WWW-Authenticate"].startswith('Bearer realm="api"')
@@ -62,7 +61,7 @@ def test_verify_without_a_good_token_is_refused_with_the_challenge(client, heade
     {"sub": "a\r\nRemote-User: root"}, {"sub": "a\0"}, {"sub": " root"}, {"sub": "root\t"},
     {"sub": "a\x7f"}, {"sub": "a\x9f"}, {"sub": "a", "scope": "x\ny"}, {"sub": "a", "scope": ["x"]},
 ])
-def test_verify_of_what_a_header_cannot_carry_is_refused(client, claims):
+def test_verify_of_claims_that_a_header_cannot_carry_is_refused(client, claims):
     response = client.get("/verify", headers=bearer(**claims), status=403)
 
     assert "Remote-User" not in response.headers
@@ -127,12 +126,10 @@ def test_openapi_is_a_valid_document(document):
     validator.validate(document)
 
 
-def test_openapi_describes_what_is_answered(settings, client, document):
-    """Every answer that is not about the server's own health, by its schema."""
+def test_openapi_describes_every_response(settings, client, document):
+    """Each response is valid by its schema, except those to internal faults."""
     jsonschema = pytest.importorskip("jsonschema")
-    store = Store(settings.database)
-    store.add([jwtserver.User("alice", jwtserver.hash_password("x", iterations=1000), "", 0, 0)])
-    store.close()
+    store_with(settings.database, user("alice")).close()
 
     def check(response, path, method):
         described = document["paths"][path][method]["responses"][str(response.status_int)]
@@ -146,7 +143,7 @@ def test_openapi_describes_what_is_answered(settings, client, document):
     def post(path, fields, status, **options):
         return check(client.post_json(path, fields, status=status, **options), path, "post").json
 
-    answer = post("/authenticate", {"username": "alice", "password": "x"}, 200)
+    answer = post("/authenticate", {"username": "alice", "password": PASSWORD}, 200)
     post("/authenticate", {"username": "alice"}, 401)
     post("/authenticate", {"username": 1, "password": "x"}, 400)
     answer = post("/refresh", {"refresh_token": answer["refresh_token"]}, 200)

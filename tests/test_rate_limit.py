@@ -232,7 +232,7 @@ def test_authenticate_with_a_failing_look_up_returns_none_and_the_guard_raises(s
 @pytest.fixture
 def store():
     store = open_store("jwtserver.db")
-    store.add([user("alice"), user("bob")])
+    store.add_users([user("alice"), user("bob")])
     yield store
     store.close()
 

@@ -96,11 +96,10 @@ def test_first_run_after_a_failed_start_still_greets(tmp_path, capsys, monkeypat
 
 
 def test_first_run_beside_a_faster_process_shows_no_password(tmp_path):
-    store = jwtserver.Store(str(tmp_path / "jwtserver.db"))
-    store.prepare()
-    store.add([jwtserver.User("demo", "", "", 0, 0)])
+    store = jwtserver.open_store(str(tmp_path / "jwtserver.db"))
+    store.add_users([jwtserver.User("demo", "", "", 0, 0)])
 
-    assert jwtserver._add_demo(store, jwtserver.Settings(pbkdf2_iterations=1)) is None
+    assert jwtserver._add_demo_user(store, jwtserver.Settings(pbkdf2_iterations=1)) is None
 
     store.close()
 
@@ -133,7 +132,7 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     assert result.returncode == 1
     assert result.stderr == (
         f"jwtserver: cannot listen on 127.0.0.1:{server.port}: Address already in use;"
-        " --host and --port take others\n")
+        " choose another address with --host and --port\n")
     assert os.listdir(tmp_path) == []
 
 
@@ -329,11 +328,10 @@ def test_application_is_imported_from_the_current_folder(tmp_path, monkeypatch):
 
 def test_logout_holds_for_the_next_request_of_a_connection():
     settings = Settings(secret="k" * 32)
-    store = jwtserver.Store(settings.database)
-    store.prepare()
+    store = jwtserver.open_store(settings.database)
     app = jwtserver.create_app(settings, store=store)
     user = jwtserver.User("alice", "", "", 0, 0)
-    store.add([user])
+    store.add_users([user])
     grant = jwtserver.new_grant(user, 1000, time.time())
     store.open_session(grant, 0)
     token, _ = jwtserver.issue_token(

@@ -11,9 +11,8 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
+from support import KEY, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-KEY = "0123456789abcdef" * 2
 OTHER = KEY[::-1]
 
 
@@ -74,7 +73,7 @@ def test_variable_that_cannot_be_used_is_named(variable, text):
     ("protect", {"/a": "admin"}, {"/a": "admin"}), ("prefix", "/auth/", "/auth"),
     ("head_timeout", 0.5, 0.5), ("head_timeout", "5", 5),
 ])
-def test_field_takes_what_its_variable_takes_and_values_of_python(field, value, read):
+def test_field_accepts_the_text_of_its_variable_and_python_values(field, value, read):
     assert getattr(Settings(**{field: value}).checked(), field) == read
 
 
@@ -93,7 +92,7 @@ def test_field_that_cannot_be_used_is_named(field, value):
     assert os.listdir() == []
 
 
-def test_variable_that_is_no_setting_is_warned_of(caplog):
+def test_unknown_variable_causes_a_warning(caplog):
     Settings.from_environ({"JWTSERVER_TOKEN_LIFETME": "60", "JWTSERVER_X": "", "OTHER": "1"})
 
     assert caplog.messages == ["There is no such setting: JWTSERVER_TOKEN_LIFETME, JWTSERVER_X"]
@@ -134,7 +133,7 @@ def test_key_file_that_cannot_be_used_is_named():
 
 
 @pytest.mark.parametrize("path", [".", "none/key"])
-def test_key_file_that_is_no_file_is_named_and_nothing_else_is_said(path, caplog):
+def test_key_file_that_is_no_file_is_named_without_a_warning(path, caplog):
     settings = Settings(secret_file=path)
 
     with pytest.raises(SettingsError, match=f"^JWTSERVER_SECRET_FILE: {path}: [A-Z]"):
@@ -149,18 +148,18 @@ def test_keys_with_spaces_are_refused(text):
     Path("jwtserver.key").write_text(text)
 
     for settings in (Settings(secret=text), Settings()):
-        with pytest.raises(SettingsError, match="^JWTSERVER_SECRET.*: a key has no spaces"):
+        with pytest.raises(SettingsError, match="^JWTSERVER_SECRET.*: a key must be on a line"):
             load_keys(settings)
 
 
-def test_device_for_a_key_file_is_not_to_be_changed(caplog):
+def test_key_file_that_is_a_device_causes_no_warning_about_its_mode(caplog):
     with pytest.raises(SettingsError, match="/dev/null: There is no key"):
         load_keys(Settings(secret_file="/dev/null"))
 
     assert caplog.messages == []
 
 
-def test_key_file_may_begin_with_the_mark_of_an_editor():
+def test_key_file_may_begin_with_a_byte_order_mark():
     Path("jwtserver.key").write_bytes(b"\xef\xbb\xbf" + KEY.encode() + b"\r\n")
 
     assert load_keys(Settings()) == [KEY.encode()]
@@ -177,7 +176,7 @@ def test_key_file_that_cannot_be_written_whole_is_not_left(monkeypatch):
     assert os.listdir() == []
 
 
-def test_key_file_is_found_again_wherever_the_application_goes():
+def test_key_file_is_found_after_the_application_changes_the_folder():
     (signer := jwtserver.make_signer(Settings())).verify(signer.sign({"sub": "alice"}))
     folder = os.getcwd()
     os.mkdir("elsewhere")
@@ -189,7 +188,7 @@ def test_key_file_is_found_again_wherever_the_application_goes():
     signer.verify(wsgi_auth.TokenSigner(OTHER).sign({"sub": "alice"}))
 
 
-def test_key_file_is_made_with_one_good_key_for_the_owner_alone():
+def test_key_file_is_created_with_one_key_for_the_owner_only():
     prepare_keys(Settings())
     first = load_keys(Settings())
 
@@ -200,11 +199,11 @@ def test_key_file_is_made_with_one_good_key_for_the_owner_alone():
     assert load_keys(Settings()) == first
 
 
-def test_key_file_made_by_another_process_meanwhile_is_kept():
+def test_key_file_created_by_another_process_meanwhile_is_kept():
     path = Path("jwtserver.key")
     path.write_text(f"{KEY}\n")
 
-    jwtserver._make_file(path)
+    jwtserver._create_file(path)
 
     assert path.read_text() == f"{KEY}\n"
     assert os.listdir() == ["jwtserver.key"]
@@ -228,7 +227,7 @@ def test_processes_that_start_at_once_agree_on_one_key():
     assert os.listdir() == ["jwtserver.key"]
 
 
-def test_key_file_that_others_can_read_is_warned_of(caplog):
+def test_key_file_that_others_can_read_causes_a_warning(caplog):
     prepare_keys(Settings())
     load_keys(Settings())
     assert caplog.text == ""

@@ -1,4 +1,4 @@
-"""What bounds guessing and flooding: lock-out, and the crowd of waiting hashes."""
+"""Bounds on guessing and flooding: the lock-out, the hash queue."""
 
 import os
 import threading
@@ -8,19 +8,9 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Rate, Settings, client_address, create_app, open_store
-from wsgi_auth import hash_password
+from support import KEY, PASSWORD, Clock, store_with, user
 
-KEY = "0123456789abcdef" * 2
-PASSWORD = "correct horse"
 LOCKED = {"success": False, "message": "Too many failed sign-ins"}
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_800_000_000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -30,10 +20,7 @@ def clock():
 
 @pytest.fixture
 def make(clock, database):
-    store = open_store(database)
-    hashed = hash_password(PASSWORD, iterations=1000)
-    store.add([jwtserver.User(name, hashed, "", 0, 0) for name in ("alice", "bob", "Zoë")])
-    store.close()
+    store_with(database, user("alice"), user("bob"), user("Zoë")).close()
 
     def make(**settings):
         return TestApp(create_app(
@@ -61,7 +48,7 @@ def fail(client, times, name="alice", address="192.0.2.1"):
 # --- Lock-out
 
 
-def test_failures_up_to_the_bound_lock_out_whoever_knows_the_password(client, caplog):
+def test_failures_up_to_the_limit_lock_out_even_the_right_password(client, caplog):
     assert fail(client, 4) == [401, 401, 401, 429]
 
     response = sign_in(client)
@@ -88,7 +75,7 @@ def test_lockout_hashes_nothing(client, monkeypatch):
     assert sign_in(client).status_int == 429
 
 
-def test_lockout_of_a_clock_that_was_ahead_ends_with_it(client, clock):
+def test_lockout_written_by_a_clock_that_was_ahead_ends_with_it(client, clock):
     clock.now += 365 * 86400
     assert fail(client, 4) == [401, 401, 401, 429]
 
@@ -108,12 +95,12 @@ def test_lockout_is_of_a_user_at_an_address(client):
 
 
 @pytest.mark.parametrize("name", ["nobody", "x" * 60_000, " a", "\0", "a/b"])
-def test_lockout_of_a_name_that_nobody_has_is_the_same(client, name):
+def test_lockout_of_an_unknown_name_is_the_same(client, name):
     assert fail(client, 5, name) == [401, 401, 401, 429, 429]
 
 
-def test_name_that_takes_long_to_normalize_is_not_normalized_whole(client, monkeypatch):
-    """In quadratic time: 64 KiB would keep all others waiting for seconds."""
+def test_name_that_takes_long_to_normalize_is_truncated_first(client, monkeypatch):
+    """NFC takes quadratic time: 64 KiB would delay all other requests by seconds."""
     lengths = []
     normalize = jwtserver.unicodedata.normalize
 
@@ -126,10 +113,10 @@ def test_name_that_takes_long_to_normalize_is_not_normalized_whole(client, monke
 
     assert fail(client, 4, name) == [401, 401, 401, 429]
 
-    assert max(lengths) <= jwtserver.MAX_SPELLING
+    assert max(lengths) <= jwtserver.MAX_NAME_INPUT
 
 
-def test_lockout_knows_a_name_in_every_unicode_form(client):
+def test_lockout_counts_all_unicode_forms_of_a_name_together(client):
     assert fail(client, 2, "Zoe\u0308") + fail(client, 2, "Zo\xeb") == [401, 401, 401, 429]
 
 
@@ -143,7 +130,7 @@ def test_success_clears_the_failures_of_that_user_at_that_address(client):
     assert fail(client, 2, "bob") == [401, 429]
 
 
-def test_address_is_locked_out_at_ten_times_the_bound_over_all_names(client):
+def test_address_is_locked_out_at_ten_times_the_limit_over_all_names(client):
     assert {code for name in range(15) for code in fail(client, 2, f"user{name}")} == {401}
     sign_in(client, address="192.0.2.9")
 
@@ -159,7 +146,7 @@ def test_success_does_not_clear_the_failures_of_an_address(client):
     assert status == 429
 
 
-def test_name_is_locked_out_at_twenty_times_the_bound_over_all_addresses(client):
+def test_name_is_locked_out_at_twenty_times_the_limit_over_all_addresses(client):
     codes = {code for host in range(20) for code in fail(client, 3, address=f"192.0.2.{host}")}
     assert codes == {401}
 
@@ -167,14 +154,14 @@ def test_name_is_locked_out_at_twenty_times_the_bound_over_all_addresses(client)
     assert sign_in(client, "bob", address="198.51.100.7").status_int == 200
 
 
-def test_addresses_of_one_ipv6_network_are_one(client):
+def test_addresses_of_one_ipv6_network_count_as_one(client):
     codes = [fail(client, 1, address=f"2001:db8::{host:x}") for host in range(4)]
 
     assert codes == [[401], [401], [401], [429]]
     assert sign_in(client, address="2001:db8:0:1::1").status_int == 200
 
 
-def test_addresses_of_ipv4_are_told_apart_on_a_socket_for_both(client):
+def test_ipv4_addresses_on_a_dual_stack_socket_count_separately(client):
     codes = [fail(client, 2, address=f"::ffff:192.0.2.{host}") for host in range(4)]
 
     assert codes == [[401, 401]] * 4
@@ -182,7 +169,7 @@ def test_addresses_of_ipv4_are_told_apart_on_a_socket_for_both(client):
 
 
 @pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%eth1", "fe80::2"])
-def test_zone_of_an_address_makes_no_other_network(address):
+def test_zone_of_an_address_does_not_change_the_network(address):
     assert jwtserver._network(address) == "fe80::/64"
 
 
@@ -192,7 +179,7 @@ def test_disabled_user_is_counted_as_a_wrong_password(client):
     assert [sign_in(client).status_int for _ in range(4)] == [401, 401, 401, 429]
 
 
-def test_guesses_at_once_are_told_no_more_than_guesses_in_turn(make, monkeypatch):
+def test_guesses_at_once_reveal_no_more_than_guesses_in_turn(make, monkeypatch):
     client = make(login_failures=Rate(3, 60))
     monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), jwtserver._HashQueue(9))
     verify_password, all_there, codes = jwtserver.verify_password, threading.Barrier(9), []
@@ -212,7 +199,7 @@ def test_guesses_at_once_are_told_no_more_than_guesses_in_turn(make, monkeypatch
     assert sorted(codes) == [401] * 3 + [429] * 6
 
 
-def test_right_password_after_the_bound_was_met_meanwhile_is_locked_out(client, monkeypatch):
+def test_right_password_after_the_limit_was_reached_meanwhile_is_locked_out(client, monkeypatch):
     verify_password = jwtserver.verify_password
 
     def verify_late(*arguments, **options):
@@ -225,12 +212,12 @@ def test_right_password_after_the_bound_was_met_meanwhile_is_locked_out(client, 
     assert sign_in(client).status_int == 429
 
 
-def test_failures_that_are_over_are_swept_a_few_at_a_time(client, clock, monkeypatch, database):
-    monkeypatch.setattr(jwtserver, "SWEEP", 4)
+def test_expired_failures_are_swept_a_few_at_a_time(client, clock, monkeypatch, database):
+    monkeypatch.setattr(jwtserver, "SWEEP_ROWS", 4)
     store = open_store(database)
 
     def count():
-        with store._connection() as connection:
+        with store.database.connection() as connection:
             return connection.execute("SELECT count(*) FROM failures").fetchone()[0]
 
     for name in "cde":
@@ -245,11 +232,11 @@ def test_failures_that_are_over_are_swept_a_few_at_a_time(client, clock, monkeyp
     store.close()
 
 
-# --- The crowd that waits
+# --- The hash queue
 
 
 class Watched(threading.BoundedSemaphore):
-    """Tells who comes to it."""
+    """A semaphore that counts the calls of `acquire`."""
 
     def __init__(self, value):
         super().__init__(value)
@@ -260,7 +247,7 @@ class Watched(threading.BoundedSemaphore):
         return super().acquire()
 
 
-def test_crowd_of_logins_is_bounded_and_told_at_once(client, monkeypatch):
+def test_sign_ins_beyond_the_hash_queue_are_refused_at_once(client, monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_HASHES", 2)
     queue = jwtserver._HashQueue(1)
     queue._cores = Watched(1)
@@ -306,7 +293,7 @@ def test_crowd_of_logins_is_bounded_and_told_at_once(client, monkeypatch):
     (1, "'; DROP TABLE users", "192.0.2.1"),
     (1, ",", "192.0.2.1"),
 ])
-def test_client_address_is_what_the_outermost_trusted_proxy_saw(proxies, forwarded, address):
+def test_client_address_is_the_one_that_the_first_trusted_proxy_saw(proxies, forwarded, address):
     environ = {"REMOTE_ADDR": "192.0.2.1"}
     if forwarded is not None:
         environ["HTTP_X_FORWARDED_FOR"] = forwarded
@@ -318,7 +305,7 @@ def test_client_address_of_a_unix_socket_is_empty():
     assert client_address({}, 0) == ""
 
 
-def test_lockout_behind_a_proxy_is_of_the_address_that_it_saw(make):
+def test_lockout_behind_a_proxy_uses_the_address_that_it_saw(make):
     client = make(trusted_proxies=1, login_failures=Rate(1, 60))
 
     def code(forwarded):

@@ -1,4 +1,4 @@
-"""Users in SQLite: nothing that was acknowledged is lost, and every failure is one line."""
+"""Users in the database: no acknowledged change is lost, and every failure is one line."""
 
 import gc
 import os
@@ -12,14 +12,10 @@ from pathlib import Path
 import pytest
 
 import jwtserver
-from jwtserver import Error, Store, StoreError, User, clean_name, open_store
+from jwtserver import Error, SettingsError, StoreError, clean_name, open_store
+from support import ROOT, user
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def user(name, password_hash="hash", scope="", disabled=0):
-    return User(name, password_hash, scope, disabled, 0)
 
 
 @pytest.fixture
@@ -40,30 +36,28 @@ def run(code, **options):
 
 @pytest.mark.parametrize("name", [
     "a", "a" * 150, "Zoë", "jo@example.org", "o'neil", "山田", "a b", "-", "🙂" * 150])
-def test_clean_name_of_good_name_is_the_name(name):
+def test_clean_name_of_a_valid_name_is_the_name(name):
     assert clean_name(name) == name
 
 
 @pytest.mark.parametrize("name", [
     "", "a" * 151, " a", "a ", "\ta", "a\xa0", "\u3000", "a\0b", "a\nb", "a\x1bb", "a\x7fb",
     "a\x85b", "a\ud800b", "a\u2028b", "a\u2029b", "e\u0301" * 151])
-def test_clean_name_of_bad_name_raises(name):
-    with pytest.raises(ValueError, match="^a user name has "):
+def test_clean_name_of_an_invalid_name_raises(name):
+    with pytest.raises(ValueError, match="^a user name must "):
         clean_name(name)
 
 
-def test_clean_name_counts_what_is_composed():
+def test_clean_name_counts_composed_characters():
     assert clean_name("e\u0301" * 150) == "é" * 150
 
 
 # --- The file
 
 
-def test_prepare_makes_a_file_for_the_owner_alone():
-    store = Store("jwtserver.db")
-
-    store.prepare()
-    store.prepare()
+def test_open_store_creates_a_file_for_the_owner_only():
+    open_store("jwtserver.db")
+    store = open_store("jwtserver.db")
 
     assert store.is_empty()
     assert os.stat("jwtserver.db").st_mode & 0o777 == 0o600
@@ -83,16 +77,16 @@ def write(*statements):
 
 
 @pytest.mark.sqlite
-def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
-    """Closing the file drops the locks of this whole process, on which they rely."""
-    Store("jwtserver.db").prepare()
+def test_open_store_again_keeps_the_locks_of_this_process(store):
+    """Closing the file would drop them, and another process would delete the log."""
+    open_store("jwtserver.db")
 
-    with run("import jwtserver as j; s = j.Store('jwtserver.db'); s.prepare(); s.close()") as other:
+    with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
         assert other.communicate() == ("", "")
 
     assert Path("jwtserver.db-wal").exists()
-    store.add([user("alice")])
-    assert store.find("alice") == user("alice")
+    store.add_users([user("alice")])
+    assert store.find_user("alice") == user("alice")
 
 
 @pytest.mark.parametrize("spoil, words", [
@@ -103,27 +97,25 @@ def test_prepare_again_keeps_what_other_processes_must_not_delete(store):
     (lambda: write(f"PRAGMA application_id = {jwtserver._APPLICATION_ID}",
                    "PRAGMA user_version = 3"), "newer version"),
 ], ids=["text", "folder", "tables", "version", "newer"])
-def test_prepare_of_a_file_that_is_not_ours_refuses_and_leaves_it(spoil, words):
+def test_open_store_of_a_foreign_file_refuses_and_leaves_it(spoil, words):
     spoil()
     before = os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()
-    store = Store("jwtserver.db")
 
-    with pytest.raises(StoreError, match=f"/jwtserver.db: .*{words}") as caught:
-        store.prepare()
+    with pytest.raises(SettingsError, match=f"/jwtserver.db: .*{words}") as caught:
+        open_store("jwtserver.db")
 
     assert "\n" not in str(caught.value)
     assert (os.path.isfile("jwtserver.db") and Path("jwtserver.db").read_bytes()) == before
-    store.close()
 
 
-def test_prepare_in_a_missing_folder_refuses():
-    with pytest.raises(StoreError, match="/no/jwtserver.db: No such file or directory$"):
-        Store("no/jwtserver.db").prepare()
+def test_open_store_in_a_missing_folder_refuses():
+    with pytest.raises(SettingsError, match="/no/jwtserver.db: No such file or directory$"):
+        open_store("no/jwtserver.db")
 
 
 @pytest.fixture
 def nobody():
-    """Gives up the rights of root, which no file is read-only for."""
+    """Drops the rights of root, who can write any file."""
     if os.getuid() == 0:
         os.seteuid(65534)
     yield
@@ -131,18 +123,18 @@ def nobody():
         os.seteuid(0)
 
 
-def test_prepare_in_a_read_only_folder_refuses(tmp_path, nobody):
+def test_open_store_in_a_read_only_folder_refuses(tmp_path, nobody):
     folder = Path("/")
     if os.access(folder, os.W_OK, effective_ids=True):
         pytest.skip("this user may write anywhere")
 
-    with pytest.raises(StoreError, match="Permission denied|Read-only file system"):
-        Store(str(folder / "jwtserver-test-jwtserver.db")).prepare()
+    with pytest.raises(SettingsError, match="Permission denied|Read-only file system"):
+        open_store(str(folder / "jwtserver-test-jwtserver.db"))
 
 
-def test_processes_that_prepare_at_once_all_succeed():
-    code = ("import sys, jwtserver; sys.stdin.read(1); store = jwtserver.Store('jwtserver.db');"
-            "print(store.prepare(), store.is_empty())")
+def test_open_store_by_processes_at_once_succeeds_in_all():
+    code = ("import sys, jwtserver; sys.stdin.read(1);"
+            "print(jwtserver.open_store('jwtserver.db').is_empty())")
     processes = [run(code) for _ in range(8)]
 
     for process in processes:
@@ -151,10 +143,10 @@ def test_processes_that_prepare_at_once_all_succeed():
     results = [process.communicate() for process in processes]
 
     assert [errors for _, errors in results] == [""] * 8
-    assert [output for output, _ in results] == ["None True\n"] * 8
+    assert [output for output, _ in results] == ["True\n"] * 8
 
 
-def test_use_wal_tries_again_until_a_reader_has_gone():
+def test_use_wal_retries_until_a_reader_has_gone():
     write("PRAGMA journal_mode = DELETE")
     reader = sqlite3.connect("jwtserver.db", check_same_thread=False, isolation_level=None)
     reader.execute("BEGIN")
@@ -171,14 +163,14 @@ def test_use_wal_tries_again_until_a_reader_has_gone():
     connection.close()
 
 
-def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
+def test_open_store_beside_a_reader_that_stays_gives_up(monkeypatch):
     monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
     reader = sqlite3.connect("jwtserver.db", isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM sqlite_master").fetchall()
 
-    with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
-        Store("jwtserver.db").prepare()
+    with pytest.raises(SettingsError, match="jwtserver.db: database is locked"):
+        open_store("jwtserver.db")
 
     reader.close()
 
@@ -186,17 +178,16 @@ def test_prepare_beside_a_reader_that_stays_gives_up(monkeypatch):
 @pytest.mark.sqlite
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
 def test_full_disk_is_one_line_and_loses_nothing(store):
-    store.add([user("first")])
+    store.add_users([user("first")])
     store.close()
     code = """
 import resource, signal, jwtserver
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = jwtserver.Store("jwtserver.db")
-store.prepare()
+store = jwtserver.open_store("jwtserver.db")
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
     for i in range(1000):
-        store.add([jwtserver.User(f"user{i}", "h" * 500, "", 0, 0)])
+        store.add_users([jwtserver.User(f"user{i}", "h" * 500, "", 0, 0)])
         acknowledged = i
 except jwtserver.StoreError as error:
     print(acknowledged, error)
@@ -205,10 +196,10 @@ except jwtserver.StoreError as error:
     output, errors = run(code).communicate()
 
     acknowledged, _, message = output.partition(" ")
-    assert message.startswith(f"{store.path}: ") and message.count("\n") == 1
+    assert message.startswith(f"{store.name}: ") and message.count("\n") == 1
     assert errors == ""
-    fresh = Store("jwtserver.db")
-    names = {row.name for row in fresh.all()}
+    fresh = open_store("jwtserver.db")
+    names = {row.name for row in fresh.all_users()}
     assert {"first", *(f"user{i}" for i in range(int(acknowledged) + 1))} <= names
     fresh.close()
 
@@ -216,10 +207,9 @@ except jwtserver.StoreError as error:
 def test_killed_process_loses_no_acknowledged_user():
     code = """
 import jwtserver
-store = jwtserver.Store("jwtserver.db")
-store.prepare()
+store = jwtserver.open_store("jwtserver.db")
 for i in range(10**6):
-    store.add([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
+    store.add_users([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
     print(i, flush=True)
 """
     process = run(code)
@@ -229,10 +219,9 @@ for i in range(10**6):
     process.send_signal(signal.SIGKILL)
 
     acknowledged = 20 + process.communicate()[0].count("\n") - 1
-    store = Store("jwtserver.db")
-    store.prepare()
-    assert len(store.all()) >= acknowledged
-    assert store.find(f"user{acknowledged - 1}")
+    store = open_store("jwtserver.db")
+    assert len(store.all_users()) >= acknowledged
+    assert store.find_user(f"user{acknowledged - 1}")
     store.close()
 
 
@@ -240,34 +229,35 @@ for i in range(10**6):
 
 
 def test_find_compares_names_in_nfc(store):
-    store.add([user("Zoë")])
+    store.add_users([user("Zoë")])
 
-    assert store.find("Zoe\u0308") == user("Zoë")
-    assert store.find("zoë") is None
-    assert store.find("x" * 151) is None
+    assert store.find_user("Zoe\u0308") == user("Zoë")
+    assert store.find_user("zoë") is None
+    assert store.find_user("x" * 151) is None
 
 
 def test_add_all_or_none(store):
-    store.add([user("a")])
+    store.add_users([user("a")])
 
-    with pytest.raises(Error, match="there is a user 'a' already"):
-        store.add([user("b"), user("a"), user("c")])
+    with pytest.raises(Error, match="the user 'a' exists already"):
+        store.add_users([user("b"), user("a"), user("c")])
 
-    assert [row.name for row in store.all()] == ["a"]
+    assert [row.name for row in store.all_users()] == ["a"]
 
 
 def test_changes_tell_whether_there_was_a_user(store):
-    store.add([user("a")])
+    store.add_users([user("a")])
 
     assert store.set_password("a", "other") and not store.set_password("b", "other")
-    assert store.disable("a") and not store.disable("b")
-    assert store.find("a") == user("a", "other", disabled=1)
-    assert store.enable("a") and not store.enable("b")
-    assert store.find("a") == user("a", "other")
-    assert store.remove("a") and not store.remove("a")
-    assert store.find("a") is None
+    assert store.disable_user("a") and not store.disable_user("b")
+    assert store.find_user("a") == user("a", password_hash="other", disabled=1)
+    assert store.enable_user("a") and not store.enable_user("b")
+    assert store.find_user("a") == user("a", password_hash="other")
+    assert store.remove_user("a") and not store.remove_user("a")
+    assert store.find_user("a") is None
 
 
+@pytest.mark.sqlite
 def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
     store.close()
     monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
@@ -275,18 +265,18 @@ def test_write_beside_a_writer_that_stays_gives_up(store, monkeypatch):
     writer.execute("BEGIN IMMEDIATE")
 
     with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
-        Store("jwtserver.db").add([user("a")])
+        store.add_users([user("a")])
 
     writer.close()
 
 
 @pytest.mark.sqlite
-def test_file_that_is_gone_is_not_made_again(store):
+def test_deleted_file_is_not_created_again(store):
     os.unlink("jwtserver.db")
     store.close()
 
     with pytest.raises(StoreError, match="unable to open database file"):
-        Store("jwtserver.db").check()
+        store.ping()
 
     assert not os.path.exists("jwtserver.db")
 
@@ -294,41 +284,52 @@ def test_file_that_is_gone_is_not_made_again(store):
 # --- Connections
 
 
-def test_connections_are_used_again_and_idle_ones_bounded(store, monkeypatch):
+def test_connections_are_reused_and_the_idle_ones_bounded(store, monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_IDLE_CONNECTIONS", 2)
-    idle = store._idle[os.getpid()]
-    with store._connection() as a, store._connection() as b, store._connection() as c:
+    idle = store.database.pools[os.getpid()]
+    database = store.database
+    with database.connection() as a, database.connection() as b, database.connection() as c:
         pass
 
     assert len(idle) == 2
-    with store._connection() as again:
+    with store.database.connection() as again:
         assert again in (a, b, c)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child_opens_connections_of_its_own(store):
-    store.add([user("a")])
-    inherited = list(store._idle[os.getpid()])
+    store.add_users([user("a")])
+    inherited = list(store.database.pools[os.getpid()])
     assert inherited
 
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            with store._connection() as connection:
+            with store.database.connection() as connection:
                 status = int(any(connection is other for other in inherited))
-            store.add([user("b")])
+            store.add_users([user("b")])
         finally:
             os._exit(status)
 
     assert os.waitpid(child, 0)[1] == 0
-    assert [row.name for row in store.all()] == ["a", "b"]
+    assert [row.name for row in store.all_users()] == ["a", "b"]
 
 
-def test_store_that_nobody_needs_closes_its_connections():
-    store = Store("jwtserver.db")
-    store.prepare()
-    (connection,) = store._idle[os.getpid()]
+def test_process_that_was_forked_without_a_hook_opens_connections_of_its_own(store, monkeypatch):
+    inherited = list(store.database.pools[os.getpid()])
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # uWSGI forks without running Python's hooks
+
+    with store.database.connection() as connection:
+        pass
+
+    assert inherited and connection not in inherited
+    store.close()
+
+
+def test_unreferenced_store_closes_its_connections():
+    store = open_store("jwtserver.db")
+    (connection,) = store.database.pools[os.getpid()]
 
     del store
     gc.collect()

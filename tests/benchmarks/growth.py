@@ -31,13 +31,12 @@ class Service:
     def __init__(self, size):
         self.settings = jwtserver.Settings(
             database=f"{size}.db", secret="k" * 64, pbkdf2_iterations=1)
-        store = jwtserver.Store(self.settings.database)
-        store.prepare()
-        hashed = jwtserver._hash("x", self.settings)
+        store = jwtserver.open_store(self.settings.database)
+        hashed = jwtserver._hash_password("x", self.settings)
         now = time.time()
-        with store._transaction() as connection:
+        with store.database.transaction() as connection:
             self.fill(connection, size, hashed, now)
-        store.add([jwtserver._new_user(NAME, hashed)])
+        store.add_users([jwtserver._new_user(NAME, hashed)])
         store.close()
         self.clock = time.time
         self.app = jwtserver.create_app(self.settings, clock=lambda: self.clock())

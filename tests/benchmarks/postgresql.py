@@ -31,7 +31,8 @@ class Application:
                                       login_failures=jwtserver.Rate(10**6, 900))
         self.store = jwtserver.open_store(url)
         self.app = jwtserver.create_app(settings, store=self.store)
-        self.store.add([jwtserver._new_user("alice", jwtserver._hash("x", settings))])
+        password_hash = jwtserver._hash_password("x", settings)
+        self.store.add_users([jwtserver._new_user("alice", password_hash)])
 
     def __call__(self, method, path, fields=None, token=""):
         statuses, body = [], json.dumps(fields).encode() if fields else b""
@@ -45,7 +46,7 @@ class Application:
 
     def server_seconds(self):
         """Processor time of the server's processes that serve us."""
-        with self.store._connection() as connection:
+        with self.store.database.connection() as connection:
             pids = [pid for (pid,) in connection.execute(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
                 " AND backend_type = 'client backend'").fetchall()]
@@ -76,9 +77,9 @@ def main():
     def refused():
         return app("POST", "/authenticate", {**credentials, "password": "y"})[0] == 401
 
-    with app.store._connection() as connection:
+    with app.store.database.connection() as connection:
         version = connection.execute("SHOW server_version").fetchone()[0]
-    print(f"CPython {platform.python_version()}, psycopg {app.store._psycopg.__version__},"
+    print(f"CPython {platform.python_version()}, psycopg {app.store.database.psycopg.__version__},"
           f" PostgreSQL {version}\n")
     print("| | here, µs | of the server's processor, µs | a core of it carries, a second |")
     print("| --- | ---: | ---: | ---: |")

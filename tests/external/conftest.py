@@ -74,9 +74,8 @@ def folder():
     folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
     for name in ("jwtserver.py", "wsgi_auth.py"):
         shutil.copy(support.ROOT / name, folder)
-    store = jwtserver.Store(str(folder / "jwtserver.db"))
-    store.prepare()
-    store.add([support.user("alice")])
+    store = jwtserver.open_store(str(folder / "jwtserver.db"))
+    store.add_users([support.user("alice")])
     store.close()
     yield folder
     shutil.rmtree(folder)

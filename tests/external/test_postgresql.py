@@ -1,31 +1,26 @@
-"""What PostgreSQL has beyond what the other tests see of it: machines that share it, and its
-absences."""
+"""PostgreSQL: its URL, several servers that share it, and restarts."""
 
 import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 import jwtserver
-from jwtserver import PostgreSQLStore, Rate, SettingsError, StoreError, User, open_store
-
-ROOT = Path(__file__).resolve().parents[2]
-PASSWORD = "correct horse"
+from jwtserver import Rate, SettingsError, open_store
+from support import PASSWORD, ROOT, store_with, user
 
 
 @pytest.fixture
 def store(postgresql_url):
-    store = open_store(postgresql_url)
-    store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
+    store = store_with(postgresql_url, user("alice"))
     yield store
     store.close()
 
 
-def test_url_without_psycopg_is_one_line_that_says_what_to_do(tmp_path):
+def test_url_without_psycopg_prints_one_line_with_the_remedy(tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--database", "postgresql://h/x"],
         cwd=tmp_path, capture_output=True, text=True, timeout=20)
@@ -39,7 +34,7 @@ def test_url_without_psycopg_is_one_line_that_says_what_to_do(tmp_path):
 def test_url_needs_psycopg(url, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)  # so that it cannot be imported
 
-    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE is one of PostgreSQL; run: pip"):
+    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE needs psycopg; run: pip"):
         open_store(url)
 
 
@@ -66,38 +61,36 @@ def test_server_that_is_not_there_is_one_line_without_the_password(free_port):
 
 
 def test_prepare_by_many_at_once_makes_the_tables_once(postgresql_url):
-    stores = [open_store(postgresql_url) for _ in range(8)]
-
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda store: store.prepare(), stores))
+        stores = list(pool.map(open_store, [postgresql_url] * 8))
 
     assert stores[0].is_empty()
     for store in stores:
         store.close()
 
 
-def test_database_of_a_newer_version_is_refused(store):
-    with store._connection() as connection:
+def test_database_of_a_newer_version_is_refused(store, postgresql_url):
+    with store.database.connection() as connection:
         connection.execute("UPDATE jwtserver SET version = 99")
 
-    with pytest.raises(StoreError, match="was written by a newer version of jwtserver"):
-        store.prepare()
+    with pytest.raises(SettingsError, match="was written by a newer version of jwtserver"):
+        open_store(postgresql_url)
 
 
 def test_table_of_another_application_is_left_alone(postgresql_url):
-    store = PostgreSQLStore(postgresql_url)
-    with store._connection() as connection:
+    database = jwtserver._PostgreSQL(postgresql_url)
+    with database.connection() as connection:
         connection.execute("CREATE TABLE users (theirs TEXT)")
 
-    with pytest.raises(StoreError, match='"users" already exists'):
-        store.prepare()
+    with pytest.raises(SettingsError, match='"users" already exists'):
+        open_store(postgresql_url)
 
-    with store._connection() as connection:
+    with database.connection() as connection:
         assert connection.execute("SELECT * FROM users").fetchall() == []
-    store.close()
+    database.close()
 
 
-def test_failures_at_once_are_all_counted_and_stop_nobody(store):
+def test_failures_at_once_are_all_counted_without_deadlock(store):
     rate = Rate(1000, 900)
     attempts = [jwtserver.Attempt.of(name, address, rate)
                 for name in "abcd" for address in ("192.0.2.1", "192.0.2.2")]
@@ -105,15 +98,15 @@ def test_failures_at_once_are_all_counted_and_stop_nobody(store):
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: store.count_failure(attempts[number % 8], 0), range(160)))
 
-    with store._connection() as connection:
+    with store.database.connection() as connection:
         counted = connection.execute("SELECT count FROM failures").fetchall()
     assert sorted(counted) == [(20,)] * 8 + [(40,)] * 4 + [(80,)] * 2
 
 
 def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
     for _ in range(30):
-        user, together = store.find("alice"), threading.Barrier(2)
-        grant = jwtserver.new_grant(user, 1000, 0)
+        together = threading.Barrier(2)
+        grant = jwtserver.new_grant(store.find_user("alice"), 1000, 0)
 
         def open_it():
             together.wait()
@@ -122,23 +115,23 @@ def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
         thread = threading.Thread(target=open_it)
         thread.start()
         together.wait()
-        store.disable("alice")
+        store.disable_user("alice")
         thread.join()
 
         assert not store.is_open(grant.session.id, 0)
-        store.enable("alice")
+        store.enable_user("alice")
 
 
-def test_connections_that_a_restart_has_cut_are_replaced_unseen(own_postgresql):
+def test_connections_that_a_restart_has_cut_are_replaced_silently(own_postgresql):
     store = open_store(own_postgresql.url)
-    with store._connection(), store._connection():
+    with store.database.connection(), store.database.connection():
         pass  # so that two are idle
 
     own_postgresql.stop()
     own_postgresql.start()
 
     for _ in range(4):
-        assert store.find("alice") is None
+        assert store.find_user("alice") is None
     store.close()
 
 
@@ -173,7 +166,7 @@ def test_servers_share_users_sessions_and_lock_outs(nodes, folder):
 
 
 class Load:
-    """Clients that sign in, refresh and ask without pause, and keep what was acknowledged."""
+    """Clients that sign in, refresh and ask without pause, and record what was acknowledged."""
 
     def __init__(self, client):
         self.client, self.stopped, self.there_again = client, False, False
@@ -182,7 +175,7 @@ class Load:
         self.threads = [threading.Thread(target=work) for work in (
             self.sign_in, self.refresh, self.ask, self.ask)]
 
-    def told(self, *request, **options):
+    def send(self, *request, **options):
         there_again = self.there_again
         status, _, answer = self.client(*request, **options)
         self.statuses.append(status)
@@ -192,23 +185,23 @@ class Load:
 
     def sign_in(self):
         while not self.stopped:
-            answer = self.told("/authenticate", {"username": "alice", "password": PASSWORD})
+            answer = self.send("/authenticate", {"username": "alice", "password": PASSWORD})
             if answer:
                 self.sessions.append(answer["token"])
 
     def refresh(self):
         self.latest = self.client.sign_in()[2]
         while not self.stopped:
-            answer = self.told("/refresh", {"refresh_token": self.latest["refresh_token"]})
+            answer = self.send("/refresh", {"refresh_token": self.latest["refresh_token"]})
             self.latest = answer or self.latest
 
     def ask(self):
         token = self.client.sign_in()[2]["token"]
         while not self.stopped:
-            self.told("/protected", token=token)
+            self.send("/protected", token=token)
 
     def await_more(self, status):
-        """Wait until twenty more requests have ended so, whatever others do."""
+        """Wait until twenty more requests have had this status."""
         seen = len(self.statuses)
         while self.statuses[seen:].count(status) < 20:
             assert any(thread.is_alive() for thread in self.threads)
@@ -216,13 +209,11 @@ class Load:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restart_of_the_database_under_load_costs_503s_alone(
+def test_restart_of_the_database_under_load_causes_only_503s(
     mode, own_postgresql, start, free_port,
 ):
     database, port = own_postgresql, free_port()
-    store = open_store(database.url)
-    store.add([User("alice", jwtserver.hash_password(PASSWORD, iterations=1000), "", 0, 0)])
-    store.close()
+    store_with(database.url, user("alice")).close()
     load = Load(start([sys.executable, "jwtserver.py", "--port", str(port)], port,
                       JWTSERVER_DATABASE=database.url))
     for thread in load.threads:
