@@ -31,7 +31,9 @@ and sessions are in a database, the signing keys in a file. Which chapter to rea
     Endpoints                        what each endpoint does
     Routes and OpenAPI               which endpoints exist, and their description
     The application                  how all of this is composed with the guard
-    The HTTP server                  only for `python jwtserver.py`; skip it with another server
+    HTTP: requests, responses        parsing and framing; skip the five HTTP chapters if another
+    HTTP: connections                server is used: they only serve `python jwtserver.py`
+    HTTP: the event loop, sockets    which thread does what, and how the loop moves
     Commands, The command line       what each command does; all commands and flags
 """
 
@@ -2700,24 +2702,13 @@ class _Server:
 
     def _run_loop(self) -> None:
         me = threading.current_thread()
-        while not self._ended and (self._loop_thread is me or self._take_wanted_loop(me)):
+        while self._loop_thread is me and not self._ended:
             try:
                 self._iterate()
             except Exception:
                 logger.exception("A fault in the server")
         with self._lock:
             self._threads.discard(me)
-
-    def _take_wanted_loop(self, me: threading.Thread) -> bool:
-        """Let this worker, whose response is finished, have the loop if it could not move."""
-        with self._lock:
-            wanted = self._thread_wanted
-            if wanted:
-                self._loop_thread, self._response_began = me, None
-                self._thread_wanted = False
-            else:
-                self._threads.discard(me)
-            return wanted
 
     def _iterate(self) -> None:
         """Send the finished responses, receive requests, and answer them until it is time to poll.

@@ -525,29 +525,6 @@ def test_server_without_any_other_thread_serves_in_its_own(no_thread_starts, cap
     assert "No thread can be started" in caplog.text
 
 
-def test_worker_that_has_finished_takes_the_loop_that_waits(gate):
-    go = threading.Event()
-
-    def app(environ, start_response):
-        if environ["PATH_INFO"] == "/first":
-            environ["jwtserver.release_loop"]()
-            assert go.wait(10)
-        return gate(environ, start_response)
-
-    with serving(app, threads=2) as server, connect(server) as first, connect(server) as slow, \
-            connect(server) as other:
-        first.sendall(head(first=b"GET /first HTTP/1.1"))
-        slow.sendall(SLOW)
-        gate.await_requests(1)
-        other.sendall(head())
-        server._move_loop(0)
-        go.set()
-
-        assert first.recv(12) == other.recv(12) == b"HTTP/1.1 200"
-
-        gate.opened.set()
-
-
 def test_client_that_stalls_in_a_long_body_is_not_aborted_without_need(monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_WAIT", 0.001)
     with serving(threads=2) as server, connect(server) as connection:
