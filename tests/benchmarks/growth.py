@@ -2,7 +2,7 @@
 
 Fills an SQLite file with 10 to 1,000,000 users, each with a session, and times a sign-in (of one
 iteration of PBKDF2, so without its cost), a refresh and a guarded request on each, in turns; and
-then sign-ins while all those sessions have expired and are swept, of which the slowest counts.
+then sign-ins while all those sessions have expired and are swept; the slowest of these counts.
 """
 
 import io

@@ -326,7 +326,7 @@ def framework(request):
 
 @pytest.fixture(scope="module")
 def leaks():
-    """The spellings that the guard lets through, whatever is behind it."""
+    """The spellings that the guard lets through in front of any application."""
     return set(passed(says(SECRET), SPELLINGS))
 
 

@@ -1,9 +1,9 @@
 """Fuzzing with atheris: `python tests/fuzz/fuzz.py TARGET -max_total_time=600`.
 
-Needs `pip install atheris`. The targets, and what must hold whatever the input:
+Needs `pip install atheris`. The targets, and what must hold for every input:
 
 - decode: a token, and a signed header and payload, give claims or InvalidTokenError.
-- password: whatever is stored gives a bool, and what is made here is verified here.
+- password: any stored value gives a bool, and what is made here is verified here.
 - head: what a connection sends gets whole answers, one for each request that the application saw.
 - path: if a chain of usual readings leads from a path, mounted or not, to a protected path, the
   guard refuses it. If a chain leads out of /public, an exemption of /public does not apply.
