@@ -2484,7 +2484,7 @@ class _Server:
         self.environ = _base_environ(listener, "https" if tls else "http")
         self.environ["jwtserver.release_loop"] = self.release_loop
         self.stopping = False
-        self._stopped = False
+        self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
         self._clock = clock
         self._listener = listener
@@ -2525,7 +2525,7 @@ class _Server:
             logger.error("No thread can be started: requests are answered one at a time")
             self._loop_thread = threading.current_thread()
             self._run_loop()
-        while not self._stopped and self._clock() < self._deadline:
+        while not self._ended and self._clock() < self._deadline:
             busy = self._response_began is not None or self._ready or self._finished
             time.sleep(POLL_INTERVAL if busy else IDLE_POLL_INTERVAL)
             self._move_loop(POLL_INTERVAL)
@@ -2540,10 +2540,12 @@ class _Server:
 
     def finish(self) -> None:
         """Close all sockets, after the loop has ended."""
-        self._stopped = True
+        self._ended = True
         self._wake()
         for thread in list(self._threads):
-            thread.join(min(SHUTDOWN_TIMEOUT, max(0.0, self._deadline - self._clock())))
+            remaining = max(0.0, self._deadline - self._clock())
+            is_loop = thread is self._loop_thread  # it ends as soon as it sees `_ended`
+            thread.join(min(SHUTDOWN_TIMEOUT, max(1.0, remaining) if is_loop else remaining))
         for connection in [each for timers in self._timers.values() for each in timers]:
             self._close(connection)
         for closable in (self._listener, self._selector, self._wakeup_sender,
@@ -2598,7 +2600,7 @@ class _Server:
 
     def _run_loop(self) -> None:
         me = threading.current_thread()
-        while not self._stopped and (self._loop_thread is me or self._take_wanted_loop(me)):
+        while not self._ended and (self._loop_thread is me or self._take_wanted_loop(me)):
             try:
                 self._iterate()
             except Exception:
@@ -2827,7 +2829,7 @@ class _Server:
         in_progress = (
             _State.IDLE, _State.READING_BODY, _State.RESPONDING, _State.SENDING)
         if not any(self._timers[state] for state in in_progress):
-            self._stopped = True
+            self._ended = True
 
     # These methods run in the thread that answers a request: the event loop's, or a worker.
 

@@ -139,16 +139,20 @@ def client(port, tls, seed, count, results):
 
 
 def late_body_client(port, tls, seed, count, results):
-    """A header, then its body together with a GET, then three more GETs: the reviewers' sequence.
-    """
+    """A header, then its body together with a GET, then three more GETs, each in a TLS record."""
+    dice = random.Random(seed)
     connection = connect(port, tls)
     file = connection.makefile("rb")
     for number in range(count // 5):
-        header, body, text = request("slow", f"{seed}-{number}", 70_000)
+        kind = dice.choice(["fast", "slow"])
+        header, body, text = request(kind, f"{seed}-{number}", dice.choice([40, 3000, 70_000]))
         gets = [request("fast", f"{seed}-{number}-{each}") for each in range(4)]
         try:
-            connection.sendall(header + body[:60_000])
-            connection.sendall(body[60_000:] + gets[0][0])
+            connection.sendall(header)
+            time.sleep(dice.choice([0, 0.001, 0.006, 0.01]))
+            cut = max(0, len(body) - 10_000)
+            connection.sendall(body[:cut])
+            connection.sendall(body[cut:] + gets[0][0])
             for each in gets[1:]:
                 connection.sendall(each[0])
             for wanted in (text, *(each[2] for each in gets)):
@@ -156,6 +160,7 @@ def late_body_client(port, tls, seed, count, results):
                 results["right" if right else "wrong or out of order"] += 1
         except (OSError, ValueError) as error:
             results[f"lost ({type(error).__name__})"] += 1
+            file.close()
             connection.close()
             connection = connect(port, tls)
             file = connection.makefile("rb")
@@ -166,7 +171,7 @@ def late_body_client(port, tls, seed, count, results):
 def check_responses(port, tls, clients, responses):
     results = Counter()
     threads = [threading.Thread(
-        target=late_body_client if number % 4 == 0 else client,
+        target=late_body_client if number % 2 else client,
         args=(port, tls, number, responses // clients + 5, results)) for number in range(clients)]
     began = time.monotonic()
     for thread in threads:
