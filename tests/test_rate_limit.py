@@ -241,7 +241,8 @@ def store():
 def make(clock, store):
     def make(limit=3, app=None, **settings):
         return TestApp(create_app(
-            Settings(**{"secret": KEY, "rate_limit": Rate(limit, 600), **settings}),
+            Settings(**{"secret": KEY, "pbkdf2_iterations": 1000,
+                        "rate_limit": Rate(limit, 600), **settings}),
             app=app, clock=clock, store=store))
 
     return make
