@@ -105,9 +105,11 @@ def test_body_at_the_promised_rate_is_received(clock):
     with serving(clock=clock, body_rate=10) as server, connect(server) as connection:
         connection.sendall(put(300, b"Connection: close"))
         server.await_state(_State.READING_BODY)
-        for _ in range(3):
+        for _ in range(2):
             connection.sendall(b"x" * 100)
+            assert server.progressed.acquire(timeout=10)
             advance(server, clock, 9)
+        connection.sendall(b"x" * 100)
 
         ((status, _, body),) = parse(received(connection))
 
@@ -116,14 +118,11 @@ def test_body_at_the_promised_rate_is_received(clock):
 
 def test_body_that_drips_is_too_slow_on_average(clock):
     with serving(clock=clock, body_rate=1) as server, connect(server) as connection:
-        restarted = threading.Semaphore(0)
-        check = server._check_pace
-        server._check_pace = lambda *arguments: (check(*arguments), restarted.release())
         connection.sendall(put(300))
         server.await_state(_State.READING_BODY)
         for number in range(3):
             connection.sendall(b"x")
-            assert restarted.acquire(timeout=10)
+            assert server.progressed.acquire(timeout=10)
             clock.now += 5
 
         connection.sendall(b"x")
@@ -177,11 +176,15 @@ def test_body_after_a_slowly_read_response_is_judged_by_itself(clock):
         while file.readline().strip():
             pass
         file.read(20_000_000)
+        while server.progressed.acquire(blocking=False):
+            pass
         connection.sendall(put(300, b"Connection: close"))
-        for count in range(3):
-            server.await_state(_State.READING_BODY) if not count else None
+        server.await_state(_State.READING_BODY)
+        for _ in range(2):
             clock.now += 4
             connection.sendall(b"x" * 100)
+            assert server.progressed.acquire(timeout=10)
+        connection.sendall(b"x" * 100)
 
         assert file.readline().startswith(b"HTTP/1.1 200 ")
         file.close()
