@@ -2582,7 +2582,8 @@ class _Connection:
 # their time. Python runs one thread at a time, so more threads would not be faster. When a response
 # takes longer than POLL_INTERVAL, the main thread moves the loop: it continues in a new thread. The
 # old thread, now a worker, finishes its response, hands its connection back through `_finished`,
-# and ends. The loop never waits for a client for longer than RECHECK_SECONDS.
+# and ends. A thread that has to wait for a client gives the loop away first. If it cannot, because
+# no thread is free, it drops that client after RECHECK_SECONDS.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
 IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
@@ -2927,10 +2928,11 @@ class _Server:
             self._on_timeout(connection)
 
     def _evict_oldest(self) -> bool:
-        """Make room: close a connection that waits, of those next to expire the oldest.
+        """Close a connection to make room for another; return False if none may be closed.
 
-        A client that is reading its response is only evicted if there is no other, and one whose
-        request is being answered never. Return False then.
+        In each state, the first to expire is a candidate; the one that entered its state first is
+        closed. A client that is reading its response is only closed if there is no other
+        candidate, and one whose request is being answered never.
         """
         waiting = (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY,
                    _State.LINGERING)
