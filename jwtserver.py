@@ -2749,14 +2749,16 @@ class _Server:
         while self._finished:
             self._attempt(self._send, self._finished.popleft())
         self._poll()
-        end = self._clock() + POLL_INTERVAL
-        while self._ready and self._clock() < end:
-            if not self._respond(self._ready.popleft()):
+        now = self._clock()
+        end = now + POLL_INTERVAL
+        while self._ready and now < end:
+            if not self._respond(self._ready.popleft(), now):
                 return
+            now = self._clock()
 
-    def _respond(self, connection: _Connection) -> bool:
+    def _respond(self, connection: _Connection, now: float) -> bool:
         """Answer a request; return whether this thread still has the loop."""
-        self._response_began = self._clock()
+        self._response_began = now
         try:
             connection.respond()
         except Exception:
