@@ -1930,7 +1930,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 
 # --- HTTP: requests -----------------------------------------------------------------------------
 #
-# Design: wsgiref parses headers with an e-mail parser, which forgives. On a connection that is kept
+# Design: wsgiref parses headers with an e-mail parser, which is lenient. On a connection that stays
 # open, leniency becomes request smuggling: what one parser takes for a body, another takes for a
 # request (RFC 9112 §11.2). So headers are parsed by RFC 9112's grammar, or rejected with an error
 # that closes the connection. Parsing runs in the event loop and does no I/O.
@@ -1948,7 +1948,7 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?", r
 _TARGET = re.compile(r"(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
 # RFC 9110 §8.6: Content-Length = 1*DIGIT
 _CONTENT_LENGTH = re.compile("[0-9]+")
-_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?![\n]|$)")  # RFC 9112 §2.2
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")  # RFC 9112 §2.2
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: allowed before a request line
 _FIRST_BYTE = re.compile(_TCHAR.encode() + rb"|\r?$")
 _SINGLETON_FIELDS = ("HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
@@ -2074,9 +2074,11 @@ def _check_partial_header(data: bytes, searched: int) -> None:
         raise HTTPError(400, "Malformed request")
     if len(data) > MAX_HEADER_BYTES:
         raise HTTPError(431, "The header is too long")
-    line_start = data.rfind(b"\r\n") + 2
-    if len(data) - line_start > MAX_LINE_BYTES:
-        raise HTTPError(414 if line_start == 1 else 431, "A header line is too long")
+    line_end = data.rfind(b"\r\n")
+    if line_end < 0 and len(data) > MAX_LINE_BYTES:
+        raise HTTPError(414, "The request line is too long")
+    if line_end >= 0 and len(data) - line_end > MAX_LINE_BYTES + 2:
+        raise HTTPError(431, "A header line is too long")
 
 
 def _check_header_size(header: bytes) -> None:
@@ -2087,6 +2089,10 @@ def _check_header_size(header: bytes) -> None:
         raise HTTPError(414, "The request line is too long")
     if max(lengths) > MAX_LINE_BYTES or len(header) > MAX_HEADER_BYTES:
         raise HTTPError(431, "The header is too long")
+
+
+class _BodyError(OSError):
+    """The rest of a request body has not arrived."""
 
 
 class _BodyStream(io.RawIOBase):
@@ -2100,16 +2106,22 @@ class _BodyStream(io.RawIOBase):
         self.continue_pending = request.expects_continue
 
     def readable(self) -> bool:
-        """Tell that this stream can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Receive some bytes; none at the end of the body, or if the client sends too slowly."""
+        """Receive some bytes; none at the end of the body.
+
+        Raises:
+            _BodyError: the client has closed the connection, or sends too slowly.
+        """
         if self.continue_pending:
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.continue_pending = False
         size = min(len(buffer), self.remaining)
         data = self._connection.receive_body(size, self) if size else b""
+        if size and not data:
+            raise _BodyError("the request body is incomplete")
         buffer[:len(data)] = data
         self.remaining -= len(data)
         self.bytes_received += len(data)
@@ -2131,13 +2143,17 @@ class _BodyReader(io.BufferedReader):
             data += piece
         return bytes(data)
 
+    def read1(self, size: int = -1) -> bytes:
+        """Read a piece. It is no larger than the bytes that can be received at once."""
+        return super().read1(min(size, RECEIVE_BYTES))
+
 
 # --- HTTP: responses ----------------------------------------------------------------------------
 #
 # Design: a _Handler runs the application for one request, checks the status and headers that it
 # gives, and frames the body (RFC 9112 §6). Bytes of a response that is complete are only queued:
 # the event loop sends them. Bytes of a stream are sent before the application continues (PEP 3333).
-# A response must never end early without the client being able to see it.
+# If a response is cut short, the client must be able to tell.
 
 # RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ]
 _STATUS = re.compile(r"[2-5][0-9]{2} [\t -~\x80-\xff]*")
@@ -2160,7 +2176,7 @@ class _Framing(Enum):
 class _Handler(SimpleHandler):
     """Runs the application for one request, and frames its response.
 
-    It takes nothing from the environment of this process.
+    wsgiref would copy the environment of this process into each request. This class does not.
     """
 
     status: Optional[str] = None
@@ -2175,7 +2191,8 @@ class _Handler(SimpleHandler):
     ) -> None:
         self._connection = connection
         self._body = body
-        self.environ = request.environ  # the application may change it, so what is needed is copied
+        self.environ = request.environ
+        # Copied, because the application may change its environ.
         self._method = request.environ["REQUEST_METHOD"]
         self._version = request.environ.get("SERVER_PROTOCOL")
         self._framing = _Framing.UNTIL_CLOSE
@@ -2196,10 +2213,18 @@ class _Handler(SimpleHandler):
             self.finish_response()
         except _ClientGone:
             raise
+        except _BodyError:
+            if self.headers_sent:
+                raise _ClientGone from None
+            self.keep_alive = False
+            response = _NO_ROUTE.error_response(HTTPError(408, "The request body is incomplete"))
+            self.result = _send_response(
+                response, self.environ, self.start_response, sys.exc_info())
+            self.finish_response()
         except BaseException:  # SystemExit too: it would end the thread of the event loop
             if self.headers_sent:
                 self.keep_alive = False
-                # The end of the connection would pass for the end of the response.
+                # The end of the connection would look like the end of the response.
                 self._connection.aborted = self._framing is _Framing.UNTIL_CLOSE
             self.handle_error()
 
@@ -2236,8 +2261,8 @@ class _Handler(SimpleHandler):
         """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
-        is_whole_body = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-        self._send(data, is_whole_body)
+        is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+        self._send(data, is_last_piece)
 
     def finish_content(self) -> None:
         """End the response."""
@@ -2249,8 +2274,8 @@ class _Handler(SimpleHandler):
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
 
-    def _send(self, data: bytes, is_whole_body: bool) -> None:
-        header = b"" if self.headers_sent else self._header(len(data) if is_whole_body else None)
+    def _send(self, data: bytes, is_last_piece: bool) -> None:
+        header = b"" if self.headers_sent else self._header(len(data) if is_last_piece else None)
         if self._framing is _Framing.NO_BODY:
             data = b""
         elif self._framing is _Framing.LENGTH:
@@ -2261,7 +2286,7 @@ class _Handler(SimpleHandler):
         self.body_bytes_sent += len(data)
         if self._framing is _Framing.CHUNKED and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if not is_whole_body:
+        if not is_last_piece:
             self._connection.send(header + data)
         elif len(data) > MAX_JOINED_BYTES:
             self._connection.queue(header, data)
@@ -2308,7 +2333,7 @@ class _Handler(SimpleHandler):
         logger.error("A fault in the application", exc_info=exc_info)
 
 
-@lru_cache(maxsize=256)  # few applications have more different headers
+@lru_cache(maxsize=256)  # most applications repeat a few sets of headers
 def _format_fields(
     status: str, headers: Tuple[Tuple[str, str], ...],
 ) -> Tuple[str, Optional[int], bool]:
@@ -2359,10 +2384,11 @@ def _access_log_line(request: _Request, handler: _Handler) -> str:
 
 # --- HTTP: connections --------------------------------------------------------------------------
 #
-# Design: a connection has one state and one owner. In every state but RESPONDING the owner is the
-# event loop. In RESPONDING it is the thread that answers the request: usually the event loop's, but
-# if the loop has moved on, a worker thread, which then gives the connection back through a queue.
-# Only the owner touches the socket and the buffers. A socket never blocks, except in a worker.
+# Design: A connection has one state and one owner. Only the owner touches the socket and buffers.
+# The owner is the event loop. In RESPONDING, from the call of the application to its end, it is the
+# thread that runs the application: usually the loop's thread, or a worker if the loop has moved on.
+# A worker gives the connection back through a queue. Sockets do not block, except while a thread
+# waits for a client in the middle of a stream or of a long body.
 
 
 class _State:
@@ -2377,19 +2403,19 @@ class _State:
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
 
-SEND_BYTES = 64 * 1024  # in one call, so that the progress of a slow client is seen
-MAX_SENDS = 2  # calls, before the event loop serves another connection
+SEND_BYTES = 16 * 1024  # in one call: a TLS socket reports no progress within it
+MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
-class _ClientGone(Exception):
-    """The client has closed the connection, or sends or reads too slowly."""
+class _ClientGone(BaseException):
+    """The client has closed the connection, or reads too slowly. No application may catch it."""
 
 
 class _Pace:
-    """Judges a client for which others wait.
+    """Decides whether a client is too slow.
 
-    It may pause for `grace` seconds, and must move `rate` bytes a second on average over the time
-    that was spent waiting. `clock` returns seconds.
+    It is if it moves no byte for `grace` seconds, or if the server has waited longer for it in
+    total than `grace + bytes / rate` seconds. `clock` returns seconds.
     """
 
     def __init__(self, grace: float, rate: float, clock: Callable[[], float]) -> None:
@@ -2401,18 +2427,18 @@ class _Pace:
         self._checked_at = self._moved_at = 0.0
 
     def begin_wait(self) -> None:
-        """Start to measure, or continue after a time in which nobody waited."""
+        """Start to wait, or start again after a time in which the server did not wait."""
         self._checked_at = self._moved_at = self._clock()
 
-    def is_too_slow(self, bytes_moved: int) -> bool:
-        """Tell whether the client, which has moved so many bytes so far, has broken the rule."""
+    def record(self, bytes_moved: int) -> bool:
+        """Record how many bytes the client has moved so far; return False if it is too slow."""
         now = self._clock()
         self._seconds_waited += now - self._checked_at
         self._checked_at = now
         if bytes_moved > self._bytes_moved:
             self._bytes_moved, self._moved_at = bytes_moved, now
-        return (now - self._moved_at > self._grace
-                or self._seconds_waited > self._grace + bytes_moved / self._rate)
+        return (now - self._moved_at <= self._grace
+                and self._seconds_waited <= self._grace + bytes_moved / self._rate)
 
 
 class _Connection:
@@ -2433,17 +2459,18 @@ class _Connection:
         self.aborted = False  # the response cannot be completed
         self.bytes_sent = 0  # of the current response
         self.bytes_discarded = 0  # while lingering
-        self.pace: Optional[_Pace] = None  # if the server has waited for a short body or a reader
+        # Of the short body that is being received, or of the response that is being sent.
+        self.pace: Optional[_Pace] = None
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
         # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
         # time, so the last headers are kept with the parsed request.
         self._cached_header = b""
-        self._cached_request: Any = None
+        self._cached_request = _NO_REQUEST
 
     # These methods run in the event loop.
 
     def receive(self) -> bool:
-        """Receive some bytes; tell whether a request is ready to be answered.
+        """Receive some bytes; return whether a request is ready to be answered.
 
         Raises:
             OSError: the client has closed the connection between two requests.
@@ -2460,7 +2487,7 @@ class _Connection:
         return self.has_request()
 
     def has_request(self) -> bool:
-        """Tell whether a request is ready to be answered, if only with an error."""
+        """Return whether a request is ready to be answered, if only with an error."""
         try:
             if self.request is _NO_REQUEST:
                 self.request = self._next_request()
@@ -2491,7 +2518,8 @@ class _Connection:
             environ = {**self.server.environ, "REMOTE_ADDR": self.address}
             self._cached_request = _parse_request(header, environ)
             self._cached_header = header if len(header) <= MAX_CACHED_HEADER_BYTES else b""
-        return _Request(self._cached_request.environ.copy(), *self._cached_request[1:])
+        request = self._cached_request
+        return _Request(request.environ.copy(), *request[1:])  # _replace() takes twice as long
 
     def reading_state(self) -> str:
         """The state in which the rest of a request is awaited."""
@@ -2505,6 +2533,7 @@ class _Connection:
             if self.server.tls:
                 self.sock.unwrap()
         with suppress(OSError):
+            # The method of an SSL socket would forget its TLS state, and read plain bytes.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def close(self) -> None:
@@ -2580,7 +2609,7 @@ class _Connection:
         self._unsent.extend(pieces)
 
     def send_some(self) -> bool:
-        """Send unsent bytes until the socket takes no more; tell whether all have been sent.
+        """Send unsent bytes until the socket takes no more; return whether all have been sent.
 
         Raises:
             OSError: the client has closed the connection.
@@ -2605,21 +2634,22 @@ class _Connection:
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
 #
-# Design: one thread owns the loop. It receives requests, answers them one after the other, and
+# Design: One thread owns the loop. It receives requests, answers them one after the other, and
 # sends the responses of an iteration together: system calls between responses would cost half of
 # their time. Python runs one thread at a time, so more threads would not be faster. When a response
-# takes longer than POLL_INTERVAL, the loop moves: it continues in a new thread, and the old thread,
-# now a worker, finishes that response, hands its connection back through `_finished`, and ends.
-# The loop itself waits for no client.
+# takes longer than POLL_INTERVAL, the main thread moves the loop: it continues in a new thread. The
+# old thread, now a worker, finishes its response, hands its connection back through `_finished`,
+# and ends. A thread that has to wait for a client gives the loop away first. If it cannot, because
+# no thread is free, it drops that client after RECHECK_SECONDS.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
-IDLE_POLL_INTERVAL = 0.05  # seconds; the same, for a server that has nothing to do
-EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers
-MAX_POLL_WAIT = 0.25  # seconds; no timer expires later than that
-MAX_BLOCKED_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
-MAX_WAIT = 0.2  # seconds that a worker waits for its client before it checks what has changed
+IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
+SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is noticed by then
+EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
+RECHECK_SECONDS = 0.2  # that a thread waits for its client before it checks whether it still may
+MAX_WAITING_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
-GC_THRESHOLD = 10_000  # objects; each request creates and destroys some tens of them
+GC_THRESHOLD = 10_000  # objects; each request creates and destroys a few dozen of them
 LINGER_SECONDS = 1.0  # for a client to read the response before its connection is closed
 SHUTDOWN_TIMEOUT = 10.0  # seconds for responses in progress
 
@@ -2627,7 +2657,7 @@ SHUTDOWN_TIMEOUT = 10.0  # seconds for responses in progress
 class _Server:
     """Serves an application over HTTP/1.1 connections that are kept open.
 
-    `clock` returns seconds, and never goes back.
+    `clock` returns seconds and never goes back, like time.monotonic.
     """
 
     def __init__(
@@ -2648,11 +2678,11 @@ class _Server:
         self._clock = clock
         self._listener = listener
         listener.setblocking(False)
-        if hasattr(socket, "TCP_NOTSENT_LOWAT") and listener.family != socket.AF_UNIX:
-            # Else the system copies megabytes for each client that does not read.
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * SEND_BYTES)
+        if listener.family in (socket.AF_INET, socket.AF_INET6):
+            _limit_kernel_buffer(listener)
         self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
-        self._wakeup_receiver.setblocking(False)
+        for wakeup in (self._wakeup_sender, self._wakeup_receiver):
+            wakeup.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
@@ -2670,14 +2700,14 @@ class _Server:
         self._threads: Set[threading.Thread] = set()  # the loop's, and the workers
         self._loop_thread: Optional[threading.Thread] = None
         self._response_began: Optional[float] = None  # of the response in the loop, if there is one
-        self._thread_wanted = False  # the loop could not move, as all threads are busy
+        self._waiting_threads = 0  # that wait for a client
+        self._client_must_go = False  # one of these clients, because no thread can be started
         self._retry_thread_at = 0.0
-        self._blocked_threads = 0  # of `_threads`, those that wait for a client
 
     # These methods run in the main thread.
 
     def serve_forever(self) -> None:
-        """Serve until `interrupt` is called; move the loop when a response takes long."""
+        """Serve until `interrupt` is called; move the loop when a response takes too long."""
         with self._lock:
             started = self._start_thread()
         if not started:
@@ -2686,7 +2716,7 @@ class _Server:
             self._run_loop()
         while not self._ended and self._clock() < self._deadline:
             busy = self._response_began is not None or self._ready or self._finished
-            time.sleep(POLL_INTERVAL if busy else IDLE_POLL_INTERVAL)
+            time.sleep(POLL_INTERVAL if busy else IDLE_INTERVAL)
             self._move_loop(POLL_INTERVAL)
 
     def interrupt(self, *_: Any) -> None:
@@ -2698,7 +2728,7 @@ class _Server:
         self._wake()
 
     def finish(self) -> None:
-        """Close all sockets, after the loop has ended."""
+        """Close all sockets, after the loop has ended or the deadline has passed."""
         self._ended = True
         self._wake()
         for thread in list(self._threads):
@@ -2713,41 +2743,44 @@ class _Server:
 
     # These methods run in any thread.
 
-    def release_loop(self) -> None:
-        """Move the loop to another thread, if this thread has it: its response will take long."""
-        if self._loop_thread is threading.current_thread():
-            self._move_loop(0)
+    def release_loop(self) -> bool:
+        """Move the loop to another thread, if this thread has it: its response will take long.
+
+        Return False if this thread has the loop and must keep it, because no thread is free.
+        """
+        with self._lock:
+            return self._loop_thread is not threading.current_thread() or self._start_thread()
 
     def _move_loop(self, min_seconds: float) -> None:
-        """Let a new thread have the loop, if the response in it began `min_seconds` ago."""
+        """Move the loop, if the response in it began `min_seconds` ago."""
         with self._lock:
             began = self._response_began
-            if began is None or self._clock() - began < min_seconds:
-                return
-            self._response_began = None  # before the new thread begins a response of its own
-            self._thread_wanted = not self._start_thread()
-            if self._thread_wanted:
-                self._response_began = began
+            if began is not None and self._clock() - began >= min_seconds:
+                self._start_thread()
 
     def _start_thread(self) -> bool:
-        """Start a thread that has the loop. One that cannot be started counts as busy."""
-        if self._is_short_of_threads():
+        """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
+        busy = len(self._threads) - self._waiting_threads
+        if busy >= self.settings.threads:
+            return False
+        too_many_wait = self._waiting_threads > MAX_WAITING_THREADS
+        if too_many_wait or self._clock() < self._retry_thread_at:
+            self._client_must_go = True
             return False
         thread = threading.Thread(target=self._run_loop, daemon=True)
-        previous, self._loop_thread = self._loop_thread, thread
+        # Both are set first, because the new thread uses them as soon as it runs.
+        before = self._loop_thread, self._response_began
+        self._loop_thread, self._response_began = thread, None
         try:
             thread.start()
         except RuntimeError:  # by a limit of the system or of a container
-            self._loop_thread = previous
+            self._loop_thread, self._response_began = before
             self._retry_thread_at = self._clock() + RETRY_THREAD_SECONDS
+            self._client_must_go = self._waiting_threads > 0
             return False
         self._threads.add(thread)
+        self._client_must_go = False
         return True
-
-    def _is_short_of_threads(self) -> bool:
-        busy = len(self._threads) - self._blocked_threads
-        return (busy >= self.settings.threads or self._blocked_threads > MAX_BLOCKED_THREADS
-                or self._clock() < self._retry_thread_at)
 
     def _wake(self) -> None:
         """Make the loop poll at once."""
@@ -2773,14 +2806,16 @@ class _Server:
         while self._finished:
             self._attempt(self._send, self._finished.popleft())
         self._poll()
-        end = self._clock() + POLL_INTERVAL
-        while self._ready and self._clock() < end:
-            if not self._respond(self._ready.popleft()):
+        now = self._clock()
+        end = now + POLL_INTERVAL
+        while self._ready and now < end:
+            if not self._respond(self._ready.popleft(), now):
                 return
+            now = self._clock()
 
-    def _respond(self, connection: _Connection) -> bool:
-        """Answer a request; tell whether this thread still has the loop."""
-        self._response_began = self._clock()
+    def _respond(self, connection: _Connection, now: float) -> bool:
+        """Answer a request; return whether this thread still has the loop."""
+        self._response_began = now
         try:
             connection.respond()
         except Exception:
@@ -2789,7 +2824,7 @@ class _Server:
         with self._lock:
             moved = self._loop_thread is not threading.current_thread()
             if not moved:
-                self._response_began, self._thread_wanted = None, False
+                self._response_began, self._client_must_go = None, False
         self._finished.append(connection)
         if moved:
             self._wake()
@@ -2806,7 +2841,7 @@ class _Server:
 
     def _poll(self) -> None:
         """Wait until a socket is ready, and receive what has arrived."""
-        longest_wait = EXPIRY_INTERVAL if self.stopping else MAX_POLL_WAIT
+        longest_wait = EXPIRY_INTERVAL if self.stopping else SELECT_SECONDS
         events = self._selector.select(0 if self._ready or self._finished else longest_wait)
         for key, _ in events:
             key.data()
@@ -2829,14 +2864,16 @@ class _Server:
             if sock.family != getattr(socket, "AF_UNIX", None):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
             if self.tls:
-                sock.getpeername()  # fails where wrap_socket() would fail and not close the socket
+                sock.getpeername()  # raises if the client has gone; wrap_socket() leaks the socket
                 sock = self.tls.wrap_socket(
                     sock, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError):  # the client has gone
             sock.close()
             return
-        if sum(map(len, self._timers.values())) >= self.settings.connections:
-            self._evict_oldest()
+        if sum(map(len, self._timers.values())) >= self.settings.connections \
+                and not self._evict_oldest():
+            sock.close()
+            return
         connection = _Connection(sock, address, self)
         self._enter(connection, connection.state)
         self._watch(connection, selectors.EVENT_READ)
@@ -2915,6 +2952,8 @@ class _Server:
         now = self._clock()
         connection.state, connection.state_since = state, now
         self._timers[state][connection] = now + self._timeouts[state]
+        if state == _State.READING_BODY:
+            connection.pace = None  # that of the response before
         if state in (_State.READING_BODY, _State.SENDING):
             self.pace_of(connection).begin_wait()
 
@@ -2940,17 +2979,19 @@ class _Server:
 
     def _check_pace(self, connection: _Connection, bytes_moved: int) -> None:
         """Restart the timer of a client that has moved some bytes, unless it is too slow."""
-        if self.pace_of(connection).is_too_slow(bytes_moved):
-            self._on_timeout(connection)
-        else:
+        if self.pace_of(connection).record(bytes_moved):
             timers = self._timers[connection.state]
             del timers[connection]
             timers[connection] = self._clock() + self._timeouts[connection.state]
+        else:
+            self._on_timeout(connection)
 
-    def _evict_oldest(self) -> None:
-        """Make room for a connection: close the one that has been in its state the longest.
+    def _evict_oldest(self) -> bool:
+        """Close a connection to make room for another; return False if none may be closed.
 
-        A client that is reading its response is only evicted if there is no other.
+        In each state, the first to expire is a candidate; the one that entered its state first is
+        closed. A client that is reading its response is only closed if there is no other
+        candidate, and one whose request is being answered never.
         """
         waiting = (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY,
                    _State.LINGERING)
@@ -2958,7 +2999,8 @@ class _Server:
             oldest = [next(iter(self._timers[state])) for state in states if self._timers[state]]
             if oldest:
                 self._close(min(oldest, key=attrgetter("state_since")))
-                return
+                return True
+        return False
 
     def _close(self, connection: _Connection) -> None:
         self._timers[connection.state].pop(connection, None)
@@ -2974,42 +3016,62 @@ class _Server:
             for state in (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER):
                 for connection in list(self._timers[state]):
                     self._close(connection)
-        in_progress = (
-            _State.IDLE, _State.READING_BODY, _State.RESPONDING, _State.SENDING)
-        if not any(self._timers[state] for state in in_progress):
+        if not any(timers for state, timers in self._timers.items() if state != _State.LINGERING):
             self._ended = True
 
     # These methods run in the thread that answers a request: the event loop's, or a worker.
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
-        """Wait for bytes of a body; none if the client has gone, is too slow, or keeps a thread
-        that is needed elsewhere."""
+        """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
         stream.pace.begin_wait()
-        with self._blocking(connection), suppress(OSError, ValueError):
-            data = None
-            while data is None and not self._thread_wanted:
+        with self._waiting(connection) as may_wait, suppress(OSError, ValueError):
+            while stream.pace.record(stream.bytes_received):
                 with suppress(*self.would_block):
                     data = bytes(connection.sock.recv(RECEIVE_BYTES))
-                if stream.pace.is_too_slow(stream.bytes_received + len(data or b"")):
-                    return b""
-        return data or b""
+                    stream.pace.record(stream.bytes_received + len(data))
+                    return data
+                if not may_wait():
+                    break
+        return b""
 
     def wait_until_sent(self, connection: _Connection) -> None:
         """Wait until the client has taken all unsent bytes.
 
         Raises:
-            _ClientGone: the client reads too slowly, or keeps a thread that is needed elsewhere.
+            _ClientGone: the client reads too slowly, or must go.
             OSError: the client has gone.
         """
         pace, finished = self.pace_of(connection), False
         pace.begin_wait()
-        with self._blocking(connection):
+        with self._waiting(connection) as may_wait:
             while not finished:
                 finished = connection.send_some()
-                if pace.is_too_slow(connection.bytes_sent):
+                if not pace.record(connection.bytes_sent) or not (finished or may_wait()):
                     raise _ClientGone
-                if self._thread_wanted and not finished:
-                    raise _ClientGone
+
+    @contextmanager
+    def _waiting(self, connection: _Connection) -> Iterator[Callable[[], bool]]:
+        """Let the socket block for RECHECK_SECONDS; the loop continues in another thread.
+
+        Yields a function that returns whether this thread may wait longer: not if it still has the
+        loop, nor if this is the client that must go because no thread can be started.
+        """
+        with self._lock:
+            self._waiting_threads += 1
+        released = self.release_loop()
+        connection.sock.settimeout(RECHECK_SECONDS)
+
+        def may_wait() -> bool:
+            with self._lock:
+                must_go, self._client_must_go = self._client_must_go, False
+            return released and not must_go
+
+        try:
+            yield may_wait
+        finally:
+            connection.sock.settimeout(0)
+            with self._lock:
+                self._waiting_threads -= 1
 
     def pace_of(self, connection: _Connection) -> _Pace:
         """The pace of a client that sends a short body, or reads its response."""
@@ -3018,31 +3080,21 @@ class _Server:
         return connection.pace
 
     def new_pace(self, state: str) -> _Pace:
-        """A pace whose grace is the timeout of a state; SENDING's for RESPONDING."""
+        """A pace with the timeout of a state as its grace.
+
+        A thread that streams is in RESPONDING, which has no timeout; it uses that of SENDING.
+        """
         grace = self._timeouts[_State.SENDING if state == _State.RESPONDING else state]
         return _Pace(grace, self.settings.body_rate, self._clock)
-
-    @contextmanager
-    def _blocking(self, connection: _Connection) -> Iterator[None]:
-        """Let the socket block for MAX_WAIT; the loop continues in another thread."""
-        with self._lock:
-            self._blocked_threads += 1
-        self.release_loop()
-        connection.sock.settimeout(MAX_WAIT)
-        try:
-            yield
-        finally:
-            connection.sock.settimeout(0)
-            with self._lock:
-                self._blocked_threads -= 1
 
     def log_access(self, request: _Request, handler: _Handler) -> None:
         """Write a line about a request, if there is an access log."""
         if self.access_log is None:
             return
         try:
-            print(_access_log_line(request, handler), file=self.access_log, flush=True)
-        except OSError as error:  # its reader has gone; the clients are still there
+            self.access_log.write(_access_log_line(request, handler) + "\n")
+            self.access_log.flush()
+        except (OSError, ValueError) as error:  # its reader has gone; the clients are still there
             logger.error("The access log cannot be written, and ends here: %s", error)
             self.access_log = None
 
@@ -3073,6 +3125,12 @@ def _base_environ(listener: socket.socket, scheme: str) -> Environ:
         "wsgi.multiprocess": False, "wsgi.run_once": False, "wsgi.file_wrapper": FileWrapper,
         "wsgi.url_scheme": scheme,
     }
+
+
+def _limit_kernel_buffer(listener: socket.socket) -> None:
+    """Buffer little for each client: by default, a client that does not read costs megabytes."""
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # accepted sockets inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_SENDS * SEND_BYTES)
 
 
 def _socket_address(listener: socket.socket) -> Tuple[str, int]:

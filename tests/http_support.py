@@ -49,12 +49,17 @@ class Server(jwtserver._Server):
     def __init__(self, app, listener, settings, **options):
         self.entered = defaultdict(lambda: threading.Semaphore(0))  # by state
         self.closed = threading.Semaphore(0)
+        self.progressed = threading.Semaphore(0)  # a short body, or a response in SENDING
         self.address = listener.getsockname()
         super().__init__(app, listener, settings, **options)
 
     def _enter(self, connection, state):
         super()._enter(connection, state)
         self.entered[state].release()
+
+    def _check_pace(self, *arguments):
+        super()._check_pace(*arguments)
+        self.progressed.release()
 
     def _close(self, connection):
         super()._close(connection)

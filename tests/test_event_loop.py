@@ -105,9 +105,11 @@ def test_body_at_the_promised_rate_is_received(clock):
     with serving(clock=clock, body_rate=10) as server, connect(server) as connection:
         connection.sendall(put(300, b"Connection: close"))
         server.await_state(_State.READING_BODY)
-        for _ in range(3):
+        for _ in range(2):
             connection.sendall(b"x" * 100)
+            assert server.progressed.acquire(timeout=10)
             advance(server, clock, 9)
+        connection.sendall(b"x" * 100)
 
         ((status, _, body),) = parse(received(connection))
 
@@ -116,14 +118,11 @@ def test_body_at_the_promised_rate_is_received(clock):
 
 def test_body_that_drips_is_too_slow_on_average(clock):
     with serving(clock=clock, body_rate=1) as server, connect(server) as connection:
-        restarted = threading.Semaphore(0)
-        check = server._check_pace
-        server._check_pace = lambda *arguments: (check(*arguments), restarted.release())
         connection.sendall(put(300))
         server.await_state(_State.READING_BODY)
         for number in range(3):
             connection.sendall(b"x")
-            assert restarted.acquire(timeout=10)
+            assert server.progressed.acquire(timeout=10)
             clock.now += 5
 
         connection.sendall(b"x")
@@ -162,6 +161,33 @@ def test_response_read_too_slowly_on_average_is_reset(clock):
         with pytest.raises(ConnectionResetError):
             while connection.recv(100_000):
                 clock.now += 1
+
+
+def test_body_after_a_slowly_read_response_is_judged_by_itself(clock):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [b"x" * (20_000_000 if environ["REQUEST_METHOD"] == "GET" else 1)]
+
+    with serving(app, clock=clock) as server, connect(server) as connection:
+        connection.sendall(head())
+        server.await_state(_State.SENDING)
+        clock.now += 14
+        file = connection.makefile("rb")
+        while file.readline().strip():
+            pass
+        file.read(20_000_000)
+        while server.progressed.acquire(blocking=False):
+            pass
+        connection.sendall(put(300, b"Connection: close"))
+        server.await_state(_State.READING_BODY)
+        for _ in range(2):
+            clock.now += 4
+            connection.sendall(b"x" * 100)
+            assert server.progressed.acquire(timeout=10)
+        connection.sendall(b"x" * 100)
+
+        assert file.readline().startswith(b"HTTP/1.1 200 ")
+        file.close()
 
 
 def test_response_long_is_sent_whole():
@@ -223,6 +249,18 @@ def test_connections_over_the_limit_evict_a_reader_last():
             other.close()
 
 
+def test_connections_over_the_limit_are_refused_if_all_are_being_answered(gate):
+    with serving(gate, connections=1) as server, connect(server) as slow:
+        slow.sendall(SLOW)
+        gate.await_requests(1)
+
+        with connect(server) as refused:
+            assert refused.recv(9) == b""
+
+        gate.opened.set()
+        assert slow.recv(12) == b"HTTP/1.1 200"
+
+
 def test_open_files_over_the_limit_evict_a_connection():
     class FullListener:
         def accept(self):
@@ -240,6 +278,12 @@ def test_open_files_over_the_limit_evict_a_connection():
 
         server._listener = listener
         assert idle.recv(9) == b""
+
+
+def test_system_without_a_limit_for_its_buffers_serves(monkeypatch):
+    monkeypatch.delattr(socket, "TCP_NOTSENT_LOWAT")
+    with serving() as server:
+        assert statuses(exchange(server, head())) == [200]
 
 
 def test_accept_and_receive_without_anything_to_do_do_nothing():
@@ -345,18 +389,21 @@ def test_loop_polls_although_requests_wait(clock, gate):
     """A flood of pipelined requests does not delay others."""
     flood = head(first=b"GET /flood HTTP/1.1")
     together = jwtserver.RECEIVE_BYTES // len(flood)  # are received at once
-    begun = threading.Event()
+    begun, other_sent = threading.Event(), threading.Event()
 
     def app(environ, start_response):
         begun.set()
+        assert other_sent.wait(10)
         clock.now += 0.002
         return gate(environ, start_response)
 
     with serving(app, clock=clock) as server, connect(server) as flooding:
         flooding.sendall(flood * together)
         assert begun.wait(10)
-
-        assert statuses(exchange(server, head())) == [200]
+        with connect(server) as other:
+            other.sendall(head(b"Connection: close"))
+            other_sent.set()
+            assert statuses(received(other)) == [200]
 
         assert gate.order.index("/x") < together - 1
 
@@ -468,7 +515,7 @@ def test_threads_all_busy_let_requests_wait(gate):
         gate.await_requests(1)
         other.sendall(head(b"Connection: close"))
         server._move_loop(0)
-        assert server._thread_wanted
+        assert len(server._threads) == 1
         gate.opened.set()
 
         assert statuses(received(other)) == [200]
@@ -520,13 +567,13 @@ def test_thread_that_cannot_be_started_counts_as_busy(gate, clock, no_thread_sta
 def test_server_without_any_other_thread_serves_in_its_own(no_thread_starts, caplog):
     no_thread_starts(1)  # that of the test
     with serving() as server:
-        assert statuses(exchange(server, head() + put(LONG) + b"x")) == [200, 200]
+        assert statuses(exchange(server, head() + put(LONG) + b"x")) == [200, 408]
         assert server._threads == set()
     assert "No thread can be started" in caplog.text
 
 
 def test_client_that_stalls_in_a_long_body_is_not_aborted_without_need(monkeypatch):
-    monkeypatch.setattr(jwtserver, "MAX_WAIT", 0.001)
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.001)
     with serving(threads=2) as server, connect(server) as connection:
         connection.sendall(put(LONG, b"Connection: close"))
         while len(server._threads) < 2:
@@ -557,7 +604,7 @@ STREAM = head(b"Connection: close", first=b"GET /stream HTTP/1.1")
 
 
 def test_stream_waits_for_its_client(monkeypatch):
-    monkeypatch.setattr(jwtserver, "MAX_WAIT", 0.001)
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.001)
     with serving(streaming(200)) as server, connect(server) as connection:
         connection.sendall(STREAM)
         while len(server._threads) < 2:
@@ -574,7 +621,7 @@ def test_streams_to_slow_clients_do_not_count_as_busy_threads():
         slow = [connect(server) for _ in range(9)]
         for connection in slow:
             connection.sendall(STREAM)
-        while server._blocked_threads < 9:
+        while server._waiting_threads < 9:
             assert statuses(exchange(server, head())) == [200]
 
         for connection in slow:
@@ -585,7 +632,7 @@ def test_streams_to_slow_clients_do_not_count_as_busy_threads():
 
 @pytest.mark.parametrize("data", [STREAM, put(LONG)])
 def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
-    monkeypatch.setattr(jwtserver, "MAX_BLOCKED_THREADS", 2)
+    monkeypatch.setattr(jwtserver, "MAX_WAITING_THREADS", 2)
     with serving(streaming(100)) as server:
         slow = [connect(server) for _ in range(4)]
         for connection in slow:
@@ -636,44 +683,95 @@ def test_stream_whose_client_is_too_slow_is_closed(body_rate, read):
                     connection.recv(read)
 
 
-@pytest.mark.parametrize("drip", [b"", b"x"])
-def test_long_body_that_arrives_too_slowly_ends(drip):
+def test_long_body_that_drips_is_too_slow_on_average():
     with serving(head_timeout=0.05) as server, connect(server) as connection:
-        connection.sendall(put(LONG) + b"abc")
-        with contextlib.suppress(OSError):
-            connection.settimeout(0.02)
-            while True:
-                with contextlib.suppress(socket.timeout):
-                    if connection.recv(12):
-                        break
-                connection.sendall(drip)
+        connection.settimeout(0.01)
+        connection.sendall(put(LONG))
+        status = b""
+        while not status:
+            connection.sendall(b"x")
+            with contextlib.suppress(socket.timeout):
+                status = connection.recv(12)
+
+    assert status == b"HTTP/1.1 408"
 
 
-def test_long_body_whose_client_resets_the_connection_ends(gate):
-    closed = threading.Event()
+READS = {
+    "read": lambda stream: stream.read(),
+    "read(size)": lambda stream: stream.read(LONG),
+    "read1": lambda stream: [stream.read1(10**12) for _ in range(9)],
+    "readline": lambda stream: stream.readline(),
+    "lines": lambda stream: list(stream),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("end", ["close", "reset", "reset before", "stall"])
+def test_long_body_that_is_cut_off_raises_in_the_application(clock, read, end):
+    outcomes, go, done = [], threading.Event(), threading.Event()
 
     def app(environ, start_response):
-        gate.arrived.release()
-        assert gate.opened.wait(10)
-        environ["wsgi.input"].read(LONG)
-        closed.set()
+        assert go.wait(10)
+        for _ in range(2):  # and not only the first time
+            try:
+                outcomes.append(READS[read](environ["wsgi.input"]))
+            except OSError as error:
+                outcomes.append(str(error))
+        done.set()
+        start_response("200 OK", [])
         return []
 
-    with serving(app) as server:
-        with connect(server) as connection:
-            connection.sendall(put(LONG))
-            gate.await_requests(1)
+    with serving(app, clock=clock) as server, connect(server) as connection:
+        connection.sendall(put(LONG) + b"abc")
+        server.await_state(_State.RESPONDING)
+        if end == "close":
+            connection.shutdown(socket.SHUT_WR)
+        if end != "reset before":
+            go.set()
+        if end.startswith("reset"):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        gate.opened.set()
+            connection.close()
+        go.set()
+        while not done.wait(0.02):
+            clock.now += 10.1 if end == "stall" else 0
 
-        assert closed.wait(10)
+    assert outcomes == ["the request body is incomplete"] * 2
 
 
-def test_long_body_that_ends_early_ends_the_connection():
+def test_long_body_that_is_cut_off_gets_408_without_a_traceback(caplog):
     with serving() as server:
-        ((status, headers, _),) = parse(exchange(server, put(LONG) + b"abc" + head()[:9]))
+        ((status, headers, body),) = parse(exchange(server, put(LONG) + b"abc"))
 
-    assert (status, headers["connection"]) == (200, "close")
+    assert (status, headers["connection"]) == (408, "close")
+    assert json.loads(body) == {"success": False, "error": "The request body is incomplete"}
+    assert caplog.text == ""
+
+
+def test_long_body_that_is_cut_off_during_the_response_resets_the_connection():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        yield b"begun"
+        environ["wsgi.input"].read()
+
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(put(LONG) + b"abc")
+        connection.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionResetError):
+            while connection.recv(999):
+                pass
+
+
+def test_long_body_that_is_cut_off_may_be_answered_by_the_application():
+    def app(environ, start_response):
+        with contextlib.suppress(OSError):
+            environ["wsgi.input"].read()
+        start_response("400 Bad Request", [])
+        return [b"mine"]
+
+    with serving(app) as server:
+        ((status, headers, body),) = parse(exchange(server, put(LONG) + b"abc" + head()[:9]))
+
+    assert (status, headers["connection"], body) == (400, "close", b"mine")
 
 
 # --- Faults of the server, and its end

@@ -230,9 +230,7 @@ def test_body_short_that_ends_early_never_reaches_the_application(echoing, path)
 def test_body_of_huge_length_takes_no_memory_in_advance(echoing):
     data = head(b"Content-Length: 999999999999999", first=b"PUT /x HTTP/1.1") + b"abc"
 
-    ((status, _, body),) = parse(exchange(echoing, data))
-
-    assert (status, json.loads(body)[3]) == (200, "abc")
+    assert statuses(exchange(echoing, data)) == [408]
 
 
 def test_body_is_read_by_all_methods_of_pep_3333():
@@ -241,7 +239,7 @@ def test_body_is_read_by_all_methods_of_pep_3333():
     def app(environ, start_response):
         body = environ["wsgi.input"]
         read.append([body.read(3), body.readline(), body.read(100_000), next(body),
-                     body.readlines(), body.read(5), body.read()])
+                     body.readlines(), body.read(5), body.read(100_000), body.read()])
         start_response("200 OK", [])
         return []
 
@@ -249,7 +247,7 @@ def test_body_is_read_by_all_methods_of_pep_3333():
     with serving(app) as server:
         exchange(server, head(b"Content-Length: %d" % len(data), first=b"PUT /x HTTP/1.1") + data)
 
-    assert read == [[b"xxx", b"a\n", b"y" * 100_000, b"\n", [b"b\n", b"c"], b"", b""]]
+    assert read == [[b"xxx", b"a\n", b"y" * 100_000, b"\n", [b"b\n", b"c"], b"", b"", b""]]
 
 
 def test_expect_continue_is_answered_when_the_body_is_read(echoing):
