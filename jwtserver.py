@@ -259,7 +259,8 @@ class Settings(NamedTuple):
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
     # The rest is for this module's own server.
     connections: Annotated[int, _integer(1_000_000)] = 4096  # open at the same time
-    threads: Annotated[int, _integer(10_000, 2)] = 128  # one runs the event loop; the others work
+    # One thread runs the event loop, the others are workers.
+    threads: Annotated[int, _integer(10_000, 2)] = 128
     head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
     idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds without a byte
     # Minimum bytes per second, in each direction.
@@ -614,7 +615,7 @@ def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
        ends (RFC 9700 §4.14.2).
 
     If two tabs refresh at once and each keeps its own answer, the first answer is void. The session
-    ends when its tab refreshes later, by rule 4.
+    ends when its tab refreshes later, by rule 4. This limitation is accepted.
 
     Raises:
         RefreshError: in case 3 and, with the session that must end, in case 4.
@@ -859,7 +860,6 @@ class _SQLite(_Database):
             raise self.store_error(error.strerror) from error
 
     def read_version(self, connection: DatabaseConnection) -> int:
-        """The version of the tables; 0 if there are none."""
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         # Read last: if another process has just created the tables, their ID exists by now.
@@ -869,12 +869,10 @@ class _SQLite(_Database):
         return int(version)
 
     def write_version(self, connection: DatabaseConnection, version: int) -> None:
-        """Store the version, and mark the file as a database of jwtserver."""
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {version}")
 
     def ping(self) -> None:
-        """Check that the file is still there. A deleted file can be read while it is open."""
         if not self._path.exists():
             raise self.store_error(os.strerror(errno.ENOENT))
 
@@ -903,11 +901,9 @@ class _PostgreSQLConnection:
         self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
 
     def execute(self, statement: str, values: Any = None) -> Any:
-        """Run a statement."""
         return self._connection.execute(statement.replace("?", "%s"), values)
 
     def close(self) -> None:
-        """Roll back and close."""
         self._connection.close()
 
     def is_usable(self) -> bool:
@@ -947,7 +943,6 @@ class _PostgreSQL(_Database):
                          "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
 
     def connect(self) -> DatabaseConnection:
-        """Open a connection to the server."""
         return _PostgreSQLConnection(self.psycopg, self._options)
 
     def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
@@ -959,14 +954,12 @@ class _PostgreSQL(_Database):
         return connection  # type: ignore[no-any-return]
 
     def read_version(self, connection: DatabaseConnection) -> int:
-        """The version of the tables; 0 if there are none."""
         connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
         (version,) = connection.execute(
             "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
         return int(version)
 
     def write_version(self, connection: DatabaseConnection, version: int) -> None:
-        """Store the version of the tables."""
         connection.execute("DELETE FROM jwtserver")
         connection.execute("INSERT INTO jwtserver VALUES (?)", [version])
 
@@ -1604,7 +1597,7 @@ class Service:
         attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
         # Only this module's server has a loop. If its thread waited in the queue, it would stop.
-        if environ.get("jwtserver.release_loop", lambda: True)() is False:
+        if not environ.get("jwtserver.release_loop", lambda: True)():
             raise _too_many_sign_ins()
         while True:
             user = self.store.find_user(name)
