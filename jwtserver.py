@@ -31,10 +31,12 @@ and sessions are in a database, the signing keys in a file. Which chapter to rea
     Endpoints                        what each endpoint does
     Routes and OpenAPI               which endpoints exist, and their description
     The application                  how all of this is composed with the guard
-    HTTP: requests, responses        parsing and framing; skip the five HTTP chapters if another
-    HTTP: connections                server is used: they only serve `python jwtserver.py`
+    HTTP: requests, responses        how requests are parsed and responses are framed
+    HTTP: connections                the state of a connection
     HTTP: the event loop, sockets    which thread does what, and how the loop moves
     Commands, The command line       what each command does; all commands and flags
+
+The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you use another server.
 """
 
 import argparse
@@ -75,7 +77,7 @@ from pathlib import Path
 from typing import (
     TYPE_CHECKING, Annotated, Any, Callable, DefaultDict, Deque, Dict, Iterable, Iterator, List,
     Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
-    get_type_hints,
+    TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -102,8 +104,8 @@ MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
 REFRESH_GRACE = 10.0  # seconds in which a client that lost the response may refresh again
-KEY_FILE_INTERVAL = 0.5  # seconds between two checks whether it has changed
-SWEEP_ROWS = 25  # expired rows deleted with each new one: a few ms, among millions of rows
+KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
+SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 _APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
@@ -129,11 +131,11 @@ def _audit(event: str, **details: str) -> None:
 
 # --- Settings -----------------------------------------------------------------------------------
 #
-# Design: the class `Settings` is the table of all settings. Each field has a type, the parser that
+# Design: The class `Settings` is the table of all settings. Each field has a type, the parser that
 # checks its value, and a default. A parser takes the text of an environment variable, or a Python
 # value, and returns the value of the field or raises ValueError. All settings are parsed once,
-# before anything else happens. A parser never touches a file, and nothing after it reads the
-# environment.
+# before anything else happens, and no other code reads them from the environment. A parser must
+# never touch a file.
 
 
 class SettingsError(Error):
@@ -167,8 +169,15 @@ def _integer(maximum: int, minimum: int = 1) -> Callable[[Any], int]:
 
 
 def _number(maximum: int) -> Callable[[Any], float]:
-    """A parser of whole numbers that also accepts any float from Python code."""
-    return lambda value: value if isinstance(value, float) else _parse_integer(value, maximum)
+    """A parser of whole numbers that also accepts a float, such as 0.5, from Python code."""
+    def parse(value: Any) -> float:
+        if not isinstance(value, float):
+            return _parse_integer(value, maximum)
+        if not 0 < value <= maximum:  # NaN fails as well
+            raise ValueError(f"must be more than 0 and at most {maximum}, not {value!r}")
+        return value
+
+    return parse
 
 
 class Rate(NamedTuple):
@@ -250,10 +259,12 @@ class Settings(NamedTuple):
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
     # The rest is for this module's own server.
     connections: Annotated[int, _integer(1_000_000)] = 4096  # open at the same time
-    threads: Annotated[int, _integer(10_000, 2)] = 128  # one accepts requests, the others work
+    # One thread runs the event loop, the others are workers.
+    threads: Annotated[int, _integer(10_000, 2)] = 128
     head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
     idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds without a byte
-    body_rate: Annotated[float, _number(10**9)] = 1024  # the least bytes per second, both ways
+    # Minimum bytes per second, in each direction.
+    body_rate: Annotated[float, _number(10**9)] = 1024
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -309,7 +320,7 @@ def _parse_setting(name: str, value: Any) -> Any:
 
 # --- Keys ---------------------------------------------------------------------------------------
 #
-# Design: the first key signs, all keys verify. They are in the setting `secret`, or in a file that
+# Design: The first key signs, all keys verify. They are in the setting `secret`, or in a file that
 # is only ever replaced as a whole, so that a reader never sees half of it. `FileSigner` compares
 # the file's fingerprint twice a second, in the thread of a request, and reads it again if it has
 # changed. An unusable file must never stop a running server: the old keys stay in use.
@@ -365,7 +376,7 @@ def _read_key_file(path: Path) -> bytes:
 
 
 def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
-    """Create a file as a whole. If two processes try at once, one succeeds and both go on."""
+    """Create a file atomically. If two processes try at once, both continue with the same file."""
     draft = _write_draft(path, lines)
     try:
         with suppress(FileExistsError):
@@ -421,7 +432,7 @@ def replace_keys(
 class FileSigner:
     """A TokenSigner that reloads the key file when it changes, within half a second.
 
-    It checks the file at once for a token with an unknown signature, because another process may
+    It checks the file at once for a token that no known key signed, because another process may
     already sign with a newer key. If the file is missing or unusable, the old keys stay in use.
 
     Raises:
@@ -480,7 +491,7 @@ Signer = Union[TokenSigner, FileSigner]
 
 
 def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> Signer:
-    """The signer of the service's tokens. It creates the key file if that is missing.
+    """The signer of the service's tokens. Creates the key file if missing.
 
     Raises:
         SettingsError: the keys cannot be used.
@@ -498,7 +509,7 @@ def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
 
 # --- Users --------------------------------------------------------------------------------------
 #
-# Design: a user is a row of a table, found by name. Names are stored and compared in one Unicode
+# Design: A user is a row of a table, found by name. Names are stored and compared in one Unicode
 # form (NFC), so that the same name typed on two systems is one user.
 
 
@@ -533,10 +544,11 @@ def clean_name(name: str) -> str:
 
 # --- Sessions -----------------------------------------------------------------------------------
 #
-# Design: signing in opens a session. Access tokens name it in their claim `sid` and are valid while
-# its row exists. A refresh token is `family.generation.secret`. `_rotate` replaces it at each use.
-# The row holds only hashes, so that nobody can make a token from the database. It is found by the
-# hash of the family, so that nobody can make one from the claim `sid` either.
+# Design: Signing in opens a session. Access tokens name it in their claim `sid` and are valid while
+# its row exists. The family is a random name of the session that only the client knows. A refresh
+# token is `family.generation.secret`, and `_rotate` replaces it at each use. The row contains only
+# hashes: the database is not enough to make a token. The claim `sid` is the hash of the family, so
+# it is not enough either.
 
 
 class Session(NamedTuple):
@@ -546,7 +558,7 @@ class Session(NamedTuple):
     user_name: str
     generation: int  # the number in its current refresh token
     refresh_hash: str  # of the current refresh token; "" if it has none
-    previous_hash: str  # of the token that the current one has replaced
+    previous_hash: str  # of the token that began this generation; "" at first
     rotated: float  # when the generation began, in seconds since 1970
     expires: int  # seconds since 1970
 
@@ -599,8 +611,11 @@ def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
     2. The previous token may be used again for REFRESH_GRACE seconds, because the response to it
        may have been lost. It gets another new token of this generation; the lost one is void.
     3. A token of this generation that became void in this way is refused during those seconds.
-    4. Any other token has been used before. Two parties have it, so one of them has stolen it, and
-       the session ends (RFC 9700 §4.14.2).
+    4. Any other token was used before, was voided, or is forged. We assume theft, and the session
+       ends (RFC 9700 §4.14.2).
+
+    If two tabs refresh at once and each keeps its own answer, the first answer is void. The session
+    ends when its tab refreshes later, by rule 4. This limitation is accepted.
 
     Raises:
         RefreshError: in case 3 and, with the session that must end, in case 4.
@@ -621,7 +636,7 @@ def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
 
 # --- Failed sign-ins ----------------------------------------------------------------------------
 #
-# Design: each failed sign-in counts three times: for the user at the address, for the address, and
+# Design: Each failed sign-in counts three times: for the user at the address, for the address, and
 # for the user. Each counter has its own limit. When one has reached its limit, no password is
 # checked, not even the right one, until the counter expires. Names and addresses are stored as
 # hashes. Unknown names count as well: a response must never reveal whether a user exists.
@@ -674,14 +689,14 @@ def _network(address: str) -> str:
 # and sessions are in the next chapter. Any thread of any process may use a database. A forked
 # process must never use or close a connection of its parent: the two would share a socket, or
 # break SQLite's locks (https://sqlite.org/howtocorrupt.html §2.6). So idle connections are kept by
-# process number. `getpid` costs 0.3 µs at most; a fork hook would not run under uWSGI.
+# process ID. `getpid` costs 0.3 µs at most; a fork hook would not run under uWSGI.
 
 
 class StoreError(Error):
     """The database cannot do what was asked. The message names the database."""
 
 
-class Connection(Protocol):
+class DatabaseConnection(Protocol):
     """The methods that the store uses. Connections of `sqlite3` have them."""
 
     def execute(self, statement: str, values: Any = ..., /) -> Any:
@@ -691,16 +706,10 @@ class Connection(Protocol):
         """Close the connection, which rolls back what is not committed."""
 
 
-def _take_idle(idle: List[Connection]) -> Optional[Connection]:
-    try:
-        return idle.pop()
-    except IndexError:  # all are in use
-        return None
-
-
-def _close_idle(pools: Dict[int, List[Connection]]) -> None:
-    while connection := _take_idle(pools[os.getpid()]):
-        connection.close()
+def _close_idle(pools: Dict[int, List[DatabaseConnection]]) -> None:
+    with suppress(IndexError):
+        while True:
+            pools[os.getpid()].pop().close()
 
 
 class _PooledConnection:
@@ -711,12 +720,9 @@ class _PooledConnection:
     def __init__(self, database: "_Database") -> None:
         self._database = database
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> DatabaseConnection:
         self._idle = self._database.pools[os.getpid()]
-        try:
-            self._connection = self._idle.pop()
-        except IndexError:  # all are in use
-            self._connection = self._database.connect_or_raise()
+        self._connection = self._database.take(self._idle)
         return self._connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
@@ -737,27 +743,51 @@ class _Database(ABC):
     # Where others may write during a transaction: SQL that locks the rows that are read, and SQL
     # that also skips the rows that others have locked.
     for_update = skip_locked = ""
+    integer_type = "INTEGER"  # of 64 bits
 
     def __init__(self) -> None:
-        self.pools: DefaultDict[int, List[Connection]] = defaultdict(list)  # by process
+        self.pools: DefaultDict[int, List[DatabaseConnection]] = defaultdict(list)  # by process
         weakref.finalize(self, _close_idle, self.pools)
 
     @abstractmethod
-    def connect(self) -> Connection:
+    def connect(self) -> DatabaseConnection:
         """Open a connection, on which each statement is a transaction by default."""
 
     @abstractmethod
+    def read_version(self, connection: DatabaseConnection) -> int:
+        """The version of the tables; 0 if there are none."""
+
+    @abstractmethod
+    def write_version(self, connection: DatabaseConnection, version: int) -> None:
+        """Store the version of the tables."""
+
     def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
         """Create the tables or bring them up to date. Version N follows migration number N."""
+        with self.transaction() as connection:
+            self.lock(connection)
+            version = self.read_version(connection)
+            if version > len(migrations):
+                raise self.store_error("was written by a newer version of jwtserver")
+            for statement in chain.from_iterable(migrations[version:]):
+                connection.execute(statement.replace("INTEGER", self.integer_type))
+            if version < len(migrations):
+                self.write_version(connection, len(migrations))
 
-    def lock(self, connection: Connection) -> None:
-        """Stop other processes here until the transaction ends, if `begin` has not done so."""
+    def lock(self, connection: DatabaseConnection) -> None:
+        """Serialize with other processes until the transaction ends.
+
+        SQLite's BEGIN IMMEDIATE already does.
+        """
 
     def ping(self) -> None:
-        """Raise StoreError if a connection works, but leads to a database that is gone."""
+        """Raise StoreError if open connections still work but the database file was deleted."""
 
-    def connect_or_raise(self) -> Connection:
-        """Open a connection, or raise StoreError."""
+    def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
+        """Take an idle connection from this list, or open one."""
+        try:
+            return idle.pop()
+        except IndexError:  # all are in use
+            pass
         try:
             return self.connect()
         except self.driver_error as error:
@@ -772,7 +802,7 @@ class _Database(ABC):
         return _PooledConnection(self)
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self) -> Iterator[DatabaseConnection]:
         """Lend a connection in a transaction that is committed if the block succeeds."""
         with self.connection() as connection:
             connection.execute(self.begin)
@@ -782,10 +812,6 @@ class _Database(ABC):
     def store_error(self, problem: object) -> StoreError:
         """An error in one line, with the name of the database."""
         return StoreError(f"{self.name}: {_one_line(problem)}")
-
-    def check_version(self, version: int, newest: int) -> None:
-        if version > newest:
-            raise self.store_error("was written by a newer version of jwtserver")
 
 
 def _one_line(problem: object) -> str:
@@ -803,7 +829,7 @@ class _SQLite(_Database):
         self._path = Path(path).absolute()  # the application may change the current folder
         self.name = str(self._path)
 
-    def connect(self) -> Connection:
+    def connect(self) -> DatabaseConnection:
         """Open the file. It must exist: after a deletion, an empty one would lose all users."""
         return sqlite3.connect(
             f"{self._path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
@@ -811,20 +837,15 @@ class _SQLite(_Database):
 
     def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
         """Create the file if it is missing, and bring its tables up to date."""
-        self._create_file()
+        self._create_if_missing()
         with self.connection() as connection:
-            version = self._version(connection, len(migrations))
-            _use_wal(connection)
-        if version == len(migrations):
-            return
-        with self.transaction() as connection:
-            version = self._version(connection, len(migrations))  # another process may be done
-            for statement in chain.from_iterable(migrations[version:]):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {len(migrations)}")
+            version = self.read_version(connection)
+            if version <= len(migrations):  # otherwise it must stay as it is
+                _use_wal(connection)
+        if version != len(migrations):  # otherwise, do not wait for processes that write
+            super().migrate(migrations)
 
-    def _create_file(self) -> None:
+    def _create_if_missing(self) -> None:
         """Create the file for its owner only, because it will hold password hashes.
 
         An existing file is not opened: closing it would drop all locks that SQLite has on it in
@@ -838,24 +859,25 @@ class _SQLite(_Database):
         except OSError as error:
             raise self.store_error(error.strerror) from error
 
-    def _version(self, connection: Connection, newest: int) -> int:
-        """The version of the tables; 0 if there are none."""
+    def read_version(self, connection: DatabaseConnection) -> int:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         # Read last: if another process has just created the tables, their ID exists by now.
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         if application_id != _APPLICATION_ID and (tables or version):
             raise self.store_error("is the database of another application")
-        self.check_version(version, newest)
         return int(version)
 
+    def write_version(self, connection: DatabaseConnection, version: int) -> None:
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {version}")
+
     def ping(self) -> None:
-        """Check that the file is still there. A deleted file can be read while it is open."""
         if not self._path.exists():
             raise self.store_error(os.strerror(errno.ENOENT))
 
 
-def _use_wal(connection: Connection) -> None:
+def _use_wal(connection: DatabaseConnection) -> None:
     """Switch to a write-ahead log, so that readers never wait for a writer."""
     deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
@@ -879,15 +901,13 @@ class _PostgreSQLConnection:
         self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
 
     def execute(self, statement: str, values: Any = None) -> Any:
-        """Run a statement."""
         return self._connection.execute(statement.replace("?", "%s"), values)
 
     def close(self) -> None:
-        """Roll back and close."""
         self._connection.close()
 
     def is_usable(self) -> bool:
-        """Whether the server has sent nothing. A server that stops sends an error."""
+        """Return whether the server has sent nothing. A server that stops sends an error."""
         return not self._poll.poll(0)
 
 
@@ -900,6 +920,7 @@ class _PostgreSQL(_Database):
 
     for_update = " FOR UPDATE"
     skip_locked = " FOR UPDATE SKIP LOCKED"
+    integer_type = "BIGINT"
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -921,36 +942,28 @@ class _PostgreSQL(_Database):
         self._options = {"connect_timeout": int(BUSY_TIMEOUT),
                          "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
 
-    def connect(self) -> Connection:
-        """Open a connection to the server."""
+    def connect(self) -> DatabaseConnection:
         return _PostgreSQLConnection(self.psycopg, self._options)
 
-    def connection(self) -> _PooledConnection:
-        """Lend a connection, after closing those that a restart of the server has cut."""
-        idle = self.pools[os.getpid()]
-        connection: Any = _take_idle(idle)
-        while connection and not connection.is_usable():
+    def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
+        """Take a connection, and close idle ones that a restart of the server has cut."""
+        connection: Any = super().take(idle)
+        while not connection.is_usable():
             connection.close()
-            connection = _take_idle(idle)
-        if connection:
-            idle.append(connection)
-        return super().connection()
+            connection = super().take(idle)
+        return connection  # type: ignore[no-any-return]
 
-    def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
-        """Create the tables or bring them up to date."""
-        with self.transaction() as connection:
-            self.lock(connection)
-            connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
-            (version,) = connection.execute(
-                "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
-            self.check_version(version, len(migrations))
-            for statement in chain.from_iterable(migrations[version:]):
-                connection.execute(statement.replace("INTEGER", "BIGINT"))
-            if version < len(migrations):
-                connection.execute("DELETE FROM jwtserver")
-                connection.execute("INSERT INTO jwtserver VALUES (?)", [len(migrations)])
+    def read_version(self, connection: DatabaseConnection) -> int:
+        connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
+        (version,) = connection.execute(
+            "SELECT coalesce(max(version), 0) FROM jwtserver").fetchone()
+        return int(version)
 
-    def lock(self, connection: Connection) -> None:
+    def write_version(self, connection: DatabaseConnection, version: int) -> None:
+        connection.execute("DELETE FROM jwtserver")
+        connection.execute("INSERT INTO jwtserver VALUES (?)", [version])
+
+    def lock(self, connection: DatabaseConnection) -> None:
         """Wait for other processes that hold this lock, and hold it until the transaction ends."""
         connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
 
@@ -999,7 +1012,6 @@ _MIGRATIONS = (
     )""",
      "CREATE INDEX failures_by_end ON failures (expires)"),
 )
-_IS_OPEN = "SELECT 1 FROM sessions WHERE id = ? AND expires > ?"
 # A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
@@ -1050,7 +1062,7 @@ class Store:
         return User(*row) if row else None
 
     def is_empty(self) -> bool:
-        """Whether there are no users."""
+        """Return whether there are no users."""
         return self._fetch_one("SELECT name FROM users LIMIT 1") is None
 
     def all_users(self) -> List[User]:
@@ -1076,11 +1088,11 @@ class Store:
 
     def remove_user(self, name: str) -> bool:
         """Remove a user."""
-        return self._change_user(name, "DELETE FROM users WHERE name = ?")
+        return self._change_and_end_sessions(name, "DELETE FROM users WHERE name = ?")
 
     def disable_user(self, name: str) -> bool:
         """Refuse the sign-ins of a user."""
-        return self._change_user(name, "UPDATE users SET disabled = 1 WHERE name = ?")
+        return self._change_and_end_sessions(name, "UPDATE users SET disabled = 1 WHERE name = ?")
 
     def enable_user(self, name: str) -> bool:
         """Allow a disabled user to sign in again."""
@@ -1088,14 +1100,15 @@ class Store:
 
     def set_password(self, name: str, password_hash: str) -> bool:
         """Replace the password of a user."""
-        return self._change_user(
+        return self._change_and_end_sessions(
             name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash)
 
     def set_scope(self, name: str, scope: str) -> bool:
         """Replace the scopes of a user."""
-        return self._change_user(name, "UPDATE users SET scope = ? WHERE name = ?", scope)
+        return self._change_and_end_sessions(
+            name, "UPDATE users SET scope = ? WHERE name = ?", scope)
 
-    def _change_user(self, name: str, statement: str, *values: str) -> bool:
+    def _change_and_end_sessions(self, name: str, statement: str, *values: str) -> bool:
         with self.database.transaction() as connection:
             changed: int = connection.execute(statement, [*values, name]).rowcount
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
@@ -1111,9 +1124,11 @@ class Store:
             raise LockedOut(seconds)
 
     def _lockout_seconds(
-        self, connection: Connection, attempt: Attempt, now: float, own_failures: int = 0,
+        self, connection: DatabaseConnection, attempt: Attempt, now: float, own_failures: int = 0,
     ) -> float:
-        """Seconds until the lock-out ends, or 0. `own_failures` do not count against the attempt.
+        """Seconds until the lock-out ends, or 0.
+
+        `own_failures` is subtracted from each counter before it is compared with its limit.
         """
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
@@ -1127,7 +1142,8 @@ class Store:
         """Count a failed sign-in.
 
         Raises:
-            LockedOut: other attempts have reached the limit, so this result stays secret.
+            LockedOut: other attempts have reached the limit. Answer as if the password had not
+                been checked.
         """
         with self.database.transaction() as connection:
             self._sweep(connection, "failures", now)
@@ -1197,7 +1213,7 @@ class Store:
             raise refusal
         return Grant(user, session, next_token)
 
-    def _find_session(self, connection: Connection, session_id: str, now: float) -> Session:
+    def _find_session(self, connection: DatabaseConnection, session_id: str, now: float) -> Session:
         row = connection.execute(
             f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self.database.for_update}",
             [session_id, now]).fetchone()
@@ -1205,7 +1221,7 @@ class Store:
             raise RefreshError
         return Session(*row)
 
-    def _save_rotation(self, connection: Connection, session: Session) -> User:
+    def _save_rotation(self, connection: DatabaseConnection, session: Session) -> User:
         connection.execute(
             "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?, rotated = ?"
             " WHERE id = ?", [session.generation, session.refresh_hash, session.previous_hash,
@@ -1214,10 +1230,9 @@ class Store:
             "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone())
 
     def is_open(self, session_id: str, now: float) -> bool:
-        """Whether a session has not ended. Each guarded request asks this."""
-        with self.database.connection() as connection:
-            row = connection.execute(_IS_OPEN, (session_id, now)).fetchone()
-        return row is not None
+        """Return whether a session has not ended. Each guarded request asks this."""
+        return self._fetch_one(
+            "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", session_id, now) is not None
 
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
@@ -1227,7 +1242,7 @@ class Store:
         """End the sessions of a user, and return how many there were."""
         return self._execute("DELETE FROM sessions WHERE user_name = ?", name)
 
-    def _sweep(self, connection: Connection, table: str, now: float) -> None:
+    def _sweep(self, connection: DatabaseConnection, table: str, now: float) -> None:
         """Delete a few expired rows. Every transaction that adds a row does this."""
         connection.execute(
             f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE expires <= ?"
@@ -1243,7 +1258,11 @@ class Store:
             yield
 
     def count_tokens(self, signed_until: float, lifetime: int, now: float) -> int:
-        """Count the sessions whose last token was signed until then and has not expired."""
+        """Count the sessions whose last token was signed no later than `signed_until` and is valid.
+
+        A session of `token issue` has no refresh token (`refresh_hash` is empty). Its only token
+        is valid until the session expires, and may outlive `lifetime`.
+        """
         (count,) = self._fetch_one(
             "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
             " AND (rotated > ? OR refresh_hash = '')", now, signed_until, now - lifetime)
@@ -1266,8 +1285,8 @@ def open_store(database: str) -> Store:
 
 # --- Requests and responses ---------------------------------------------------------------------
 #
-# Design: a handler takes the environ of a request and returns a Response, or raises HTTPError. The
-# `Router` finds the handler by path and method, in the thread of the request, and passes other
+# Design: An endpoint takes the environ of a request and returns a Response or raises HTTPError. The
+# `Router` finds the endpoint by path and method, in the thread of the request, and passes other
 # requests on to its fallback. It is the one place where errors become responses. A response must
 # never contain the details of an internal fault: those are logged.
 
@@ -1304,7 +1323,7 @@ class Response(NamedTuple):
         return cls(line, [*described, _NOSNIFF, *headers], body)
 
 
-Handler = Callable[[Environ], Response]
+Endpoint = Callable[[Environ], Response]
 
 
 def _send_response(
@@ -1366,14 +1385,15 @@ def _required_field(fields: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise HTTPError(400, f"`{name}` must be a string")
     if not value:
+        # The tutorial's wire format: 401, where 400 would be usual.
         raise HTTPError(401, f"A `{name}` is required")
     return value
 
 
 class Operation(NamedTuple):
-    """The handler of one method of a path, and its OpenAPI description."""
+    """The endpoint for one method of a path, and its OpenAPI description."""
 
-    handler: Handler
+    endpoint: Endpoint
     status: int = 200  # of a success
     schema: Optional[Mapping[str, Any]] = None  # of the JSON of a success
     fields: Tuple[str, ...] = ()  # that the body must have
@@ -1381,7 +1401,11 @@ class Operation(NamedTuple):
 
 
 class Route(NamedTuple):
-    """The operations at one path, by method or `*`, and the JSON member of their errors."""
+    """The operations at one path, by method or `*`.
+
+    `error_member` names the member with the message of an error. In the tutorial's wire format,
+    sign-in and refresh use `message`, and all other paths use `error`.
+    """
 
     methods: Mapping[str, Operation]
     error_member: str = "error"
@@ -1396,7 +1420,7 @@ class Route(NamedTuple):
         if operation is None:
             allowed = [*self.methods, *(["HEAD"] if "GET" in self.methods else [])]
             raise HTTPError(405, "Method not allowed", ("Allow", ", ".join(allowed)))
-        return operation.handler(environ)
+        return operation.endpoint(environ)
 
     def error_response(self, error: HTTPError) -> Response:
         """Build the response to an error."""
@@ -1422,16 +1446,22 @@ class Router:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
             response = route.respond(environ)
-        except HTTPError as error:
-            response = route.error_response(error)
-        except StoreError as error:
-            logger.error("%s", error)
-            response = route.error_response(HTTPError(503, "The database cannot answer"))
-        except Exception:
-            logger.exception("Internal error at %s", ascii(environ.get("PATH_INFO")))
-            response = route.error_response(HTTPError(500, "Internal server error"))
+        except Exception as error:
+            response = route.error_response(_http_error(error, environ))
+            # PEP 3333: exc_info replaces a response that the fallback has started, but not sent.
             return _send_response(response, environ, start_response, sys.exc_info())
         return _send_response(response, environ, start_response)
+
+
+def _http_error(error: Exception, environ: Environ) -> HTTPError:
+    """The error to answer with. The details of an internal fault are only logged."""
+    if isinstance(error, HTTPError):
+        return error
+    if isinstance(error, StoreError):
+        logger.error("%s", error)
+        return HTTPError(503, "The database cannot answer")
+    logger.exception("Internal error at %s", ascii(environ.get("PATH_INFO")))
+    return HTTPError(500, "Internal server error")
 
 
 def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
@@ -1462,11 +1492,15 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _too_many_sign_ins() -> HTTPError:
+    return HTTPError(503, "Too many sign-ins at once", ("Retry-After", "10"))
+
+
 class _HashQueue:
     """A queue in which password hashes wait for a core.
 
-    A hash takes some tenths of a second of a core. Only as many run as there are cores, so that
-    other requests are not slowed down. If too many wait, further sign-ins get 503.
+    A hash occupies a core for a few tenths of a second. Only as many run as there are cores, so
+    that other requests are not slowed down. If too many wait, further sign-ins get 503.
     """
 
     def __init__(self, cores: int) -> None:
@@ -1475,7 +1509,7 @@ class _HashQueue:
 
     def __enter__(self) -> None:
         if not self._queue_slots.acquire(blocking=False):
-            raise HTTPError(503, "Too many sign-ins at once", ("Retry-After", "10"))
+            raise _too_many_sign_ins()
         self._cores.acquire()
 
     def __exit__(self, *exc_info: Any) -> None:
@@ -1487,10 +1521,18 @@ class _HashQueue:
 # released in the child, and gevent replaces the locks of `threading` after the import.
 _hash_queues: Dict[int, _HashQueue] = {}
 _build_locks: Dict[int, threading.Lock] = {}
+_Item = TypeVar("_Item")
+
+
+def _for_this_process(items: Dict[int, _Item], create: Callable[[], _Item]) -> _Item:
+    process_id = os.getpid()
+    if process_id not in items:
+        items.setdefault(process_id, create())  # atomic: all threads get the same item
+    return items[process_id]
 
 
 def client_address(environ: Environ, trusted_proxies: int) -> str:
-    """The address of the client, as seen by the first of the trusted proxies.
+    """The address of the client, as seen by the outermost trusted proxy.
 
     Each proxy appends the address that it received the request from to X-Forwarded-For. Earlier
     entries can be forged.
@@ -1504,7 +1546,7 @@ def client_address(environ: Environ, trusted_proxies: int) -> str:
 
 
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
-    """Sign a token for a session. Return it with its lifetime: it ends with the session at last."""
+    """Sign a token for a session. Return it with its lifetime: it never outlives the session."""
     user, session, _ = grant
     issued, expires = int(now), int(min(now + lifetime, session.expires))
     claims = {"sub": user.name, "username": user.name, "sid": session.id,
@@ -1527,7 +1569,7 @@ class Service:
         self.signer = signer
         self.settings = settings
         self.clock = clock
-        # The least cost of checking a password: that of the strongest stored hash met so far.
+        # Minimum iterations per check: the highest count seen so far.
         self._iterations = settings.pbkdf2_iterations
 
     def authenticate(self, environ: Environ) -> Response:
@@ -1554,24 +1596,32 @@ class Service:
         """
         attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
-        user = self.store.find_user(name)
-        iterations = self.settings.pbkdf2_iterations
-        environ.get("jwtserver.release_loop", lambda: None)()  # only this module's server has it
-        with _hash_queues.setdefault(os.getpid(), _HashQueue(_usable_cores())):
-            self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
-            stored = user.password_hash if user else None
-            self._iterations = max(self._iterations, password_iterations(stored))
-            matches = verify_password(password, stored, min_iterations=self._iterations)
-            outdated = matches and needs_rehash(stored or "", iterations=iterations)
-            new_hash = hash_password(password, iterations=iterations) if outdated else None
-        now = self.clock()
-        if not matches or user is None or user.disabled:
-            self.store.count_failure(attempt, now)
-            return None
-        grant = new_grant(user, self.settings.session_lifetime, now)
-        opened = self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash)
-        # If the user was changed meanwhile, try again: another sign-in may have upgraded the hash.
-        return grant if opened else self._sign_in(name, password, environ)
+        # Only this module's server has a loop. If its thread waited in the queue, it would stop.
+        if not environ.get("jwtserver.release_loop", lambda: True)():
+            raise _too_many_sign_ins()
+        while True:
+            user = self.store.find_user(name)
+            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+                self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
+                matches, new_hash = self._check_password(user, password)
+            now = self.clock()
+            if not matches or user is None or user.disabled:
+                self.store.count_failure(attempt, now)
+                return None
+            grant = new_grant(user, self.settings.session_lifetime, now)
+            if self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash):
+                return grant
+            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
+            # password again. This ends, because each repetition needs another change of the user.
+
+    def _check_password(self, user: Optional[User], password: str) -> Tuple[bool, Optional[str]]:
+        """Return whether the password is right, and a new hash if the stored one is outdated."""
+        stored, iterations = user.password_hash if user else "", self.settings.pbkdf2_iterations
+        self._iterations = max(self._iterations, password_iterations(stored))
+        if not verify_password(password, stored, min_iterations=self._iterations):
+            return False, None
+        outdated = needs_rehash(stored, iterations=iterations)
+        return True, hash_password(password, iterations=iterations) if outdated else None
 
     def refresh(self, environ: Environ) -> Response:
         """Exchange a refresh token for new tokens."""
@@ -1623,7 +1673,7 @@ class Service:
             (name, value.encode().decode("latin-1")) for name, value in headers))
 
     def is_revoked(self, claims: Claims) -> bool:
-        """Whether the session of a token has ended.
+        """Return whether the session of a token has ended.
 
         A token without `sid` was made elsewhere with our key. It has no session.
         """
@@ -1662,7 +1712,7 @@ def _welcome(environ: Environ) -> Response:
 #
 # Design: `_routes` is the table of all endpoints. The router and the OpenAPI document are made from
 # it when the application is built, so that a description cannot differ from what is served. The
-# summary of an operation is the first line of its handler's docstring.
+# summary of an operation is the first line of its endpoint's docstring.
 
 
 def _object(**members: Any) -> Dict[str, Any]:
@@ -1732,10 +1782,10 @@ def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
 
 def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     operation = route.methods.get(method) or route.methods["*"]
-    name = operation.handler.__name__.strip("_")
+    name = operation.endpoint.__name__.strip("_")
     description: Dict[str, Any] = {
         "operationId": f"{name}_{method.lower()}" if "*" in route.methods else name,
-        "summary": (operation.handler.__doc__ or "").partition("\n")[0],
+        "summary": (operation.endpoint.__doc__ or "").partition("\n")[0],
         "responses": {str(operation.status): _describe_response(
             operation.status, operation.schema)},
         "security": [{"token": []}] if route.guarded else [],
@@ -1865,7 +1915,7 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
     """The WSGI application that the environment configures, built at the first request."""
     global _built
     if _built is None:
-        with _build_locks.setdefault(os.getpid(), threading.Lock()):
+        with _for_this_process(_build_locks, threading.Lock):
             if _built is None:
                 _built = create_app()
     return _built(environ, start_response)
@@ -3111,7 +3161,7 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
 
 # --- Commands -----------------------------------------------------------------------------------
 #
-# Design: each command is one function of its arguments and the settings. It does one thing, prints
+# Design: Each command is one function of its arguments and the settings. It does one thing, prints
 # one sentence about what it did, and raises Error with one line if it cannot. The table `_COMMANDS`
 # in the next chapter has an entry for each. A command runs in the main thread, for one user at a
 # terminal or in a script. It must never create a database if it needs an existing user: in the
@@ -3148,7 +3198,7 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
                 signal.signal(number, server.interrupt)
             _print_greeting(_server_url(args.host, listener, tls), settings, store, demo,
                             "/" if app else "/protected")
-            # Garbage collection took 10 % of a request; freeze what is loaded now.
+            # Garbage collection took 10 % of the request time; exclude what is loaded so far.
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
             server.serve_forever()
@@ -3192,7 +3242,9 @@ def _load_app(name: str) -> WSGIApplication:
 
 
 def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
-    """Add the user `demo`. Return its password and a token, or None if another process was faster.
+    """Add the user `demo`. Return its password and a token.
+
+    Return None if another process added it first.
     """
     password = secrets.token_hex(8)
     user = _new_user("demo", _hash_password(password, settings))

@@ -324,11 +324,23 @@ def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch)
 def test_hashing_makes_the_server_go_on_before_it_waits_for_a_core(client, monkeypatch):
     done = count_iterations(monkeypatch)
     seen = []
-    environ = {"jwtserver.release_loop": lambda: seen.append(len(done))}
+    environ = {"jwtserver.release_loop": lambda: seen.append(len(done)) or True}
 
     client.post("/authenticate", {"username": "alice", "password": PASSWORD}, extra_environ=environ)
 
     assert (seen, len(done)) == ([0], 1)
+
+
+def test_authenticate_that_cannot_release_the_loop_is_refused_without_hashing(client, monkeypatch):
+    done = count_iterations(monkeypatch)
+
+    response = client.post(
+        "/authenticate", {"username": "alice", "password": PASSWORD}, status=503,
+        extra_environ={"jwtserver.release_loop": lambda: False})
+
+    assert response.json == {"success": False, "message": "Too many sign-ins at once"}
+    assert response.headers["Retry-After"] == "10"
+    assert done == []
 
 
 @pytest.mark.parametrize("affinity", [True, False])
@@ -562,6 +574,24 @@ def test_own_application_raising_becomes_500(settings, store, caplog, started):
 
     assert response.json == {"success": False, "error": "Internal server error"}
     assert "secret detail" in caplog.text
+
+
+@pytest.mark.parametrize("error, status", [
+    (jwtserver.HTTPError(409, "Taken"), "409"), (jwtserver.StoreError("gone"), "503"),
+    (LookupError("missing"), "500")])
+def test_router_error_after_the_response_was_started_replaces_it(error, status):
+    started = []
+
+    def faulty(environ, start_response):
+        start_response("200 OK", [])
+        raise error
+
+    def start_response(line, headers, exc_info=(None, None, None)):
+        started.append((line[:3], exc_info[1]))
+
+    jwtserver.Router({}, faulty)({}, start_response)
+
+    assert started == [("200", None), (status, error)]
 
 
 def test_own_application_streams_and_is_closed(settings, store):

@@ -83,7 +83,8 @@ def test_field_accepts_the_text_of_its_variable_and_python_values(field, value, 
     ("token_lifetime", 0), ("login_failures", 5), ("login_failures", None),
     ("login_failures", (5, 0)), ("rate_limit", (1, 2, 3)), ("cors_origins", 1),
     ("protect", None), ("protect", [1]), ("prefix", None), ("prefix", "auth"),
-    ("pbkdf2_iterations", None),
+    ("pbkdf2_iterations", None), ("body_rate", 0.0), ("body_rate", float("nan")),
+    ("head_timeout", -1.0), ("idle_timeout", float("inf")),
 ])
 def test_field_that_cannot_be_used_is_named(field, value):
     with pytest.raises(SettingsError, match=f"^JWTSERVER_{field.upper()} must "):

@@ -146,6 +146,17 @@ def test_open_store_by_processes_at_once_succeeds_in_all():
     assert [output for output, _ in results] == ["True\n"] * 8
 
 
+@pytest.mark.sqlite
+def test_migration_after_another_process_has_done_it_changes_nothing(store):
+    """Another process may migrate between the first look at the version and the lock."""
+    database = store.database
+
+    jwtserver._Database.migrate(database, jwtserver._MIGRATIONS)
+
+    with database.connection() as connection:
+        assert database.read_version(connection) == len(jwtserver._MIGRATIONS)
+
+
 def test_use_wal_retries_until_a_reader_has_gone():
     write("PRAGMA journal_mode = DELETE")
     reader = sqlite3.connect("jwtserver.db", check_same_thread=False, isolation_level=None)

@@ -135,6 +135,19 @@ def test_connections_that_a_restart_has_cut_are_replaced_silently(own_postgresql
     store.close()
 
 
+def test_connection_that_was_cut_is_not_used_after_another_block_takes_the_others(store):
+    database = store.database
+    with database.connection() as usable, database.connection() as cut:
+        (process_id,) = cut.execute("SELECT pg_backend_pid()").fetchone()
+    usable.execute("SELECT pg_terminate_backend(?, 5000)", [process_id])
+    earlier, later = database.connection(), database.connection()
+
+    with later, earlier as connection:
+        rows = connection.execute("SELECT 1").fetchall()
+
+    assert rows == [(1,)]
+
+
 @pytest.fixture
 def nodes(store, postgresql_url, start, free_port, folder):
     """Two servers with a database and a key in common."""
