@@ -1931,12 +1931,14 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # RFC 9112 §3: request-line = method SP request-target SP HTTP-version
 # RFC 9112 §2.3: HTTP-version = "HTTP" "/" DIGIT "." DIGIT
-_REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
+_REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 # RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, without obs-fold
 # RFC 9110 §5.5: field-vchar = VCHAR / obs-text
 _FIELDS = re.compile(rf"(?:{_TCHAR}+:[\t -~\x80-\xff]*\r\n)*")
 # RFC 9110 §7.2: Host = uri-host [ ":" port ]
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?", re.ASCII)
+# RFC 3986 §3.2.2: reg-name = *( unreserved / pct-encoded / sub-delims )
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?", re.ASCII)
 # RFC 9112 §3.2: origin-form = absolute-path [ "?" query ], absolute-form = absolute-URI
 _TARGET = re.compile(r"(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
 # RFC 9110 §8.6: Content-Length = 1*DIGIT
@@ -1944,7 +1946,10 @@ _CONTENT_LENGTH = re.compile("[0-9]+")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")  # RFC 9112 §2.2
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: allowed before a request line
 _FIRST_BYTE = re.compile(_TCHAR.encode() + rb"|\r?$")
-_SINGLETON_FIELDS = ("HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING")
+_SINGLETON_FIELDS = (
+    "HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
+
+_COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
@@ -1977,9 +1982,10 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
     line = _REQUEST_LINE.match(text)
     if not line:
         raise HTTPError(400, "Malformed request line")
-    environ["REQUEST_METHOD"], target, version = line.groups()
-    if version not in ("1.0", "1.1"):
+    environ["REQUEST_METHOD"], target, major, minor = line.groups()
+    if major != "1":
         raise HTTPError(505, "Only HTTP/1.0 and HTTP/1.1 are supported")
+    version = "1.0" if minor == "0" else "1.1"  # RFC 9110 §2.5: 1.2 is compatible with 1.1
     environ["SERVER_PROTOCOL"] = f"HTTP/{version}"
     _parse_fields(text, line.end(), environ)
     if version == "1.1" and "HTTP_HOST" not in environ:  # RFC 9112 §3.2
@@ -2023,6 +2029,9 @@ def _parse_fields(text: str, start: int, environ: Environ) -> None:
 
 
 def _parse_target(target: str, environ: Environ) -> None:
+    environ["REQUEST_URI"] = environ["RAW_URI"] = target  # the names in Apache and in gunicorn
+    if environ["REQUEST_METHOD"] == "CONNECT":  # RFC 9110 §9.3.6: it asks for a tunnel
+        raise HTTPError(405, "CONNECT is not supported", ("Allow", _COMMON_METHODS))
     if target == "*" and environ["REQUEST_METHOD"] == "OPTIONS":  # RFC 9112 §3.2.4
         environ["PATH_INFO"] = "*"
         return
@@ -2049,6 +2058,7 @@ def _body_length(environ: Environ) -> int:
         return 0
     if not _CONTENT_LENGTH.fullmatch(length):
         raise HTTPError(400, "The Content-Length must be a number")
+    length = length.lstrip("0") or "0"
     if len(length) > 15:
         raise HTTPError(413, "The body is too long")
     environ["CONTENT_LENGTH"] = length
@@ -2192,6 +2202,7 @@ class _Handler(SimpleHandler):
         self._fields = ""
         self._length: Optional[int] = None  # the Content-Length given by the application
         self._remaining = 0  # bytes of it that are still to be sent
+        self._is_over = False
         self.keep_alive = request.keep_alive
         self.body_bytes_sent = 0
 
@@ -2220,6 +2231,8 @@ class _Handler(SimpleHandler):
                 # The end of the connection would look like the end of the response.
                 self._connection.aborted = self._framing is _Framing.UNTIL_CLOSE
             self.handle_error()
+        finally:
+            self._is_over = True
 
     def finish_response(self) -> None:
         """Send the iterable that the application returned, piece by piece."""
@@ -2254,6 +2267,8 @@ class _Handler(SimpleHandler):
         """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
+        if self._is_over:
+            raise AssertionError("write() after the end of the response")
         is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
         self._send(data, is_last_piece)
 
@@ -2261,6 +2276,7 @@ class _Handler(SimpleHandler):
         """End the response."""
         if not self.headers_sent:
             self._send(b"", True)
+        self._is_over = True
         if self._framing is _Framing.CHUNKED:
             self._connection.queue(b"0\r\n\r\n")
         if self._remaining:
@@ -2337,8 +2353,10 @@ def _format_fields(
             or only the server may send it.
         TypeError: it is not text.
     """
+    dropped = {"connection", "keep-alive"}  # event streams send them; the server decides
     if status[:3] == "204":  # RFC 9110 §8.6
-        headers = tuple(field for field in headers if field[0].lower() != "content-length")
+        dropped.add("content-length")
+    headers = tuple(field for field in headers if field[0].lower() not in dropped)
     fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
     if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
             or fields.count("\n") != len(headers):
@@ -2643,8 +2661,10 @@ RECHECK_SECONDS = 0.2  # that a thread waits for its client before it checks whe
 MAX_WAITING_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
 GC_THRESHOLD = 10_000  # objects; each request creates and destroys a few dozen of them
-LINGER_SECONDS = 1.0  # for a client to read the response before its connection is closed
-SHUTDOWN_TIMEOUT = 10.0  # seconds for responses in progress
+LINGER_SECONDS = 10.0  # for a client that still uploads to notice the response
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024  # of such an upload
+MAX_READER_PAUSE = 120.0  # seconds in which a client may read nothing of a response
+SHUTDOWN_TIMEOUT = 8.0  # seconds for responses in progress; Docker kills after ten
 
 
 class _Server:
@@ -2685,7 +2705,7 @@ class _Server:
             _State.HANDSHAKE: settings.head_timeout, _State.IDLE: settings.idle_timeout,
             _State.READING_HEADER: settings.head_timeout,
             _State.READING_BODY: settings.head_timeout, _State.RESPONDING: math.inf,
-            _State.SENDING: settings.idle_timeout, _State.LINGERING: LINGER_SECONDS}
+            _State.SENDING: MAX_READER_PAUSE, _State.LINGERING: LINGER_SECONDS}
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
         self._expiry_checked = 0.0
@@ -2898,7 +2918,7 @@ class _Server:
         with suppress(*self.would_block):
             size = len(connection.sock.recv(RECEIVE_BYTES))
             connection.bytes_discarded += size
-            if not size or connection.bytes_discarded > MAX_BODY_BYTES:
+            if not size or connection.bytes_discarded > MAX_DISCARDED_BYTES:
                 self._close(connection)
 
     def _make_ready(self, connection: _Connection) -> None:

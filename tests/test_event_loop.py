@@ -141,7 +141,7 @@ def test_response_that_nobody_reads_is_reset(clock):
         assert len(server._threads) == 1  # a slow reader costs no thread
 
         while not server.closed.acquire(timeout=0.02):  # the kernel may still take some bytes
-            advance(server, clock, 15.1)
+            advance(server, clock, jwtserver.MAX_READER_PAUSE + 0.1)
 
         with pytest.raises(ConnectionResetError):
             while connection.recv(1_000_000):
@@ -201,7 +201,38 @@ def test_response_long_is_sent_whole():
     assert body == bytes(range(250)) * 80_000
 
 
-def test_lingering_client_that_sends_too_much_is_closed():
+def test_response_to_a_large_upload_arrives_although_the_body_is_not_read():
+    """Closing at once would reset the connection, and the client would lose the response."""
+    def app(environ, start_response):
+        start_response("401 Unauthorized", [])
+        return [b"no"]
+
+    size = 30_000_000
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(put(size) + b"x" * size)
+
+        ((status, headers, body),) = parse(received(connection))
+
+    assert (status, headers["connection"], body) == (401, "close", b"no")
+
+
+def test_response_that_is_not_read_for_two_minutes_is_still_sent(clock):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [b"x" * 20_000_000]
+
+    with serving(app, clock=clock) as server, connect(server) as connection:
+        connection.sendall(head(b"Connection: close"))
+        server.await_state(_State.SENDING)
+        advance(server, clock, 119)
+
+        ((_, _, body),) = parse(received(connection))
+
+    assert len(body) == 20_000_000
+
+
+def test_lingering_client_that_sends_too_much_is_closed(monkeypatch):
+    monkeypatch.setattr(jwtserver, "MAX_DISCARDED_BYTES", 100_000)
     size = jwtserver.MAX_BODY_BYTES + 1
     with serving() as server, connect(server) as connection:
         connection.sendall(b"BAD\r\n\r\n")
@@ -663,7 +694,8 @@ def test_stream_is_closed_when_its_client_has_gone():
 
 
 @pytest.mark.parametrize("body_rate, read", [(1024, 0), (1e12, 100_000)])
-def test_stream_whose_client_is_too_slow_is_closed(body_rate, read):
+def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read):
+    monkeypatch.setattr(jwtserver, "MAX_READER_PAUSE", 0.05)
     closed = threading.Event()
 
     def app(environ, start_response):
@@ -674,7 +706,7 @@ def test_stream_whose_client_is_too_slow_is_closed(body_rate, read):
         finally:
             closed.set()
 
-    with serving(app, idle_timeout=0.05, body_rate=body_rate) as server, \
+    with serving(app, body_rate=body_rate) as server, \
             connect(server) as connection:
         connection.sendall(head())
         with contextlib.suppress(ConnectionResetError):

@@ -37,6 +37,7 @@ VALID = [
     head(first=b"GET http://a/x HTTP/1.1"), head(first=b"GET HTTP://a:1?x HTTP/1.1"),
     head(first=b"GET https://[::1]:8/x HTTP/1.1"), head(first=b"GET http://a HTTP/1.1"),
     head(first=b"get /x HTTP/1.1"), head(first=b"M-SEARCH /x HTTP/1.1"),
+    head(first=b"GET /x HTTP/1.2"), head(first=b"GET /x HTTP/1.9"),
     head(first=b"GET /x HTTP/1.0"), head(first=b"GET /x HTTP/1.0", host=b""),
     head(host=b"Host:\r\n"), head(host=b"Host: [::1]:80\r\n"), head(host=b"hOST: a.b-c_d:\r\n"),
     head(b"Content-Length: 0"), head(b"Content-Length: 000"), b"\r\n" + head(),
@@ -51,7 +52,7 @@ MALFORMED = [
         b"GET /x", b"GET", b"GET  /x HTTP/1.1", b"GET /x  HTTP/1.1", b" GET /x HTTP/1.1",
         b"GET /x HTTP/1.1 ", b"GET\t/x\tHTTP/1.1", b"GET /x y HTTP/1.1", b"GET x HTTP/1.1",
         b"GET ?x HTTP/1.1", b"GET * HTTP/1.1", b"GET /x#y HTTP/1.1", b"GET /x?y#z HTTP/1.1",
-        b"CONNECT a:80 HTTP/1.1", b"GET ftp://a/x HTTP/1.1", b"GET http:///x HTTP/1.1",
+        b"GET ftp://a/x HTTP/1.1", b"GET http:///x HTTP/1.1",
         b"GET http://a b/x HTTP/1.1", b"GET http://u@a/x HTTP/1.1", b"GET http://a/x#y HTTP/1.1",
         b"GET /x\x00 HTTP/1.1", b"GET /\xff HTTP/1.1", b"GET /x http/1.1", b"GET /x HTTP/1",
         b"GET /x HTTP/11", b"GET /x HTTP/1.1.1", b"GET /x HTTP/a.b", b"GET /x HTTP/ 1.1",
@@ -60,7 +61,8 @@ MALFORMED = [
         b"GET http://a:b:c/ HTTP/1.1", b"GET http://[::1/ HTTP/1.1", b"OPTIONS ** HTTP/1.1",
     ]),
     *((head(first=b"GET /x HTTP/" + version), [505]) for version in [
-        b"0.9", b"1.2", b"1.9", b"2.0", b"3.0", b"9.9"]),
+        b"0.9", b"2.0", b"3.0", b"9.9"]),
+    *((head(first=b"CONNECT " + target + b" HTTP/1.1"), [405]) for target in [b"a:80", b"/x"]),
     # lines and their ends
     (b"GET /x HTTP/1.1\nHost: a\n\n", [400]), (b"GET /x HTTP/1.1\r\nHost: a\n\r\n", [400]),
     (b"GET /x HTTP/1.1\r\nHost: a\r\r\n", [400]), (b"GET /x HTTP/1.1\rHost: a\r\r", [400]),
@@ -78,13 +80,15 @@ MALFORMED = [
     (head(host=b""), [400]), (head(host=HOST + HOST), [400]),
     (head(host=HOST + b"host: b\r\n"), [400]),
     *((head(host=b"Host: " + host + b"\r\n"), [400]) for host in [
-        b"a b", b"a/b", b"a@b", b"a:b", b"[::1", b"a:80:80", b"a,b/", b"\xff", b"a?b", b"a#b"]),
+        b"a b", b"a/b", b"a@b", b"a:b", b"[::1", b"a:80:80", b"a,b/", b"\xff", b"a?b", b"a#b",
+        b"a%zz", b"a%2"]),
     (head(host=b"Host_: a\r\n"), [400]), (head(HOST[:-2], first=b"GET /x HTTP/1.0"), [400]),
     # lengths
     *((head(b"Content-Length: " + length) + b"abc", [400]) for length in [
         b"", b"-3", b"+3", b"3 ,3", b"3,3", b"3, 3", b"0x3", b"3.0", b"3e0", b"\xb2", b"3 3",
         b"three", b"3;", b'"3"', b"3_0", b"\xd9\xa3"]),
     (head(b"Content-Length: 3", b"Content-Length: 3") + b"abc", [400]),
+    (head(b"Content-Type: text/plain", b"Content-Type: text/plain"), [400]),
     (head(b"Content-Length: 3", b"Content-Length: 4") + b"abc", [400]),
     (head(b"Content-Length: 0", b"content-length: 3") + b"abc", [400]),
     (head(b"Content-Length: 3", b"Transfer-Encoding: chunked") + b"0\r\n\r\n", [400]),
@@ -169,7 +173,27 @@ def test_environ_passes_the_validator_and_has_nothing_of_the_process():
         "SERVER_PORT": str(server.address[1]), "REMOTE_ADDR": "127.0.0.1",
         "REQUEST_METHOD": "PUT", "SCRIPT_NAME": "", "PATH_INFO": "/x", "QUERY_STRING": "y",
         "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "h:1", "HTTP_A": "b,c", "HTTP_COOKIE": "e; f",
-        "CONTENT_TYPE": "text/x", "CONTENT_LENGTH": "2"}
+        "CONTENT_TYPE": "text/x", "CONTENT_LENGTH": "2", "REQUEST_URI": "http://h:1/x?y",
+        "RAW_URI": "http://h:1/x?y"}
+
+
+def test_content_length_with_leading_zeros_is_a_number(echoing):
+    data = head(b"Content-Length: 0000000000000000005", first=b"PUT /x HTTP/1.1") + b"hello"
+
+    responses = parse(exchange(echoing, data + head()))
+
+    assert [json.loads(body)[3] for _, _, body in responses] == ["hello", ""]
+
+
+def test_target_is_in_the_environ_as_sent():
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [f"{environ['REQUEST_URI']} {environ['RAW_URI']}".encode()]
+
+    with serving(app) as server:
+        ((_, _, body),) = parse(exchange(server, head(first=b"GET //a%2fb/%C3?c=%20 HTTP/1.1")))
+
+    assert body.split() == [b"//a%2fb/%C3?c=%20"] * 2
 
 
 def test_options_asterisk_is_answered_without_the_application(echoing):

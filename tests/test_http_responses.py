@@ -169,7 +169,7 @@ BAD_HEADERS = [
     [("X", "a\r\nSet-Cookie: b")], [("X", "a\nb")], [("X", "a\rb")], [("X\r\nY", "a")],
     [("X: a\r\nY", "b")], [("", "a")], [("X Y", "a")], [("X", "a\0")], [("X", "\u20ac")],
     [("X", 1)], [("X", b"a")], [(b"X", "a")], [("Transfer-Encoding", "chunked")],
-    [("Connection", "close")], [("Keep-Alive", "x")], [("Upgrade", "x")], [LENGTH, LENGTH],
+    [("Upgrade", "x")], [LENGTH, LENGTH],
     [("Content-Length", "-1")], [("Content-Length", "x")], [("Content-Length", "")],
 ]
 
@@ -187,6 +187,58 @@ def test_fault_of_the_application_is_500_with_logged_traceback(app, caplog):
     assert json.loads(body) == {"success": False, "error": "Internal server error"}
     assert not {"x", "y", "set-cookie"} & set(headers)
     assert "Traceback" in caplog.text
+
+
+def test_connection_headers_of_the_application_are_dropped():
+    headers = [("Content-Type", "text/event-stream"), ("Connection", "keep-alive"),
+               ("Keep-Alive", "timeout=5")]
+
+    ((status, found, body),) = parse(response_to(answering(b"data", headers=headers)))
+
+    assert (status, found["content-type"], body) == (200, "text/event-stream", b"data")
+    assert not {"connection", "keep-alive"} & set(found)
+
+
+class LateWriter(list):
+    """An iterable whose close() writes."""
+
+    def close(self):
+        self.write(b"late")
+
+
+@pytest.mark.parametrize("pieces", [[b"a"], [b"a", b"b"], []])
+def test_write_in_close_is_refused_and_does_not_precede_the_next_response(pieces, caplog):
+    def app(environ, start_response):
+        body = LateWriter(pieces)
+        body.write = start_response("200 OK", [])
+        return body
+
+    with serving(app) as server:
+        data = exchange(server, head() * 2)
+
+    assert b"late" not in data and data.count(b"HTTP/1.1 200 ") == len(parse(data))
+    assert "write() after the end of the response" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_write_kept_for_later_is_refused(fails):
+    kept, errors = [], []
+
+    def app(environ, start_response):
+        for write in kept:
+            with pytest.raises(AssertionError) as caught:
+                write(b"late")
+            errors.append(str(caught.value))
+        kept.append(start_response("200 OK", []))
+        if fails:
+            raise LookupError
+        return [b"ab"]
+
+    with serving(app) as server:
+        responses = parse(exchange(server, head() * 2))
+
+    assert [status for status, _, _ in responses] == [500 if fails else 200] * 2
+    assert errors == ["write() after the end of the response"]
 
 
 def test_fault_keeps_the_connection_open():
