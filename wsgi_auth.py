@@ -153,7 +153,7 @@ class MissingRequiredClaimError(InvalidTokenError):
 # accepted only in its canonical form, and JSON only if RFC 8259 gives it exactly one meaning.
 # Python's C parsers are fast but lenient; cheap checks before and after them reject the rest. For
 # any bytes, these functions return a value or raise DecodeError. The time is linear in the input,
-# except for long integers, which Python 3.9 limits only in its later patch releases.
+# except for long integers before Python's digit limit (3.9.14, 3.10.7, 3.11).
 
 _BASE64_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
 # Characters valid only in base64 become `!`, which the encoder never writes.
@@ -741,14 +741,10 @@ class _Path(NamedTuple):
             if words[:len(rule.words)] == rule.words:
                 return True
         for words in self.odd_readings:
-            if _contains_in_order(words, rule.words):
+            remaining = iter(words)  # each `in` continues after the word before: this checks order
+            if all(word in remaining for word in rule.words):
                 return True
         return not self.readable
-
-
-def _contains_in_order(words: Iterable[str], wanted: Iterable[str]) -> bool:
-    remaining = iter(words)
-    return all(word in remaining for word in wanted)
 
 
 def _read_path(path: str) -> _Path:
@@ -785,8 +781,7 @@ def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
     combined = dict.fromkeys(
         first + second for first in chain(outer.canonical_readings, outer.odd_readings)
         for second in inner.odd_readings)
-    return joined._replace(
-        certain_prefix="/", odd_readings=[*joined.odd_readings, *combined])
+    return joined._replace(certain_prefix="/", odd_readings=[*joined.odd_readings, *combined])
 
 
 def _decode_readings(path: str) -> List[str]:
@@ -854,7 +849,7 @@ def _has_dot_segment(path: str) -> bool:
     if "." not in path and "@@" not in path:
         return False
     names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
-    return any(not name or name[:2] == ".." for name in names)
+    return any(not name or name[:2] == ".." for name in names)  # `.` and `..` are stripped to ""
 
 
 def _names(path: str) -> List[str]:
@@ -1013,11 +1008,6 @@ def _remove_identity(environ: Environ) -> None:
         environ.pop(key, None)
 
 
-def _token_scopes(claims: Claims) -> List[str]:
-    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
-    return scope.split(" ") if isinstance(scope, str) else []
-
-
 def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     header: Tuple[str, str],
@@ -1152,8 +1142,10 @@ class BearerAuthMiddleware:
             result = self._check_token(authorization)
         if isinstance(result, _Refusal):
             return result
-        if scopes and not set(scopes).issubset(_token_scopes(result)):
-            return _insufficient_scope(scopes)
+        if scopes:
+            granted = result.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+            if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):
+                return _insufficient_scope(scopes)
         environ["wsgi_auth.claims"] = result
         environ["REMOTE_USER"] = result["sub"]
         environ["AUTH_TYPE"] = "Bearer"
