@@ -25,7 +25,7 @@ You can copy this one file into any project.
 The chapters. Each one uses only the chapters above it:
 
 - Errors: every reason to reject a token or a key
-- base64url and JSON: strict parsing of bytes that anyone may have sent
+- base64url and JSON: strict parsing of untrusted bytes
 - Signatures: which keys are usable, HMAC-SHA256, and the header of a token
 - Claims: expiry, issuer, audience and the other registered claims
 - Tokens: the public functions `encode` and `decode`, and `TokenSigner`
@@ -73,7 +73,7 @@ MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
 PATH_CACHE_SIZE = 1024  # entries in the guard's path cache
 MAX_CACHED_PATH_LENGTH = 256  # characters; longer paths are not cached
-MAX_BUCKETS = 65_536  # clients in a rate limit's memory; some 10 MB
+MAX_BUCKETS = 65_536  # clients in a rate limit's memory; about 10 MB
 
 Claims = Dict[str, Any]
 Environ = Dict[str, Any]
@@ -81,16 +81,17 @@ StartResponse = Callable[..., Any]
 WSGIApplication = Callable[[Environ, StartResponse], Iterable[bytes]]
 Key = Union[str, bytes]
 Keys = Union[Key, Sequence[Key]]
-StrOrList = Union[str, Sequence[str], None]  # None: not checked
+StrOrList = Union[str, Sequence[str], None]
 Scopes = Tuple[str, ...]
-Rules = Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]]  # or rules and their scopes
+# A list of rules, or a mapping from rule to scopes.
+Rules = Union[Sequence[str], Mapping[str, Union[str, Iterable[str]]]]
 Headers = List[Tuple[str, str]]  # of a response
 HMACFunction = Callable[[bytes], bytes]  # from a signing input to its signature in base64url
 
 
 # --- Errors -------------------------------------------------------------------------------------
 #
-# Design: every rejected token raises a subclass of InvalidTokenError, so callers catch one class.
+# Design: Every rejected token raises a subclass of InvalidTokenError, so callers catch one class.
 # The class names are those of PyJWT. Each message is a fixed sentence that may be sent to the
 # client or logged, so it must never contain any part of a token or key.
 
@@ -148,10 +149,11 @@ class MissingRequiredClaimError(InvalidTokenError):
 
 # --- base64url and JSON -------------------------------------------------------------------------
 #
-# Design: two programs that read one token must get the same claims from it. So base64url is
+# Design: Two programs that read one token must get the same claims from it. So base64url is
 # accepted only in its canonical form, and JSON only if RFC 8259 gives it exactly one meaning.
 # Python's C parsers are fast but lenient; cheap checks before and after them reject the rest. For
-# any bytes, these functions return a value or raise DecodeError, in time linear in the input.
+# any bytes, these functions return a value or raise DecodeError. The time is linear in the input,
+# except for long integers before Python's digit limit (3.9.14, 3.10.7, 3.11).
 
 _BASE64_TO_BASE64URL = bytes.maketrans(b"+/", b"-_")
 # Characters valid only in base64 become `!`, which the encoder never writes.
@@ -223,7 +225,7 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
     100 levels of arrays and objects are rejected.
 
     Raises:
-        DecodeError: `data` is anything else.
+        DecodeError: `data` is not such an object.
 
     >>> parse_json_object(b'{"a": 1}')
     {'a': 1}
@@ -239,8 +241,9 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
         members, members_end = _parse_json(text)
         if members_end != len(text) or type(members) is not dict:
             raise DecodeError("Expected one JSON object")
-        # As many colons as names: no duplicates. Otherwise parse again with the duplicate check,
-        # which is slower. A colon before `//` is not counted: it is inside a string, in a URL.
+        # With as many colons as names, no name was repeated. Otherwise, parse again with the check
+        # for duplicates; checking always would make `verify` 10 % slower. The colon of a URL in a
+        # string does not count.
         if colons != len(members) and colons - text.count("://") != len(members):
             _parse_unique_json(text)
         if "\\" in text:
@@ -252,7 +255,7 @@ def parse_json_object(data: bytes) -> Dict[str, Any]:
 
 # --- Signatures ---------------------------------------------------------------------------------
 #
-# Design: the outer layer of a token, `header.payload.signature` (RFC 7515 §7.1). There is only one
+# Design: The outer layer of a token, `header.payload.signature` (RFC 7515 §7.1). There is only one
 # algorithm, HS256, and no header parameter ever chooses a key (RFC 8725 §3.1). Each key becomes a
 # function that signs bytes. Verifying means signing again and comparing in constant time. The
 # payload must not be parsed before that, so a forged payload never reaches the JSON parser.
@@ -363,7 +366,7 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
 
 # --- Claims -------------------------------------------------------------------------------------
 #
-# Design: the inner layer of a token, its registered claims (RFC 7519 §4.1), with one function for
+# Design: The inner layer of a token, its registered claims (RFC 7519 §4.1), with one function for
 # each kind of claim. A registered claim must have the right type wherever it is present. The caller
 # decides which claims must be present and which issuers and audiences are accepted. These functions
 # never read the clock: they get `now`, in seconds since 1970.
@@ -401,7 +404,7 @@ def _validate_expiry(expiry: Any, now: float) -> None:
 
 
 def _validate_start(name: str, start: Any, now: float) -> None:
-    """RFC 7519 §4.1.5, §4.1.6. A token from the future means a wrong clock or a forgery."""
+    """RFC 7519 §4.1.5, §4.1.6. A future `iat` means a wrong clock or a forgery."""
     if type(start) not in _NUMBER_TYPES:
         raise InvalidClaimError(f"{name} must be a number")
     if not now >= start:
@@ -434,7 +437,7 @@ def _validate_audience(claims: Claims, audience: StrOrList) -> None:
 
 # --- Tokens -------------------------------------------------------------------------------------
 #
-# Design: the public functions. Each combines the two layers above: the signature first, then the
+# Design: The public functions. Each combines the two layers above: the signature first, then the
 # claims. `encode` and `decode` take everything as arguments. A TokenSigner keeps the keys and one
 # policy, so it is faster and harder to misuse. It never changes, so threads can share it.
 
@@ -538,7 +541,7 @@ class TokenSigner:
 
 # --- Passwords ----------------------------------------------------------------------------------
 #
-# Design: new hashes are PBKDF2-HMAC-SHA256 in Django's format. Hashes in other formats are only
+# Design: New hashes are PBKDF2-HMAC-SHA256 in Django's format. Hashes in other formats are only
 # verified, and `needs_rehash` reports that the next sign-in should replace them. A stored value
 # that is not a hash matches no password and must never raise. Hashing takes tenths of a second, but
 # it releases the GIL, so other threads continue.
@@ -582,8 +585,8 @@ def _parse_hash(encoded: Any) -> Optional[_PasswordHash]:
                 salt, checksum = decode_salt(match[3]), decode_checksum(match[4])
             except ValueError:
                 return None
-            is_whole = len(checksum) == hashlib.new(digest).digest_size
-            if is_whole and iterations <= MAX_PBKDF2_ITERATIONS:
+            has_full_length = len(checksum) == hashlib.new(digest).digest_size
+            if has_full_length and iterations <= MAX_PBKDF2_ITERATIONS:
                 return _PasswordHash(digest, iterations, salt, checksum)
     return None
 
@@ -606,8 +609,9 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
     """Hash a password with PBKDF2-HMAC-SHA256 and a random salt (RFC 8018 §5.2, OWASP).
 
     Raises:
-        ValueError: the password is empty or over 1,024 bytes of UTF-8, or `iterations` is
-            below 1 or above 10,000,000.
+        ValueError: the password is empty, over 1,024 bytes of UTF-8 or not valid Unicode, or
+            `iterations` is below 1 or above 10,000,000.
+        TypeError: the password is not a str.
 
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
@@ -615,7 +619,8 @@ def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
     password_bytes = _password_bytes(password)
     if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
-    salt = secrets.token_hex(SALT_BYTES)  # passlib allows only letters and digits
+    # passlib's reader of this format allows only letters and digits in the salt.
+    salt = secrets.token_hex(SALT_BYTES)
     checksum = hashlib.pbkdf2_hmac("sha256", password_bytes, salt.encode(), iterations)
     return f"pbkdf2_sha256${iterations:d}${salt}${base64.b64encode(checksum).decode()}"
 
@@ -674,11 +679,16 @@ def password_iterations(encoded: Optional[str]) -> int:
 
 # --- Path rules ---------------------------------------------------------------------------------
 #
-# Design: An application may decode a path again, merge slashes or ignore case, and serve another
-# path than the guard saw. A canonical path leaves nothing to interpret: it is compared with a rule
-# segment by segment. Any other path falls under each rule whose words it contains in order. A rule
-# that certainly applies ends the search. A rule that only may apply adds its protection; it never
-# exempts. All of this is computation on bounded text, in the thread of the request.
+# Design: An application may decode a path again, merge slashes or ignore case, and serve a
+# different path from the one the guard saw. A canonical path leaves nothing to interpret: it is
+# compared with a rule segment by segment. Any other path is odd: it matches each rule whose words
+# it contains in order. A rule that certainly matches ends the search. A rule that only may match
+# adds its protection and never exempts. Odd paths have a maximum length, so matching them takes
+# bounded time. It runs in the thread of the request. With the rule `/api`:
+#
+#   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
+#   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
+#   neither         /apix    /x/api      /x//y         the rule has no effect
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
 _RULE = re.compile(
@@ -688,7 +698,8 @@ _TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
 _TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
-_ODD_CHARACTER = re.compile("[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\u1680\u2028\u2029\ufffd]")
+_KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
+_ODD_CHARACTER = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]")
 _ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
 _SEPARATOR = re.compile(r"[/\\;?#]")
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
@@ -700,10 +711,11 @@ _INVISIBLE = re.compile(  # control characters, and category Cf, which databases
     "\U000e0020-\U000e007f]")
 _PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
     dict.fromkeys(string.punctuation.replace("/", ""), "_"))
-_TRAILING_DOTS = ". \u1680\u2028\u2029"  # and the white space that NFKC keeps
+_TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
-_MAX_ODD_PATH = 2048  # characters of a path that is not canonical
-_MAX_DEPTH = 64  # segments of a rule, and of a path that is not canonical
+_MAX_ODD_PATH = 2048  # characters
+_MAX_DEPTH = 64  # segments of a rule, and separators in an odd path
+_Words = Tuple[str, ...]  # the segments of a path, without the differences that count as equal
 _nfkc = partial(unicodedata.normalize, "NFKC")
 
 
@@ -711,92 +723,92 @@ class _Rule(NamedTuple):
     rank: Tuple[int, bool, bool]  # the lowest decides
     methods: FrozenSet[str]  # empty: all
     path: str  # with a slash at the end
-    punctuation_key: str  # the path, folded
-    words: Tuple[str, ...]  # its segments, folded
+    words: _Words
     scopes: Optional[Scopes]  # None: exempt
 
 
 class _Path(NamedTuple):
     """The ways in which applications could read a path."""
 
-    certain: str = "/"  # the canonical beginning, which all of them read alike, and a slash
-    punctuation_keys: Sequence[str] = ()  # canonical readings, folded, each with a slash
-    word_lists: Sequence[Sequence[str]] = ()  # the words of other readings, folded
-    words: FrozenSet[str] = frozenset()  # all words of these lists
+    certain_prefix: str = "/"  # the canonical beginning, which all of them read alike, and a slash
+    canonical_readings: Sequence[_Words] = ()
+    odd_readings: Sequence[_Words] = ()
     readable: bool = True  # otherwise it could be any path
 
     def may_match(self, rule: _Rule) -> bool:
-        """Tell whether some application could serve a path that the rule covers."""
-        for key in self.punctuation_keys:
-            if key.startswith(rule.punctuation_key):
+        """Return whether some application could serve a path that the rule covers."""
+        for words in self.canonical_readings:
+            if words[:len(rule.words)] == rule.words:
                 return True
-        if self.word_lists and self.words.issuperset(rule.words):
-            return any(_contains_in_order(words, rule.words) for words in self.word_lists)
+        for words in self.odd_readings:
+            remaining = iter(words)  # each `in` continues after the word before: this checks order
+            if all(word in remaining for word in rule.words):
+                return True
         return not self.readable
-
-
-_UNREADABLE = _Path(readable=False)
-
-
-def _contains_in_order(words: Iterable[str], wanted: Iterable[str]) -> bool:
-    remaining = iter(words)
-    return all(word in remaining for word in wanted)
 
 
 def _read_path(path: str) -> _Path:
     if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
-        return _Path(path.rstrip("/") + "/", _punctuation_keys(path))
-    # Some applications add a missing slash; others take the first character for it.
+        return _Path(path.rstrip("/") + "/", _canonical_words(path))
+    readings = _decode_readings(path)
+    if not readings:
+        return _Path(readable=False)
+    if any(map(_has_dot_segment, readings)):
+        return _Path(odd_readings=list(map(_odd_words, readings)))
+    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
+    segment_count = len(_names(readings[0])) if is_canonical else None
+    canonical, odd = [], []
+    for text in readings:
+        names = _names(text)
+        # Without the bytes beyond ASCII, a reading of a canonical path may have fewer segments.
+        if len(names) == segment_count:
+            canonical += _canonical_words("/".join(names))
+        else:
+            odd.append(_odd_words(text))
+    return _Path(_certain_prefix(readings[0]), canonical, odd)
+
+
+def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
+    """Read the two joined and, if `path` is odd, also combine their separate readings.
+
+    An application that decodes them separately may find another beginning than that of the joined
+    path. So no beginning is certain then.
+    """
+    joined = _read_path(mount + path)
+    if not inner.odd_readings:
+        return joined
+    outer = _read_path(mount)
+    combined = dict.fromkeys(
+        first + second for first in chain(outer.canonical_readings, outer.odd_readings)
+        for second in inner.odd_readings)
+    return joined._replace(certain_prefix="/", odd_readings=[*joined.odd_readings, *combined])
+
+
+def _decode_readings(path: str) -> List[str]:
+    """Return the texts that applications could read, or an empty list if they are unpredictable.
+
+    The first is the path in UTF-8. A path must be empty, `*`, a URL, or begin with a slash:
+    otherwise applications disagree about where it begins.
+    """
     if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
-        return _UNREADABLE
+        return []
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    raw = data.decode("utf-8", "replace")
-    encoded = "%" in path
-    readings = dict.fromkeys((raw, path) if encoded else ())
-    for encoding in ("utf-8", "latin-1", "ascii") if encoded or not path.isascii() else ("ascii",):
+    # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is.
+    readings = [data.decode("utf-8", "replace"), path]
+    # The same, decoded again. With ASCII, applications that drop all other bytes.
+    for encoding in ("utf-8", "latin-1", "ascii"):
         text = _decode_fully(data, encoding)
         if text is None:
-            return _UNREADABLE
-        readings[text] = None
-    return _combine_readings(raw, list(readings))
-
-
-def _combine_readings(raw: str, readings: Sequence[str]) -> _Path:
-    """Divide the readings into those that are canonical and others.
-
-    All readings of a path that is canonical in UTF-8 are canonical, with one exception: where an
-    application drops the bytes beyond ASCII, segments may vanish or become dot segments.
-    """
-    certain, depth = "/", -1
-    if not any(map(_has_dot_segment, readings)):
-        names = takewhile(lambda name: _is_canonical(f"/{name}/-"), raw.split("/")[1:])
-        certain = "/".join(["", *names, ""])
-        depth = len(_names(raw)) if raw[:1] == "/" and _is_canonical(raw) else -1
-    keys, word_lists = [], []
-    for text in readings:
-        if len(_names(text)) == depth:
-            keys += _punctuation_keys("/" + "/".join(_names(text)))
-        else:
-            word_lists.append(_odd_words(text))
-    return _Path(certain, keys, word_lists, frozenset(chain.from_iterable(word_lists)))
-
-
-def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
-    """Read both as one path and, if `path` is not canonical, as two that are decoded apart."""
-    whole, outer = _read_path(mount + path), _read_path(mount)
-    if not whole.readable or not inner.word_lists:
-        return whole
-    mounts = [*(key.split("/") for key in outer.punctuation_keys), *outer.word_lists]
-    apart = [[*first, *second] for first in mounts for second in inner.word_lists]
-    word_lists = [*whole.word_lists, *apart]
-    return _Path("/", whole.punctuation_keys, word_lists, whole.words.union(*apart))
+            return []
+        readings.append(text)
+    return list(dict.fromkeys(readings))
 
 
 def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
-    """Undo all percent-encoding, normalize, and drop invisible characters.
+    """Undo all percent-encoding, normalize, and drop invisible characters and invalid bytes.
 
     Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
     for some patterns. Honest clients send neither, nor several layers of encoding.
@@ -814,7 +826,7 @@ def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
 
 
 def _is_canonical(path: str) -> bool:
-    """Tell whether a decoded path contains nothing that an application could interpret."""
+    """Return whether a decoded path contains nothing that an application could interpret."""
     if _ODD_CHARACTER.search(path):
         return False
     if not path.isascii():
@@ -827,11 +839,17 @@ def _is_canonical(path: str) -> bool:
     return not path.endswith((".", " "))
 
 
+def _certain_prefix(path: str) -> str:
+    """Return the leading segments that are canonical, with a slash before and after each."""
+    names = takewhile(lambda name: _is_canonical(f"/{name}/-"), path.split("/")[1:])
+    return "/".join(["", *names, ""])
+
+
 def _has_dot_segment(path: str) -> bool:
     if "." not in path and "@@" not in path:
         return False
     names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
-    return any(not name or name[:2] == ".." for name in names)
+    return any(not name or name[:2] == ".." for name in names)  # `.` and `..` are stripped to ""
 
 
 def _names(path: str) -> List[str]:
@@ -852,28 +870,30 @@ def _stems(name: str) -> Iterable[str]:
     if "." not in name and name[:1] != "+" and name == name.strip():
         return (name,)
     parts = (name, name.partition(".")[0], name.rpartition(".")[0])
-    stems = [name, *(part.rstrip(_TRAILING_DOTS).strip() for part in parts)]
+    stems = [*parts, *(part.rstrip(_TRAILING_DOTS).strip() for part in parts)]
     return dict.fromkeys(stems + [stem.lstrip("+") for stem in stems])
 
 
-def _punctuation_keys(path: str) -> List[str]:
-    """Fold a canonical path, with and without the suffix of its last segment."""
+def _words(folded_path: str) -> _Words:
+    return tuple(filter(None, folded_path.translate(_PUNCTUATION).split("/")))
+
+
+def _canonical_words(path: str) -> List[_Words]:
+    """Return the words of a canonical path, once for each stem of its last segment."""
     above, _, last = _fold(path).rstrip("/").rpartition("/")
-    return [f"{above}/{stem}/".translate(_PUNCTUATION) for stem in _stems(last)]
+    return [_words(f"{above}/{stem}") for stem in _stems(last)]
 
 
-def _odd_words(path: str) -> List[str]:
-    """Return the names that an application could find in a path, in order and folded."""
+def _odd_words(path: str) -> _Words:
+    """Return all names that an application could find in a path, in order."""
     names: List[str] = []
     for segment in _fold(path).split("/"):
-        if segment.isalnum():  # nearly all are
-            names.append(segment)
-        else:
-            pieces = _SEPARATOR.split(segment)
-            for piece in pieces if len(pieces) == 1 else [segment, *pieces]:
-                stems = _stems(_strip_name(piece))
-                names += dict.fromkeys((piece, piece.rpartition(".")[0], *stems))
-    return "/".join(names).translate(_PUNCTUATION).split("/")
+        pieces = _SEPARATOR.split(segment)
+        if len(pieces) > 1:  # some applications do not split here
+            pieces.insert(0, segment)
+        for piece in pieces:
+            names += dict.fromkeys([*_stems(piece), *_stems(_strip_name(piece))])
+    return _words("/".join(names))
 
 
 def _fold(text: str) -> str:
@@ -904,43 +924,45 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
 
 
 def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
-    """Parse all rules, and sort them: longer paths, rules with methods and exemptions first."""
+    """Parse the rules. Sort by number of segments, descending; then methods; then exemptions."""
     if isinstance(protect, str) or isinstance(exempt, str):
         raise ValueError("rules come in a list, not as one string")
     required = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
     rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in required]
     rules += [_parse_rule(rule, None) for rule in exempt]
-    paths = {rule.path for rule in rules}
-    if len(paths) != len(set(map(_fold, paths))):
-        raise ValueError("rules whose paths differ only in letter case or accents are ambiguous")
+    if len({rule.path for rule in rules}) != len({rule.words for rule in rules}):
+        raise ValueError(
+            "rules whose paths differ only in letter case, accents or punctuation are ambiguous")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
 def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
-    path = match["path"].rstrip("/") + "/" if match else "//"
-    key = _fold(path).translate(_PUNCTUATION)
-    words = tuple(filter(None, key.split("/")))
-    if (not _is_canonical(path) or "//" in key or len(words) > _MAX_DEPTH
-            or _TRAILING_METHODS.search(path)):
+    path = match["path"].rstrip("/") + "/" if match else ""
+    words = _words(_fold(path))
+    if (not match or not _is_canonical(path) or _TRAILING_METHODS.search(path)
+            or len(words) != path.count("/") - 1 or len(words) > _MAX_DEPTH):
         raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
                          " methods first, decoded, without wildcards")
-    methods = frozenset(filter(None, (match["methods"] or "").split(","))) if match else frozenset()
+    methods = frozenset(match["methods"].split(",")) if match["methods"] else frozenset()
     rank = (-len(words), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, path, key, words, scopes)
+    return _Rule(rank, methods, path, words, scopes)
 
 
 def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
-    """Return the rules of the longest certain match, and all longer ones that may match."""
+    """Return the rules that apply: the first certain match, and before it all that may match.
+
+    Rules of the same rank as the certain match apply as well.
+    """
     certain_rank = None
     for rule in rules:
         if certain_rank is not None and rule.rank != certain_rank:
             return
         if rule.methods and method not in rule.methods:
             continue
-        if path.certain.startswith(rule.path):
+        if path.certain_prefix.startswith(rule.path):
             certain_rank = rule.rank
             yield rule
         elif path.may_match(rule):
@@ -955,8 +977,8 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
 # first; its result travels in the environ and is used once, by the same guard, for the same header.
 # All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
-_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE")
 _TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
+_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE", _TOKEN_CHECK)
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
 
 
@@ -966,14 +988,6 @@ class _Refusal(NamedTuple):
     status: str
     message: str
     challenge: Mapping[str, str] = {}
-
-
-class _TokenCheck(NamedTuple):
-    """The result of checking a token, the guard that checked it, and the header it came in."""
-
-    guard: "BearerAuthMiddleware"
-    authorization: str
-    result: Union[Claims, _Refusal]
 
 
 _MISSING_TOKEN = _Refusal("401 Unauthorized", "An authorization header is required")
@@ -989,15 +1003,9 @@ def _insufficient_scope(scopes: Scopes) -> _Refusal:
                     {"error": "insufficient_scope", "scope": " ".join(dict.fromkeys(scopes))})
 
 
-def _authorization(environ: Environ) -> str:
-    """Return the header that a request's token comes in, the only source of tokens."""
-    header: str = environ.get("HTTP_AUTHORIZATION", "")
-    return header.strip(" \t")
-
-
-def _token_scopes(claims: Claims) -> List[str]:
-    scope = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
-    return scope.split(" ") if isinstance(scope, str) else []
+def _remove_identity(environ: Environ) -> None:
+    for key in _IDENTITY_KEYS:
+        environ.pop(key, None)
 
 
 def _send_error(
@@ -1025,8 +1033,8 @@ class BearerAuthMiddleware:
     """Requires a valid bearer token (RFC 6750) for the protected paths of an application.
 
     A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
-    `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The longest
-    matching rule decides; of two rules with the same path, the one that names the method.
+    `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The matching
+    rule with the most segments decides; of two with the same path, the one that names the method.
 
     - `protect`: the rules under which a token is required; all paths by default. A mapping from
       rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
@@ -1035,28 +1043,25 @@ class BearerAuthMiddleware:
     - `is_revoked`: called with the claims of each valid token; returns true to reject it. Its
       exceptions propagate.
 
-    The path that a rule is compared with is `PATH_INFO` and, in a mounted application, also
-    `SCRIPT_NAME + PATH_INFO`. If both are protected, the token needs the scopes of both.
+    In a mounted application, both `PATH_INFO` and `SCRIPT_NAME + PATH_INFO` are compared with the
+    rules. If both are protected, the token needs the scopes of both. An exemption must hold for
+    both: below the mount `/app`, write `exempt=["/public", "/app/public"]`.
 
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
     segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
     of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
-    segment. These differences count as equal, because some applications ignore them:
+    segment. Some applications ignore letter case, accents, invisible characters, punctuation
+    (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and `/+a`). So a
+    path that differs from a rule only in these is protected by it, but never exempted.
 
-    - letter case, accents and invisible characters;
-    - punctuation: `/a-b` and `/a_b`;
-    - a suffix or plus sign in the last segment: `/a.json` and `/+a` for `/a`.
-
-    Any other path falls under each rule whose segments it contains in the same order:
-    `/x/../api`, `/%61pi` and `//host/api` all fall under `"/api"`. So does every path that is too
-    unusual to read, such as one with a line end. An exemption is stricter. It must equal the
-    canonical beginning of the path exactly, and it does not apply to a path with dot segments.
+    Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
+    `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
+    with a line end, matches every rule. The scopes of all these rules add up. An exemption must
+    equal the canonical beginning of the path, and does not apply to a path with dot segments.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
-    application looks names up under such a collation, protect the path above the names.
-
-    The guard reads only the `Authorization` header. If the application takes its path or method
-    from another header, protect everything.
+    application looks names up under such a collation, protect the path above the names. If it
+    takes its path or method from a header, protect everything.
 
     Raises:
         ValueError: a rule, a scope or the realm is malformed.
@@ -1089,14 +1094,14 @@ class BearerAuthMiddleware:
         self._cached_scopes = lru_cache(PATH_CACHE_SIZE)(self._scopes_of_path)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        token_check = environ.pop(_TOKEN_CHECK, None)
-        for key in _IDENTITY_KEYS:
-            environ.pop(key, None)
         scopes = self._required_scopes(environ)
-        if scopes is not None:
-            refusal = self._admit(environ, scopes, token_check)
-            if refusal is not None:
-                return self._refuse(refusal, environ, start_response)
+        if scopes is None:
+            _remove_identity(environ)
+            return self.app(environ, start_response)
+        refusal = self._admit(environ, scopes)
+        if refusal is not None:
+            _remove_identity(environ)
+            return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
     def authenticate(self, environ: Environ) -> Optional[Claims]:
@@ -1105,12 +1110,12 @@ class BearerAuthMiddleware:
         Middleware in front of the guard can call this. The guard then uses the result and does not
         verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
         """
-        authorization = _authorization(environ)
+        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
         try:
             result = self._check_token(authorization)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
-        environ[_TOKEN_CHECK] = _TokenCheck(self, authorization, result)
+        environ[_TOKEN_CHECK] = (self, authorization, result)
         return None if isinstance(result, _Refusal) else result
 
     def _check_token(self, authorization: str) -> Union[Claims, _Refusal]:
@@ -1127,17 +1132,20 @@ class BearerAuthMiddleware:
             return _invalid_token("Token has been revoked")
         return claims
 
-    def _admit(self, environ: Environ, scopes: Scopes, token_check: Any) -> Optional[_Refusal]:
-        """Add the identity to the environ, or return why the request is refused."""
-        authorization = _authorization(environ)
-        if isinstance(token_check, _TokenCheck) and token_check[:2] == (self, authorization):
-            result = token_check.result
+    def _admit(self, environ: Environ, scopes: Scopes) -> Optional[_Refusal]:
+        """Replace the identity in the environ, or return why the request is refused."""
+        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+        token_check = environ.pop(_TOKEN_CHECK, None)
+        if isinstance(token_check, tuple) and token_check[:2] == (self, authorization):
+            result = token_check[2]
         else:
             result = self._check_token(authorization)
         if isinstance(result, _Refusal):
             return result
-        if scopes and not set(scopes).issubset(_token_scopes(result)):
-            return _insufficient_scope(scopes)
+        if scopes:
+            granted = result.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+            if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):
+                return _insufficient_scope(scopes)
         environ["wsgi_auth.claims"] = result
         environ["REMOTE_USER"] = result["sub"]
         environ["AUTH_TYPE"] = "Bearer"
@@ -1154,10 +1162,10 @@ class BearerAuthMiddleware:
     def _scopes_of_path(self, method: str, mount: str, path: str) -> Optional[Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
         needed: Optional[Scopes] = None
-        paths = [_read_path(path)]
+        readings = [_read_path(path)]
         if mount:
-            paths.append(_read_mounted_path(mount, path, paths[0]))
-        for reading in paths:
+            readings.append(_read_mounted_path(mount, path, readings[0]))
+        for reading in readings:
             for rule in _applicable_rules(self._rules, method, reading):
                 if rule.scopes is not None:
                     needed = (needed or ()) + rule.scopes
@@ -1200,7 +1208,7 @@ class RateLimitMiddleware:
     The state belongs to one process. It keeps the 65,536 buckets that were used last.
 
     Raises:
-        ValueError: `limit` is below 1, or `period` not above 0.
+        ValueError: `limit` is below 1, or `period` is not above 0.
 
     >>> app = RateLimitMiddleware(lambda environ, start_response: [b"hello"], limit=1, period=60)
     >>> environ = {"REMOTE_ADDR": "192.0.2.1"}
@@ -1253,7 +1261,7 @@ class RateLimitMiddleware:
 
 # --- CORS ---------------------------------------------------------------------------------------
 #
-# Design: tells browsers which pages of other origins may read the responses (Cross-Origin Resource
+# Design: Tells browsers which pages of other origins may read the responses (Cross-Origin Resource
 # Sharing, https://fetch.spec.whatwg.org/#http-cors). It answers preflight requests itself and adds
 # headers to all other responses. It must be outside the guard, because a preflight has no token.
 # It must never allow credentials, so that pages of other origins cannot use a user's cookies.
@@ -1272,7 +1280,8 @@ class CORSMiddleware:
     - `allow_origins`: a list of origins as browsers send them, such as `"https://app.example.org"`,
       without a path; `"*"` for any origin.
     - `allow_methods`, `allow_headers`: the methods and headers that a page may send.
-    - `expose_headers`: the response headers that a page may read, besides those always allowed.
+    - `expose_headers`: the response headers that a page may read, in addition to those that
+      browsers always expose.
     - `max_age`: seconds for which a browser may cache the answer to a preflight request.
 
     Raises:

@@ -247,10 +247,12 @@ def test_identity_on_open_path_is_removed(authorization):
     assert seen == {}
 
 
-def test_identity_of_a_refused_request_is_not_passed_on():
-    seen = seen_identity("/protected", "Bearer x")
+def test_identity_of_a_refused_request_is_removed():
+    environ = {"PATH_INFO": "/protected", "HTTP_AUTHORIZATION": "Bearer x", **FORGED}
+    bare_guard()(environ, lambda status, headers: None)
 
-    assert seen == {}
+    assert seen_identity("/protected", "Bearer x") == {}
+    assert environ.keys().isdisjoint(FORGED)
 
 
 # --- Revocation ---------------------------------------------------------------------------------
@@ -484,9 +486,11 @@ def test_rules_as_one_string_are_refused(options):
     {"protect": ["/a"], "exempt": ["/A"]},
     {"protect": {"GET /straße": (), "POST /STRASSE": ()}},
     {"protect": ["/cafe", "/café"]},
+    {"protect": ["/a_b"], "exempt": ["/a-b"]},
+    {"protect": {"/a.b": "x", "GET /a~b": "y"}},
 ], ids=repr)
-def test_rules_that_differ_only_in_case_or_accents_are_refused(options):
-    with pytest.raises(ValueError, match="letter case"):
+def test_rules_that_differ_only_in_case_accents_or_punctuation_are_refused(options):
+    with pytest.raises(ValueError, match="letter case, accents or punctuation"):
         guard(**options)
 
 
@@ -811,6 +815,22 @@ def test_mounted_path_that_one_reading_exempts_is_refused(exempt):
 
 def test_mounted_path_that_both_readings_exempt_is_open():
     assert status("/public", mount="/app", exempt=["/public", "/app/public"]) == OPEN
+
+
+@pytest.mark.parametrize("path", ["/public//x", "/public/%41", "/public/x;v=1"])
+def test_mounted_path_that_is_not_canonical_is_not_exempt(path):
+    assert status(path, mount="/app", exempt=["/public", "/app/public"]) == REFUSED
+
+
+@pytest.mark.parametrize("rule", ["/été/mañana", "/x/mañana"])
+def test_mount_and_path_that_are_encoded_differently_are_refused(rule):
+    mount = rule[:4].encode("latin-1").decode("latin-1")
+
+    assert status("/" + wsgi("/mañana"), mount=mount, protect=[rule]) == REFUSED
+
+
+def test_asterisk_below_a_mount_that_contains_the_words_of_a_rule_is_refused():
+    assert status("*", "OPTIONS", mount="/x/a/b", protect=["/a"]) == REFUSED
 
 
 def test_mounted_path_that_no_reading_protects_is_open():
