@@ -1448,8 +1448,11 @@ class Router:
             response = route.respond(environ)
         except Exception as error:
             response = route.error_response(_http_error(error, environ))
-            # PEP 3333: exc_info replaces a response that the fallback has started, but not sent.
-            return _send_response(response, environ, start_response, sys.exc_info())
+            # PEP 3333: exc_info replaces a response that an application has started, but not sent.
+            # Expected errors come before that, and uWSGI and Bjoern mishandle exc_info.
+            expected = isinstance(error, (HTTPError, StoreError))
+            exc_info = () if expected else (sys.exc_info(),)
+            return _send_response(response, environ, start_response, *exc_info)
         return _send_response(response, environ, start_response)
 
 

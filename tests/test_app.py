@@ -576,22 +576,35 @@ def test_own_application_raising_becomes_500(settings, store, caplog, started):
     assert "secret detail" in caplog.text
 
 
-@pytest.mark.parametrize("error, status", [
-    (jwtserver.HTTPError(409, "Taken"), "409"), (jwtserver.StoreError("gone"), "503"),
-    (LookupError("missing"), "500")])
-def test_router_error_after_the_response_was_started_replaces_it(error, status):
-    started = []
+def answered_with_exc_info(error, *, started):
+    """The status and the exc_info of each call of start_response by a failing application."""
+    calls = []
 
     def faulty(environ, start_response):
-        start_response("200 OK", [])
+        if started:
+            start_response("200 OK", [])
         raise error
 
     def start_response(line, headers, exc_info=(None, None, None)):
-        started.append((line[:3], exc_info[1]))
+        calls.append((line[:3], exc_info[1]))
 
     jwtserver.Router({}, faulty)({}, start_response)
+    return calls
 
-    assert started == [("200", None), (status, error)]
+
+def test_router_fault_after_the_response_was_started_replaces_it():
+    error = LookupError("missing")
+
+    calls = answered_with_exc_info(error, started=True)
+
+    assert calls == [("200", None), ("500", error)]
+
+
+@pytest.mark.parametrize("error, status", [
+    (jwtserver.HTTPError(409, "Taken"), "409"), (jwtserver.StoreError("gone"), "503")])
+def test_router_expected_error_is_answered_without_exc_info(error, status):
+    """uWSGI and Bjoern lose a response that comes with exc_info."""
+    assert answered_with_exc_info(error, started=False) == [(status, None)]
 
 
 def test_own_application_streams_and_is_closed(settings, store):
