@@ -733,6 +733,7 @@ class _Path(NamedTuple):
     certain_prefix: str = "/"  # the canonical beginning, which all of them read alike, and a slash
     canonical_readings: Sequence[_Words] = ()
     odd_readings: Sequence[_Words] = ()
+    odd_words: FrozenSet[str] = frozenset()  # of all odd readings; most rules have others
     readable: bool = True  # otherwise it could be any path
 
     def may_match(self, rule: _Rule) -> bool:
@@ -740,6 +741,8 @@ class _Path(NamedTuple):
         for words in self.canonical_readings:
             if words[:len(rule.words)] == rule.words:
                 return True
+        if not self.odd_words.issuperset(rule.words):
+            return not self.readable
         for words in self.odd_readings:
             remaining = iter(words)  # each `in` continues after the word before: this checks order
             if all(word in remaining for word in rule.words):
@@ -753,9 +756,8 @@ def _read_path(path: str) -> _Path:
     readings = _decode_readings(path)
     if not readings:
         return _Path(readable=False)
-    if any(map(_has_dot_segment, readings)):
-        return _Path(odd_readings=list(map(_odd_words, readings)))
-    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
+    has_dots = any(map(_has_dot_segment, readings))
+    is_canonical = path[:1] == "/" and _is_canonical(readings[0]) and not has_dots
     segment_count = len(_names(readings[0])) if is_canonical else None
     canonical, odd = [], []
     for text in readings:
@@ -765,7 +767,8 @@ def _read_path(path: str) -> _Path:
             canonical += _canonical_words("/".join(names))
         else:
             odd.append(_odd_words(text))
-    return _Path(_certain_prefix(readings[0]), canonical, odd)
+    certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
+    return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)))
 
 
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
@@ -781,7 +784,9 @@ def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
     combined = dict.fromkeys(
         first + second for first in chain(outer.canonical_readings, outer.odd_readings)
         for second in inner.odd_readings)
-    return joined._replace(certain_prefix="/", odd_readings=[*joined.odd_readings, *combined])
+    return joined._replace(
+        certain_prefix="/", odd_readings=[*joined.odd_readings, *combined],
+        odd_words=joined.odd_words.union(*combined))
 
 
 def _decode_readings(path: str) -> List[str]:
@@ -799,7 +804,10 @@ def _decode_readings(path: str) -> List[str]:
     # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is.
     readings = [data.decode("utf-8", "replace"), path]
     # The same, decoded again. With ASCII, applications that drop all other bytes.
-    for encoding in ("utf-8", "latin-1", "ascii"):
+    encodings = ["ascii", "utf-8", "latin-1"]
+    if path.isascii() and "%" not in path:
+        del encodings[1:]  # they would give the same text
+    for encoding in encodings:
         text = _decode_fully(data, encoding)
         if text is None:
             return []
@@ -892,7 +900,8 @@ def _odd_words(path: str) -> _Words:
         if len(pieces) > 1:  # some applications do not split here
             pieces.insert(0, segment)
         for piece in pieces:
-            names += dict.fromkeys([*_stems(piece), *_stems(_strip_name(piece))])
+            for name in dict.fromkeys((piece, _strip_name(piece))):
+                names += _stems(name)
     return _words("/".join(names))
 
 
