@@ -145,15 +145,15 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     (["--host", "256.0.0.1"], {}, "cannot listen on 256.0.0.1"),
     ([], {"JWTSERVER_TOKEN_LIFETIME": "-1"}, "JWTSERVER_TOKEN_LIFETIME"),
 ])
-def test_setting_unusable_is_one_line(tmp_path, arguments, environment, words):
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "jwtserver.py"), "--port", "0", *arguments],
-        cwd=tmp_path, env={**ENVIRONMENT, **environment}, capture_output=True, text=True,
-        timeout=20)
+def test_setting_unusable_is_one_line(monkeypatch, capsys, arguments, environment, words):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
 
-    assert result.returncode == 1
-    assert words in result.stderr
-    assert result.stderr.startswith("jwtserver: ") and result.stderr.count("\n") == 1
+    assert jwtserver.main(["--port", "0", *arguments]) == 1
+
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert errors.startswith("jwtserver: ") and errors.count("\n") == 1
 
 
 def test_environment_of_the_process_is_not_request_data(start):
