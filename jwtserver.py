@@ -610,19 +610,21 @@ def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
     1. The current token starts a new generation, with a new token.
     2. The previous token may be used again for REFRESH_GRACE seconds, because the response to it
        may have been lost. It gets another new token of this generation; the lost one is void.
-    3. A token of this generation that became void in this way is refused during those seconds.
+    3. Any other token that names this generation, such as the void one, is refused during those
+       seconds.
     4. Any other token was used before, was voided, or is forged. We assume theft, and the session
        ends (RFC 9700 §4.14.2).
 
-    If two tabs refresh at once and each keeps its own answer, the first answer is void. The session
-    ends when its tab refreshes later, by rule 4. This limitation is accepted.
+    If two tabs refresh at once and each keeps its own answer, the tab with the first answer holds a
+    void token. The session ends when that tab uses it after those seconds, by rule 4. This
+    limitation is accepted.
 
     Raises:
         RefreshError: in case 3 and, with the session that must end, in case 4.
     """
     family, generation, _ = token.split(".")
     digest = _digest(token)
-    in_grace = abs(now - session.rotated) < REFRESH_GRACE  # the clock may have been set back
+    in_grace = abs(now - session.rotated) < REFRESH_GRACE  # abs: a clock set back extends nothing
     if secrets.compare_digest(digest, session.refresh_hash):
         session = session._replace(
             generation=session.generation + 1, previous_hash=digest, rotated=now)
@@ -2157,8 +2159,8 @@ class _BodyReader(io.BufferedReader):
 # --- HTTP: responses ----------------------------------------------------------------------------
 #
 # Design: a _Handler runs the application for one request, checks the status and headers that it
-# gives, and frames the body (RFC 9112 §6). Bytes of a response that is complete are only queued:
-# the event loop sends them. Bytes of a stream are sent before the application continues (PEP 3333).
+# gives, and frames the body (RFC 9112 §6). A list of at most one item is only queued: the event
+# loop sends it. Any other iterable is a stream: each piece is sent before the next one (PEP 3333).
 # If a response is cut short, the client must be able to tell.
 
 # RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ]
@@ -2422,7 +2424,10 @@ MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
 class _ClientGone(BaseException):
-    """The client has closed the connection, or reads too slowly. No application may catch it."""
+    """The client has closed the connection, or reads too slowly.
+
+    It is a BaseException, so that `except Exception` in an application does not catch it.
+    """
 
 
 class _Pace:
@@ -2651,10 +2656,11 @@ class _Connection:
 # Design: One thread owns the loop. It receives requests, answers them one after the other, and
 # sends the responses of an iteration together: system calls between responses would cost half of
 # their time. Python runs one thread at a time, so more threads would not be faster. When a response
-# takes longer than POLL_INTERVAL, the main thread moves the loop: it continues in a new thread. The
-# old thread, now a worker, finishes its response, hands its connection back through `_finished`,
-# and ends. A thread that has to wait for a client gives the loop away first. If it cannot, because
-# no thread is free, it drops that client after RECHECK_SECONDS.
+# takes longer than POLL_INTERVAL (at first IDLE_INTERVAL), the main thread moves the loop: it goes
+# on in a new thread. The old thread, now a worker, finishes its response, hands its connection back
+# through `_finished`, and ends. A thread that has to wait for a client gives the loop away first.
+# If no thread is free, it drops that client after RECHECK_SECONDS; if none can be started, a thread
+# that waits for another client drops that one as well.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
 IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
@@ -2717,7 +2723,8 @@ class _Server:
         self._loop_thread: Optional[threading.Thread] = None
         self._response_began: Optional[float] = None  # of the response in the loop, if there is one
         self._waiting_threads = 0  # that wait for a client
-        self._client_must_go = False  # one of these clients, because no thread can be started
+        # The next waiting thread that rechecks must drop its client, to free a thread.
+        self._client_must_go = False
         self._retry_thread_at = 0.0
 
     # These methods run in the main thread.
@@ -2779,8 +2786,9 @@ class _Server:
         busy = len(self._threads) - self._waiting_threads
         if busy >= self.settings.threads:
             return False
-        too_many_wait = self._waiting_threads > MAX_WAITING_THREADS
-        if too_many_wait or self._clock() < self._retry_thread_at:
+        if self._clock() < self._retry_thread_at:
+            return False
+        if self._waiting_threads > MAX_WAITING_THREADS:
             self._client_must_go = True
             return False
         thread = threading.Thread(target=self._run_loop, daemon=True)
@@ -2803,8 +2811,8 @@ class _Server:
         with suppress(OSError):
             self._wakeup_sender.send(b"!")
 
-    # These methods run in the event loop: only its thread touches the selector, the states of
-    # connections, and the timers.
+    # These methods run in the event loop: only its thread changes the selector, the states of
+    # connections, and the timers. When it has ended, `finish` does.
 
     def _run_loop(self) -> None:
         me = threading.current_thread()
@@ -3057,12 +3065,13 @@ class _Server:
             _ClientGone: the client reads too slowly, or must go.
             OSError: the client has gone.
         """
-        pace, finished = self.pace_of(connection), False
+        pace, began, finished = self.pace_of(connection), self._clock(), False
         pace.begin_wait()
         with self._waiting(connection) as may_wait:
             while not finished:
                 finished = connection.send_some()
-                if not pace.record(connection.bytes_sent) or not (finished or may_wait()):
+                recheck = not finished and self._clock() - began > RECHECK_SECONDS
+                if not pace.record(connection.bytes_sent) or (recheck and not may_wait()):
                     raise _ClientGone
 
     @contextmanager
@@ -3070,17 +3079,19 @@ class _Server:
         """Let the socket block for RECHECK_SECONDS; the loop continues in another thread.
 
         Yields a function that returns whether this thread may wait longer: not if it still has the
-        loop, nor if this is the client that must go because no thread can be started.
+        loop, nor if it is the first to see that a client must go.
         """
         with self._lock:
             self._waiting_threads += 1
-        released = self.release_loop()
+        self.release_loop()
         connection.sock.settimeout(RECHECK_SECONDS)
 
         def may_wait() -> bool:
             with self._lock:
                 must_go, self._client_must_go = self._client_must_go, False
-            return released and not must_go
+                if must_go:  # and its thread will end
+                    self._retry_thread_at = 0.0
+                return self._loop_thread is not threading.current_thread() and not must_go
 
         try:
             yield may_wait
@@ -3105,11 +3116,12 @@ class _Server:
 
     def log_access(self, request: _Request, handler: _Handler) -> None:
         """Write a line about a request, if there is an access log."""
-        if self.access_log is None:
+        access_log = self.access_log  # another thread may end it
+        if access_log is None:
             return
         try:
-            self.access_log.write(_access_log_line(request, handler) + "\n")
-            self.access_log.flush()
+            access_log.write(_access_log_line(request, handler) + "\n")
+            access_log.flush()
         except (OSError, ValueError) as error:  # its reader has gone; the clients are still there
             logger.error("The access log cannot be written, and ends here: %s", error)
             self.access_log = None

@@ -680,9 +680,10 @@ def password_iterations(encoded: Optional[str]) -> int:
 # --- Path rules ---------------------------------------------------------------------------------
 #
 # Design: An application may decode a path again, merge slashes or ignore case, and serve a
-# different path from the one the guard saw. A canonical path leaves nothing to interpret: it is
-# compared with a rule segment by segment. Any other path is odd: it matches each rule whose words
-# it contains in order. A rule that certainly matches ends the search. A rule that only may match
+# different path from the one the guard saw. A canonical path has one sequence of segments. It
+# certainly matches a rule if they begin with the rule's, and may match if they differ only in case,
+# accents, punctuation or a suffix. Any other path is odd: it may match each rule whose words it
+# contains in order. A rule that certainly matches ends the search. A rule that only may match
 # adds its protection and never exempts. Odd paths have a maximum length, so matching them takes
 # bounded time. It runs in the thread of the request. With the rule `/api`:
 #
@@ -733,7 +734,7 @@ class _Path(NamedTuple):
     certain_prefix: str = "/"  # the canonical beginning, which all of them read alike, and a slash
     canonical_readings: Sequence[_Words] = ()
     odd_readings: Sequence[_Words] = ()
-    odd_words: FrozenSet[str] = frozenset()  # of all odd readings; most rules have others
+    odd_words: FrozenSet[str] = frozenset()  # of all odd readings: a quick test for most rules
     readable: bool = True  # otherwise it could be any path
 
     def may_match(self, rule: _Rule) -> bool:
@@ -803,7 +804,7 @@ def _decode_readings(path: str) -> List[str]:
         data = path.encode("utf-8", "surrogatepass")
     # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is.
     readings = [data.decode("utf-8", "replace"), path]
-    # The same, decoded again. With ASCII, applications that drop all other bytes.
+    # Some applications decode percent-encoding again. ASCII stands for those that drop other bytes.
     encodings = ["ascii", "utf-8", "latin-1"]
     if path.isascii() and "%" not in path:
         del encodings[1:]  # they would give the same text
@@ -854,6 +855,7 @@ def _certain_prefix(path: str) -> str:
 
 
 def _has_dot_segment(path: str) -> bool:
+    """Return whether some application could drop or climb segments: `.`, `..`, `..x`, `@@`."""
     if "." not in path and "@@" not in path:
         return False
     names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
@@ -1043,7 +1045,8 @@ class BearerAuthMiddleware:
 
     A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
     `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The matching
-    rule with the most segments decides; of two with the same path, the one that names the method.
+    rule with the most segments decides; of two with the same path, the one that names the method,
+    and then the exemption.
 
     - `protect`: the rules under which a token is required; all paths by default. A mapping from
       rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
@@ -1065,8 +1068,9 @@ class BearerAuthMiddleware:
 
     Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
     `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
-    with a line end, matches every rule. The scopes of all these rules add up. An exemption must
-    equal the canonical beginning of the path, and does not apply to a path with dot segments.
+    with a line end, matches every rule. The scopes of all these rules add up. An exemption must be
+    a beginning, in whole segments, of the canonical part of the path. A path with dot segments has
+    no canonical part.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
     application looks names up under such a collation, protect the path above the names. If it

@@ -661,6 +661,14 @@ def test_streams_to_slow_clients_do_not_count_as_busy_threads():
             connection.close()
 
 
+def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_starts):
+    no_thread_starts(1)  # that of the test, so the loop cannot be given away
+    with serving(streaming(5, size=4_000_000)) as server:
+        ((_, _, body),) = parse(exchange(server, STREAM))
+
+    assert len(body) == 20_000_000
+
+
 @pytest.mark.parametrize("data", [STREAM, put(LONG)])
 def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_THREADS", 2)
@@ -693,8 +701,9 @@ def test_stream_is_closed_when_its_client_has_gone():
         assert closed.wait(10)
 
 
-@pytest.mark.parametrize("body_rate, read", [(1024, 0), (1e12, 100_000)])
-def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read):
+@pytest.mark.parametrize("body_rate, read, size", [
+    (1024, 0, 1_000_000), (1e12, 100_000, 1_000_000), (1e12, 3_000, 10_000)])
+def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read, size):
     monkeypatch.setattr(jwtserver, "MAX_READER_PAUSE", 0.05)
     closed = threading.Event()
 
@@ -702,7 +711,7 @@ def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read)
         start_response("200 OK", [])
         try:
             while True:
-                yield b"x" * 1_000_000
+                yield b"x" * size
         finally:
             closed.set()
 
