@@ -2676,6 +2676,15 @@ MAX_READER_PAUSE = 120.0  # seconds in which a client may read nothing of a resp
 SHUTDOWN_TIMEOUT = 8.0  # seconds for responses in progress; Docker kills after ten
 
 
+def _state_timeouts(settings: Settings) -> Dict[str, float]:
+    """The seconds that a connection may spend in each state."""
+    return {
+        _State.HANDSHAKE: settings.head_timeout, _State.IDLE: settings.idle_timeout,
+        _State.READING_HEADER: settings.head_timeout, _State.READING_BODY: settings.head_timeout,
+        _State.RESPONDING: math.inf, _State.SENDING: MAX_READER_PAUSE,
+        _State.LINGERING: LINGER_SECONDS}
+
+
 class _Server:
     """Serves an application over HTTP/1.1 connections that are kept open.
 
@@ -2710,11 +2719,7 @@ class _Server:
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
         self._ready: Deque[_Connection] = deque()  # their requests wait to be answered
         self._finished: Deque[_Connection] = deque()  # their responses wait to be sent
-        self._timeouts = {
-            _State.HANDSHAKE: settings.head_timeout, _State.IDLE: settings.idle_timeout,
-            _State.READING_HEADER: settings.head_timeout,
-            _State.READING_BODY: settings.head_timeout, _State.RESPONDING: math.inf,
-            _State.SENDING: MAX_READER_PAUSE, _State.LINGERING: LINGER_SECONDS}
+        self._timeouts = _state_timeouts(settings)
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
         self._expiry_checked = 0.0
