@@ -2112,6 +2112,7 @@ class _BodyStream(io.RawIOBase):
         self.bytes_received = 0
         self.pace = connection.server.new_pace(_State.READING_BODY)
         self.continue_pending = request.expects_continue
+        self._cut_off = False
 
     def readable(self) -> bool:
         """Return True."""
@@ -2127,8 +2128,9 @@ class _BodyStream(io.RawIOBase):
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.continue_pending = False
         size = min(len(buffer), self.remaining)
-        data = self._connection.receive_body(size, self) if size else b""
+        data = self._connection.receive_body(size, self) if size and not self._cut_off else b""
         if size and not data:
+            self._cut_off = True  # for ever: bytes that arrive later must not follow a gap
             raise _BodyError("the request body is incomplete")
         buffer[:len(data)] = data
         self.remaining -= len(data)
@@ -2667,6 +2669,7 @@ IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server
 SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is noticed by then
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
 RECHECK_SECONDS = 0.2  # that a thread waits for its client before it checks whether it still may
+MAX_ACCEPTS = 64  # connections, before the loop serves others
 MAX_WAITING_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
 GC_THRESHOLD = 10_000  # objects; each request creates and destroys a few dozen of them
@@ -2763,7 +2766,7 @@ class _Server:
             remaining = max(0.0, self._deadline - self._clock())
             is_loop = thread is self._loop_thread  # it ends as soon as it sees `_ended`
             thread.join(min(SHUTDOWN_TIMEOUT, max(1.0, remaining) if is_loop else remaining))
-        for connection in [each for timers in self._timers.values() for each in timers]:
+        for connection in [each for timers in self._timers.values() for each in list(timers)]:
             self._close(connection)
         for closable in (self._listener, self._selector, self._wakeup_sender,
                          self._wakeup_receiver):
@@ -2882,12 +2885,16 @@ class _Server:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
 
     def _accept(self) -> None:
-        try:
-            sock, address = self._listener.accept()
-        except OSError as error:  # the client has gone, or there are too many open files
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                self._evict_oldest()
-            return
+        for _ in range(MAX_ACCEPTS):
+            try:
+                sock, address = self._listener.accept()
+            except OSError as error:  # there are no more, or there are too many open files
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._evict_oldest()
+                return
+            self._open_connection(sock, address)
+
+    def _open_connection(self, sock: socket.socket, address: Any) -> None:
         sock.setblocking(False)
         try:
             if sock.family != getattr(socket, "AF_UNIX", None):
@@ -2920,7 +2927,7 @@ class _Server:
             self._discard_input(connection)
         elif connection.receive():
             self._make_ready(connection)
-        elif connection.reading_state() != state:
+        elif connection.reading_state() not in (state, _State.IDLE):  # an empty line is no progress
             self._enter(connection, connection.reading_state())
         elif state == _State.READING_BODY:
             self._check_pace(connection, len(connection.received))
@@ -3003,7 +3010,6 @@ class _Server:
             connection.reject(HTTPError(408, "The request took too long"))
             self._make_ready(connection)
         else:
-            connection.aborted = connection.state == _State.SENDING
             self._close(connection)
 
     def _check_pace(self, connection: _Connection, bytes_moved: int) -> None:
@@ -3032,6 +3038,8 @@ class _Server:
         return False
 
     def _close(self, connection: _Connection) -> None:
+        if connection.state in (_State.RESPONDING, _State.SENDING):
+            connection.aborted = True  # the response may be incomplete
         self._timers[connection.state].pop(connection, None)
         self._watch(connection, 0)
         connection.close()
