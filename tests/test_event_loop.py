@@ -329,6 +329,16 @@ def test_system_without_a_limit_for_its_buffers_serves(monkeypatch):
         assert statuses(exchange(server, head())) == [200]
 
 
+def test_connections_beyond_those_accepted_at_once_follow(monkeypatch):
+    monkeypatch.setattr(jwtserver, "MAX_ACCEPTS", 2)
+    with serving() as server:
+        connections = [connect(server) for _ in range(5)]
+        server.await_state(_State.IDLE, 5)
+
+        for connection in connections:
+            connection.close()
+
+
 def test_accept_and_receive_without_anything_to_do_do_nothing():
     with serving() as server, connect(server):
         server.await_state(_State.IDLE)
