@@ -48,7 +48,7 @@ import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
 from functools import lru_cache, partial
-from itertools import chain, filterfalse, takewhile
+from itertools import chain, filterfalse, groupby, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -715,6 +715,7 @@ _PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
 _TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
 _MAX_ODD_PATH = 2048  # characters
+_MAX_MARKS = 30  # combining marks of one character (Unicode Standard Annex #15 §13)
 _MAX_DEPTH = 64  # segments of a rule, and separators in an odd path
 _Words = Tuple[str, ...]  # the segments of a path, without the differences that count as equal
 _nfkc = partial(unicodedata.normalize, "NFKC")
@@ -824,7 +825,10 @@ def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
     """
     previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
-        text = _nfkc(unquote_to_bytes(data).decode(encoding, "ignore"))
+        text = unquote_to_bytes(data).decode(encoding, "ignore")
+        if _has_many_marks(text):
+            return None
+        text = _nfkc(text)
         if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
             return None
         text = _INVISIBLE.sub("", text)
@@ -832,6 +836,15 @@ def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
             return text if len(_SEPARATOR.findall(text)) <= _MAX_DEPTH else None
         previous, data = text, text.encode(encoding, "ignore")
     return None
+
+
+def _has_many_marks(text: str) -> bool:
+    """Return whether a character has too many combining marks: to sort them takes quadratic time.
+    """
+    if text.isascii():
+        return False
+    runs = groupby(map(bool, map(unicodedata.combining, text)))
+    return any(is_mark and len(list(run)) > _MAX_MARKS for is_mark, run in runs)
 
 
 def _is_canonical(path: str) -> bool:

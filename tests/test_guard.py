@@ -904,3 +904,10 @@ def test_guard_caches_a_bounded_number_of_short_paths_and_refuses_all_alike():
     known = guarded._cached_scopes.cache_info()
     assert (known.currsize, known.maxsize) == (PATH_CACHE_SIZE, PATH_CACHE_SIZE)
     assert known.hits == 4
+
+
+@pytest.mark.parametrize("marks, expected", [
+    ("\u0300" * 30, OPEN), ("\u0300" * 31, REFUSED), ("\u0300\u0323" * 500, REFUSED)])
+def test_path_with_many_combining_marks_is_refused_unread(marks, expected):
+    """Normalizing sorts the marks of a character in quadratic time."""
+    assert status(wsgi("/a" + marks), protect=["/protected"]) == expected
