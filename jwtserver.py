@@ -3024,9 +3024,9 @@ class _Server:
     def _evict_oldest(self) -> bool:
         """Close a connection to make room for another; return False if none may be closed.
 
-        In each state, the first to expire is a candidate; the one that entered its state first is
-        closed. A client that is reading its response is only closed if there is no other
-        candidate, and one whose request is being answered never.
+        In each state, the first to expire is a candidate. The oldest candidate is closed. A client
+        that is reading its response is only closed if there is no other candidate, and one whose
+        request is being answered never.
         """
         waiting = (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY,
                    _State.LINGERING)
