@@ -15,6 +15,7 @@ Behind the guard, an application can trust these keys of its environ:
 - ``wsgi_auth.claims``: the verified claims, a dict
 - ``REMOTE_USER``: the claim ``sub``
 - ``AUTH_TYPE``: ``"Bearer"``
+- ``wsgi_auth.cookie``: True if the token came in a cookie
 
 The module defends against forged, expired and malformed tokens (RFC 8725), against guessing
 passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
@@ -47,13 +48,14 @@ import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
+from enum import IntEnum
 from functools import lru_cache, partial
 from itertools import chain, filterfalse, groupby, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
 )
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 __all__ = [
     "BearerAuthMiddleware", "CORSMiddleware", "DecodeError", "ExpiredSignatureError",
@@ -721,12 +723,21 @@ _Words = Tuple[str, ...]  # the segments of a path, without the differences that
 _nfkc = partial(unicodedata.normalize, "NFKC")
 
 
+class _Access(IntEnum):
+    """What a rule asks for. If several rules apply, the lowest decides."""
+
+    PROTECTED = 0
+    OPTIONAL = 1  # a token is checked if there is one
+    OPEN = 2
+
+
 class _Rule(NamedTuple):
-    rank: Tuple[int, bool, bool]  # the lowest decides
+    rank: Tuple[int, bool, _Access]  # the lowest decides
     methods: FrozenSet[str]  # empty: all
     path: str  # with a slash at the end
     words: _Words
-    scopes: Optional[Scopes]  # None: exempt
+    access: _Access
+    scopes: Scopes
 
 
 class _Path(NamedTuple):
@@ -947,20 +958,24 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
     return names
 
 
-def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
-    """Parse the rules. Sort by number of segments, descending; then methods; then exemptions."""
-    if isinstance(protect, str) or isinstance(exempt, str):
+def _parse_rules(
+    protect: Rules, optional: Sequence[str], exempt: Sequence[str],
+) -> List[_Rule]:
+    """Parse the rules. Sort by number of segments, descending; then methods; then access."""
+    if any(isinstance(rules, str) for rules in (protect, optional, exempt)):
         raise ValueError("rules come in a list, not as one string")
     required = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
-    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in required]
-    rules += [_parse_rule(rule, None) for rule in exempt]
+    rules = [_parse_rule(rule, _Access.PROTECTED, parse_scopes(scopes))
+             for rule, scopes in required]
+    rules += [_parse_rule(rule, _Access.OPTIONAL) for rule in optional]
+    rules += [_parse_rule(rule, _Access.OPEN) for rule in exempt]
     if len({rule.path for rule in rules}) != len({rule.words for rule in rules}):
         raise ValueError(
             "rules whose paths differ only in letter case, accents or punctuation are ambiguous")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
-def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
+def _parse_rule(text: str, access: _Access, scopes: Scopes = ()) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     path = match["path"].rstrip("/") + "/" if match else ""
     words = _words(_fold(path))
@@ -969,10 +984,10 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
         raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
                          " methods first, decoded, without wildcards")
     methods = frozenset(match["methods"].split(",")) if match["methods"] else frozenset()
-    rank = (-len(words), not methods, scopes is not None)
+    rank = (-len(words), not methods, access)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, path, words, scopes)
+    return _Rule(rank, methods, path, words, access, scopes)
 
 
 def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
@@ -1002,8 +1017,18 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
 # All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
 _TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
-_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE", _TOKEN_CHECK)
+_IDENTITY_KEYS = (
+    "wsgi_auth.claims", "wsgi_auth.cookie", "REMOTE_USER", "AUTH_TYPE", _TOKEN_CHECK)
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
+_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110 §9.2.1
+# RFC 6265 §4.2.1: cookie-string = cookie-pair *( ";" SP cookie-pair )
+_COOKIE_OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+_COOKIE_PAIR = rf'{_HTTP_TOKEN.pattern}=(?:{_COOKIE_OCTETS}|"{_COOKIE_OCTETS}")'
+_COOKIE_STRING = re.compile(f"{_COOKIE_PAIR}(?:; {_COOKIE_PAIR})*")
+_LOGIN_PATH = re.compile(r"/(?:[\w.~!$&'()*+,;=:@%-][\w.~!$&'()*+,;=:@%/-]*)?", re.ASCII)
+_PATH_CHARACTERS = "/!$&'()*+,;=:@~"  # RFC 3986 §3.3, besides letters, digits and `-._`
+MAX_NEXT_LENGTH = 4096  # of a redirect to the login page; servers limit the length of a target
 
 
 class _Refusal(NamedTuple):
@@ -1015,6 +1040,7 @@ class _Refusal(NamedTuple):
 
 
 _MISSING_TOKEN = _Refusal("401 Unauthorized", "An authorization header is required")
+_CROSS_ORIGIN = _Refusal("403 Forbidden", "Cross-origin request refused")
 
 
 def _invalid_token(reason: str) -> _Refusal:
@@ -1034,16 +1060,78 @@ def _remove_identity(environ: Environ) -> None:
 
 def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
-    header: Tuple[str, str],
+    *headers: Tuple[str, str],
 ) -> Iterable[bytes]:
     body = json.dumps({"success": False, "error": message}).encode()
     start_response(status, [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
         ("X-Content-Type-Options", "nosniff"),
-        header,
+        *headers,
     ])
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+
+def _keep_private(start_response: StartResponse) -> StartResponse:
+    """Stop shared caches from serving a response to other users (RFC 9111 §5.2.2.7)."""
+
+    def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+        has_cache_control = any(name.lower() == "cache-control" for name, _ in headers)
+        added = [("Vary", "Cookie"), ("Cache-Control", "private")][:1 if has_cache_control else 2]
+        return start_response(status, [*headers, *added], *exc_info)
+
+    return start
+
+
+def _find_cookie(header: str, name: str) -> str:
+    """Return the value of a cookie, or an empty string if it is missing or ambiguous.
+
+    The order of two cookies of the same name says nothing: one may come from a parent domain or
+    another port. A header that breaks the grammar is ignored as a whole.
+    """
+    if not _COOKIE_STRING.fullmatch(header):
+        return ""
+    pairs = (pair.partition("=") for pair in header.split("; "))
+    values = [value for pair_name, _, value in pairs if pair_name == name]
+    return values[0] if len(values) == 1 else ""
+
+
+def _may_come_from_another_site(environ: Environ) -> bool:
+    """Return whether another site's page could have sent this request, with the user's cookie.
+
+    Requests with a safe method change nothing, and other sites cannot read the responses. But they
+    could read the messages of a WebSocket. `Sec-Fetch-Site` says who sent a request
+    (https://www.w3.org/TR/fetch-metadata/). Older browsers send `Origin` with a form. A program
+    sends neither, and has no cookies of a person.
+    """
+    is_websocket = "websocket" in environ.get("HTTP_UPGRADE", "").lower()
+    if environ.get("REQUEST_METHOD", "GET") in _SAFE_METHODS and not is_websocket:
+        return False
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None:
+        return False
+    host = origin.lower().partition("://")[2]  # empty for the origin `null` of a sandboxed frame
+    return not host or host != environ.get("HTTP_HOST", "").lower()
+
+
+def _next_page(environ: Environ) -> str:
+    """Return the path and query of a request, percent-encoded for a query parameter."""
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    page = quote(path, _PATH_CHARACTERS, "latin-1", "replace")  # PEP 3333: text stands for bytes
+    if environ.get("QUERY_STRING"):
+        page += "?" + environ["QUERY_STRING"]
+    encoded = quote(page, "/", "latin-1", "replace")
+    return encoded if len(encoded) <= MAX_NEXT_LENGTH else "/"
+
+
+def _redirect(start_response: StartResponse, location: str) -> Iterable[bytes]:
+    start_response("303 See Other", [
+        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
+        ("Cache-Control", "no-store"), ("Vary", "Accept"), ("X-Content-Type-Options", "nosniff")])
+    return []
 
 
 class Verifier(Protocol):
@@ -1059,14 +1147,24 @@ class BearerAuthMiddleware:
     A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
     `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The matching
     rule with the most segments decides; of two with the same path, the one that names the method,
-    and then the exemption.
+    and then `protect` before `optional` before `exempt`.
 
     - `protect`: the rules under which a token is required; all paths by default. A mapping from
       rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
-    - `exempt`: rules under which no token is required, inside protected paths.
+    - `exempt`: rules under which no token is required, inside protected paths. The application
+      gets no identity there.
+    - `optional`: rules under which a request may have a token. With a valid one, the application
+      gets the identity; without one, it gets none. An invalid `Authorization` header is refused.
     - `realm`: the name of the protected area, shown to refused clients.
     - `is_revoked`: called with the claims of each valid token; returns true to reject it. Its
       exceptions propagate.
+    - `cookie`: the name of a cookie that may contain the token, for browsers. Over HTTPS the name
+      must begin with `__Host-`: `cookie="session"` reads `__Host-session`. It is read only if there
+      is no `Authorization` header. A request that could change something is then refused with 403
+      if a page of another site may have sent it (cross-site request forgery).
+    - `login_path`: a path such as `"/login"`. If a browser opens a page without a valid token, it
+      is sent there with 303. The page that was asked for is in the query parameter `next`. Check
+      that it is a path of this site before you redirect to it. The login page must be exempt.
 
     In a mounted application, both `PATH_INFO` and `SCRIPT_NAME + PATH_INFO` are compared with the
     rules. If both are protected, the token needs the scopes of both. An exemption must hold for
@@ -1105,30 +1203,45 @@ class BearerAuthMiddleware:
 
     def __init__(
         self, app: WSGIApplication, signer: Verifier, *, protect: Rules = ("/",),
-        exempt: Sequence[str] = (), realm: str = "api",
+        exempt: Sequence[str] = (), optional: Sequence[str] = (), realm: str = "api",
         is_revoked: Optional[Callable[[Claims], bool]] = None,
+        cookie: Optional[str] = None, login_path: Optional[str] = None,
     ) -> None:
         if not callable(app) or not hasattr(signer, "verify"):
             raise TypeError("app must be a WSGI application, and signer a TokenSigner")
         if _UNQUOTABLE.search(realm):
             raise ValueError(f"not a realm: {realm!r}")
+        if cookie is not None and not _HTTP_TOKEN.fullmatch(cookie):
+            raise ValueError(f"not the name of a cookie: {cookie!r}")
+        if login_path is not None and not _LOGIN_PATH.fullmatch(login_path):
+            raise ValueError(f"not a path: {login_path!r}")
         self.app = app
         self.signer = signer
         self.realm = realm
         self.is_revoked = is_revoked
-        self._rules = _parse_rules(protect, exempt)
-        self._cached_scopes = lru_cache(PATH_CACHE_SIZE)(self._scopes_of_path)
+        self.cookie = cookie
+        self.login_path = login_path
+        self._rules = _parse_rules(protect, optional, exempt)
+        self._cached_access = lru_cache(PATH_CACHE_SIZE)(self._access_of_path)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        scopes = self._required_scopes(environ)
-        if scopes is None:
+        access, scopes = self._access(environ)
+        if access is _Access.OPEN:
             _remove_identity(environ)
             return self.app(environ, start_response)
-        refusal = self._admit(environ, scopes)
-        if refusal is not None:
-            _remove_identity(environ)
-            return self._refuse(refusal, environ, start_response)
-        return self.app(environ, start_response)
+        authorization, cookie = self._credentials(environ)
+        if cookie or access is _Access.OPTIONAL:
+            start_response = _keep_private(start_response)
+        refusal = self._admit(environ, authorization, cookie, scopes)
+        if refusal is None:
+            return self.app(environ, start_response)
+        _remove_identity(environ)
+        if not authorization:
+            if access is _Access.OPTIONAL:
+                return self.app(environ, start_response)
+            if self.login_path and refusal.status[:3] == "401" and self._is_for_person(environ):
+                return _redirect(start_response, f"{self.login_path}?next={_next_page(environ)}")
+        return self._refuse(refusal, environ, start_response)
 
     def authenticate(self, environ: Environ) -> Optional[Claims]:
         """Return the claims of the request's token, or None if it has no valid, unrevoked token.
@@ -1136,18 +1249,28 @@ class BearerAuthMiddleware:
         Middleware in front of the guard can call this. The guard then uses the result and does not
         verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
         """
-        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+        credentials = self._credentials(environ)
         try:
-            result = self._check_token(authorization)
+            result = self._check_token(environ, *credentials)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
-        environ[_TOKEN_CHECK] = (self, authorization, result)
+        environ[_TOKEN_CHECK] = (self, *credentials, result)
         return None if isinstance(result, _Refusal) else result
 
-    def _check_token(self, authorization: str) -> Union[Claims, _Refusal]:
-        if not authorization:
+    def _credentials(self, environ: Environ) -> Tuple[str, str]:
+        """Return the Authorization header and, only if there is none, the token in the cookie."""
+        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+        if authorization or self.cookie is None or "HTTP_COOKIE" not in environ:
+            return authorization, ""
+        prefix = "__Host-" if environ.get("wsgi.url_scheme") == "https" else ""
+        return "", _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+
+    def _check_token(
+        self, environ: Environ, authorization: str, cookie: str,
+    ) -> Union[Claims, _Refusal]:
+        scheme, _, token = authorization.partition(" ") if authorization else ("bearer", "", cookie)
+        if not authorization and not cookie:
             return _MISSING_TOKEN
-        scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return _invalid_token("The scheme must be Bearer")
         try:
@@ -1156,16 +1279,19 @@ class BearerAuthMiddleware:
             return _invalid_token(str(error))
         if self.is_revoked is not None and self.is_revoked(claims):
             return _invalid_token("Token has been revoked")
+        if cookie and _may_come_from_another_site(environ):
+            return _CROSS_ORIGIN
         return claims
 
-    def _admit(self, environ: Environ, scopes: Scopes) -> Optional[_Refusal]:
+    def _admit(
+        self, environ: Environ, authorization: str, cookie: str, scopes: Scopes,
+    ) -> Optional[_Refusal]:
         """Replace the identity in the environ, or return why the request is refused."""
-        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
         token_check = environ.pop(_TOKEN_CHECK, None)
-        if isinstance(token_check, tuple) and token_check[:2] == (self, authorization):
-            result = token_check[2]
+        if isinstance(token_check, tuple) and token_check[:3] == (self, authorization, cookie):
+            result = token_check[3]
         else:
-            result = self._check_token(authorization)
+            result = self._check_token(environ, authorization, cookie)
         if isinstance(result, _Refusal):
             return result
         if scopes:
@@ -1173,33 +1299,42 @@ class BearerAuthMiddleware:
             if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):
                 return _insufficient_scope(scopes)
         environ["wsgi_auth.claims"] = result
+        environ["wsgi_auth.cookie"] = bool(cookie)
         environ["REMOTE_USER"] = result["sub"]
         environ["AUTH_TYPE"] = "Bearer"
         return None
 
-    def _required_scopes(self, environ: Environ) -> Optional[Scopes]:
-        """Return the scopes that the request needs, or None if it needs no token."""
+    def _access(self, environ: Environ) -> Tuple[_Access, Scopes]:
+        """Return whether the request needs a token, and the scopes that the token needs."""
         method = environ.get("REQUEST_METHOD", "GET")
         mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
         # Matching a path may cost as much as verifying a token; most requests repeat a path.
         short = len(method) + len(mount) + len(path) <= MAX_CACHED_PATH_LENGTH
-        return (self._cached_scopes if short else self._scopes_of_path)(method, mount, path)
+        return (self._cached_access if short else self._access_of_path)(method, mount, path)
 
-    def _scopes_of_path(self, method: str, mount: str, path: str) -> Optional[Scopes]:
+    def _access_of_path(self, method: str, mount: str, path: str) -> Tuple[_Access, Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
-        needed: Optional[Scopes] = None
+        access = _Access.OPEN
+        scopes: Scopes = ()
         readings = [_read_path(path)]
         if mount:
             readings.append(_read_mounted_path(mount, path, readings[0]))
         for reading in readings:
             for rule in _applicable_rules(self._rules, method, reading):
-                if rule.scopes is not None:
-                    needed = (needed or ()) + rule.scopes
-        return needed
+                access, scopes = min(access, rule.access), scopes + rule.scopes
+        return access, scopes
+
+    def _is_for_person(self, environ: Environ) -> bool:
+        """Return whether a browser opens a page, other than the login page, to show it."""
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        return (environ.get("REQUEST_METHOD") in ("GET", "HEAD") and path != self.login_path
+                and "text/html" in environ.get("HTTP_ACCEPT", "").lower())
 
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
     ) -> Iterable[bytes]:
+        if refusal is _CROSS_ORIGIN:  # another token would not help
+            return _send_error(environ, start_response, refusal.status, refusal.message)
         parameters = {"realm": self.realm, **refusal.challenge}
         challenge = ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
@@ -1295,7 +1430,6 @@ class RateLimitMiddleware:
 _ORIGIN = re.compile(
     r"(?!http://.*:80\Z|https://.*:443\Z)"  # browsers omit the default port
     r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
-_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 
 class CORSMiddleware:

@@ -362,8 +362,9 @@ def test_protect_inside_exempt_is_closed():
     assert status("/public/admin/x", **rules) == REFUSED
 
 
-def test_exempt_of_the_same_path_as_protect_is_open():
-    assert status("/a", protect=["/a"], exempt=["/a"]) == OPEN
+def test_rules_of_the_same_path_protect_before_they_exempt():
+    assert status("/a", protect=["/a"], exempt=["/a"]) == REFUSED
+    assert status("/a", protect=["/a"], exempt=["GET /a"]) == OPEN
 
 
 def test_protected_method_of_an_exempt_path_is_closed():
@@ -901,7 +902,7 @@ def test_guard_caches_a_bounded_number_of_short_paths_and_refuses_all_alike():
         assert call(guarded, "/x", SCRIPT_NAME="/api").status == REFUSED
         assert call(guarded, "/x").status == OPEN
 
-    known = guarded._cached_scopes.cache_info()
+    known = guarded._cached_access.cache_info()
     assert (known.currsize, known.maxsize) == (PATH_CACHE_SIZE, PATH_CACHE_SIZE)
     assert known.hits == 4
 
