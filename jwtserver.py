@@ -13,7 +13,8 @@ The endpoints:
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  a description of the endpoints for programs
-    GET  /              a list of the endpoints
+    GET  /              a list of the endpoints, or a page for people
+    GET  /login         a sign-in form for people; when signed in, the account page
 
 The guard protects any other WSGI application in place of /protected:
 
@@ -28,6 +29,7 @@ and sessions are in a database, the signing keys in a file. Which chapter to rea
     Failed sign-ins                  which failures are counted, and when they lock out
     Database connections, The store  SQLite and PostgreSQL; all SQL
     Requests and responses           bodies, JSON, and how an error becomes a response
+    Pages for people                 the sign-in form and other pages
     Endpoints                        what each endpoint does
     Routes and OpenAPI               which endpoints exist, and their description
     The application                  how all of this is composed with the guard
@@ -40,6 +42,7 @@ The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you
 """
 
 import argparse
+import base64
 import csv
 import errno
 import gc
@@ -70,6 +73,7 @@ from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial
+from html import escape
 from http import HTTPStatus
 from itertools import chain
 from operator import attrgetter
@@ -90,7 +94,8 @@ from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
     DecodeError, Environ, InvalidKeyError, InvalidSignatureError, InvalidTokenError,
     RateLimitMiddleware, Rules, StartResponse, TokenSigner, WSGIApplication, hash_password,
-    needs_rehash, parse_json_object, parse_scopes, password_iterations, verify_password,
+    is_cross_site, needs_rehash, parse_json_object, parse_scopes, password_iterations,
+    verify_password,
 )
 
 __all__ = ["Settings", "application", "create_app", "main"]
@@ -226,6 +231,15 @@ def _parse_name(value: Any) -> str:
     return str(value)
 
 
+def _parse_cookie(value: Any) -> Optional[str]:
+    if value is None or value == "off":
+        return None
+    # Browsers refuse `__Host-…` over plain HTTP; over HTTPS the guard adds it.
+    if not re.fullmatch("(?!__)[A-Za-z0-9_.-]{1,64}", value):
+        raise ValueError(f"must be the name of a cookie without `__Host-`, or off, not {value!r}")
+    return str(value)
+
+
 def _parse_prefix(value: Any) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*/?", value):
         raise ValueError(f"must be a path like /auth, not {value!r}")
@@ -249,12 +263,14 @@ class Settings(NamedTuple):
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
+    cookie: Annotated[Optional[str], _parse_cookie] = "jwtserver"  # for browsers; None: no pages
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
     trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
+    optional: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
     # The rest is for this module's own server.
@@ -1369,6 +1385,14 @@ def _read_fields(environ: Environ) -> Dict[str, Any]:
     raise HTTPError(415, "The body must be application/json or application/x-www-form-urlencoded")
 
 
+def _read_form(environ: Environ) -> Dict[str, str]:
+    """Read the fields of a form that a browser has sent."""
+    content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if content_type != "application/x-www-form-urlencoded":
+        raise HTTPError(415, "The body must be application/x-www-form-urlencoded")
+    return _parse_form(_read_body(environ))
+
+
 def _parse_form(body: bytes) -> Dict[str, Any]:
     if body.lstrip().startswith(b"{"):  # `curl -d` without a Content-Type
         raise HTTPError(415, "The body looks like JSON, but is sent as a form; it needs"
@@ -1412,6 +1436,7 @@ class Route(NamedTuple):
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
+    is_page: bool = False
 
     def respond(self, environ: Environ) -> Response:
         """Run the operation for the method of the request. GET handles HEAD as well."""
@@ -1426,6 +1451,8 @@ class Route(NamedTuple):
 
     def error_response(self, error: HTTPError) -> Response:
         """Build the response to an error."""
+        if self.is_page:
+            return _error_page(error)
         content = {"success": False, self.error_member: error.message}
         return Response.of(error.status, content, *error.headers)
 
@@ -1481,6 +1508,107 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
         return app(environ, start)
 
     return wrapped
+
+
+# --- Pages for people ---------------------------------------------------------------------------
+#
+# Design: The pages that a browser shows: a sign-in form, an account page, a start page, and errors.
+# They work without JavaScript. Signing in sets a cookie with the token of a session that cannot be
+# refreshed and lasts as long as the cookie. A page is one string, built in the thread of the
+# request. All text from outside is escaped, and no page may contain a password. A form is accepted
+# only from this site, because browsers send cookies with the forms of other sites too.
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --dim: #5a6472;
+  --line: #8a94a3; --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1c222b; --text: #e8ebf0;
+  --dim: #a8b1be; --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
+* { box-sizing: border-box; }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
+  background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
+main { width: 100%; max-width: 26rem; padding: 1.75rem; background: var(--card);
+  border-radius: .75rem; box-shadow: 0 1px 3px #0003; overflow-wrap: anywhere; }
+h1 { margin: 0 0 1rem; font-size: 1.5rem; line-height: 1.2; }
+label { display: block; margin: 1rem 0 .25rem; font-weight: 600; }
+input { width: 100%; padding: .6rem .7rem; font: inherit; color: inherit; background: transparent;
+  border: 1px solid var(--line); border-radius: .4rem; }
+input[aria-invalid] { border-color: var(--bad); }
+button { width: 100%; margin-top: 1.25rem; padding: .65rem; font: inherit; font-weight: 600;
+  color: var(--on-accent); background: var(--accent); border: 0; border-radius: .4rem;
+  cursor: pointer; }
+a { color: var(--accent); }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+.error { margin: .25rem 0 0; color: var(--bad); }
+.note { color: var(--dim); }
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_PAGE_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),  # the Back button must show nothing after a sign-out
+    ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'self';"
+                                f" frame-ancestors 'none'; style-src 'sha256-{_STYLE_HASH}'"),
+    ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
+    ("X-Frame-Options", "DENY"),
+)
+# A path of this site. Browsers take `//x` and `/\x` for another site, and drop tabs and line ends.
+_LOCAL_PAGE = re.compile(r"/(?!/)[!-\[\]-~]*")
+
+
+def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> Response:
+    """A response with a page. `content` is HTML."""
+    body = (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+            f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{content}</main>\n</body>\n</html>\n"
+            ).encode("utf-8", "replace")
+    return Response(_STATUS_LINES[status], [
+        *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
+
+
+def _error_page(error: HTTPError) -> Response:
+    content = f'<p class="error">{escape(error.message)}.</p>\n'
+    return _page(error.status, HTTPStatus(error.status).phrase, content, *error.headers)
+
+
+def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
+    return Response(_STATUS_LINES[303], [
+        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
+        ("Cache-Control", "no-store"), _NOSNIFF, *headers], b"")
+
+
+def _field(name: str, label: str, attributes: str, error: str, value: str = "") -> str:
+    """An input with its label and the error about it, which screen readers read with it."""
+    described = f' aria-invalid="true" aria-describedby="{name}-error"' if error else ""
+    shown = f'<p class="error" id="{name}-error">{escape(error)}</p>\n' if error else ""
+    return (f'<label for="{name}">{label}</label>\n'
+            f'<input id="{name}" name="{name}" value="{escape(value)}" {attributes}{described}>\n'
+            + shown)
+
+
+def _login_page(
+    next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
+    *headers: Tuple[str, str],
+) -> Response:
+    """The sign-in form. `errors` has the error about each field, by name."""
+    focus = "username" if not name or errors.get("username") else "password"
+    name_field = _field(
+        "username", "User name", 'autocomplete="username" autocapitalize="none" spellcheck="false"'
+        f' required{" autofocus" * (focus == "username")}', errors.get("username", ""), name)
+    password_field = _field(
+        "password", "Password", 'type="password" autocomplete="current-password"'
+        f' required{" autofocus" * (focus == "password")}', errors.get("password", ""))
+    return _page(status, "Sign in", (
+        f'<form method="post">\n<input type="hidden" name="next" value="{escape(next_page)}">\n'
+        f"{name_field}{password_field}<button>Sign in</button>\n</form>\n"), *headers)
+
+
+def _local_page(page: Any) -> str:
+    """Return a path of this site, or `/` for anything that may lead to another site."""
+    return page if isinstance(page, str) and _LOCAL_PAGE.fullmatch(page) else "/"
+
+
+def _wants_page(environ: Environ) -> bool:
+    return "text/html" in environ.get("HTTP_ACCEPT", "").lower()
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
@@ -1574,6 +1702,7 @@ class Service:
         self.signer = signer
         self.settings = settings
         self.clock = clock
+        self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
         # Minimum iterations per check: the highest count seen so far.
         self._iterations = settings.pbkdf2_iterations
 
@@ -1581,9 +1710,13 @@ class Service:
         """Sign in with a user name and a password."""
         fields = _read_fields(environ)
         name, password = _required_field(fields, "username"), _required_field(fields, "password")
+        return self._token_response(self._sign_in(name, password, environ))
+
+    def _sign_in(self, name: str, password: str, environ: Environ) -> Grant:
+        """Open a session, or raise HTTPError with status 401, 429 or 503."""
         audit_details = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
         try:
-            grant = self._sign_in(name, password, environ)
+            grant = self._open_session(name, password, environ)
         except LockedOut as error:
             _audit("locked_out", **audit_details)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
@@ -1591,9 +1724,9 @@ class Service:
             _audit("sign_in_failed", **audit_details)
             raise HTTPError(401, "Invalid username and password")
         _audit("sign_in", **audit_details, session=grant.session.id)
-        return self._token_response(grant)
+        return grant
 
-    def _sign_in(self, name: str, password: str, environ: Environ) -> Optional[Grant]:
+    def _open_session(self, name: str, password: str, environ: Environ) -> Optional[Grant]:
         """Open a session if the password is right. An unknown user takes the same time.
 
         Raises:
@@ -1663,7 +1796,12 @@ class Service:
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
-        return Response.of(204)
+        if not environ.get("wsgi_auth.cookie"):
+            return Response.of(204)
+        no_cookie = self._cookie_header(environ, "", 0)
+        if _wants_page(environ):
+            return _see_other(self.login_path, no_cookie)
+        return Response.of(204, None, no_cookie)
 
     def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is valid, and the name of its user."""
@@ -1676,6 +1814,76 @@ class Service:
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
         return Response.of(204, None, *(
             (name, value.encode().decode("latin-1")) for name, value in headers))
+
+    def login_page(self, environ: Environ) -> Response:
+        """Show the sign-in form or, to a signed-in user, the account page."""
+        claims = self._person(environ)
+        if claims is None:
+            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+            return _login_page(_local_page(query.get("next")))
+        return _page(200, "Your account", (
+            f"<p>Signed in as <strong>{escape(claims['sub'])}</strong></p>\n"
+            '<form method="post" action="logout"><button>Sign out</button></form>\n'))
+
+    def login(self, environ: Environ) -> Response:
+        """Sign in with the form, and set the cookie."""
+        if is_cross_site(environ):
+            raise HTTPError(403, "Cross-origin request refused")
+        fields = _read_form(environ)
+        next_page = _local_page(fields.get("next"))
+        name, password = fields.get("username", ""), fields.get("password", "")
+        errors = {} if name else {"username": "Enter your user name."}
+        if not password:
+            errors["password"] = "Enter your password."
+        if errors:
+            return _login_page(next_page, 401, name, errors)
+        try:
+            grant = self._sign_in(name, password, environ)
+        except HTTPError as error:
+            if error.status not in (401, 429):
+                raise
+            errors = {"password": "The user name or the password is wrong." if error.status == 401
+                      else "Too many failed sign-ins. Try again later."}
+            return _login_page(next_page, error.status, name, errors, *error.headers)
+        previous = self._person(environ)
+        if previous is not None:
+            self.store.end_session(previous.get("sid", ""))
+        token, seconds = issue_token(
+            grant, self.signer, self.settings.session_lifetime, self.clock())
+        return _see_other(next_page, self._cookie_header(environ, token, seconds))
+
+    def start_page(self, environ: Environ) -> Response:
+        """Explain what this is, and who is signed in."""
+        claims = self._person(environ)
+        who = "Nobody is signed in" if claims is None else (
+            f"Signed in as <strong>{escape(claims['sub'])}</strong>")
+        link = "Sign in" if claims is None else "Your account, with the button to sign out"
+        return _page(200, "jwtserver", (
+            "<p>This server signs people and programs in, and protects an application with JSON Web"
+            f" Tokens.</p>\n<p>{who}.</p>\n<ul>\n"
+            f'<li><a href="{self.login_path}">{link}</a></li>\n'
+            '<li><a href="/protected">/protected</a>, a page that needs a sign-in</li>\n'
+            f'<li><a href="{self.settings.prefix}/openapi.json">openapi.json</a>, a description of'
+            " the endpoints for programs</li>\n</ul>\n"))
+
+    def _person(self, environ: Environ) -> Optional[Claims]:
+        """The claims of the token in the cookie, if it is valid."""
+        if self.guard is None or environ.get("HTTP_AUTHORIZATION"):
+            return None
+        return self.guard.authenticate(environ)
+
+    def _cookie_header(self, environ: Environ, token: str, seconds: int) -> Tuple[str, str]:
+        """A header that sets the cookie for some seconds; 0 deletes it."""
+        https = environ.get("wsgi.url_scheme") == "https"
+        name = f"{'__Host-' if https else ''}{self.settings.cookie}"
+        secure = "; Secure" if https else ""
+        return "Set-Cookie", (f"{name}={token}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax"
+                              + secure)
+
+    @property
+    def login_path(self) -> str:
+        """The path of the sign-in form."""
+        return f"{self.settings.prefix}/login"
 
     def is_revoked(self, claims: Claims) -> bool:
         """Return whether the session of a token has ended.
@@ -1726,6 +1934,7 @@ def _object(**members: Any) -> Dict[str, Any]:
 
 
 _STRING = {"type": "string"}
+_HTML = {"type": "string", "contentMediaType": "text/html"}
 _TOKENS = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
                   refresh_token=_STRING)
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
@@ -1743,14 +1952,19 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
+    if service.settings.cookie:
+        routes["/login"] = Route({
+            "GET": Operation(service.login_page, schema=_HTML),
+            "POST": Operation(service.login, 303, fields=("username", "password"))}, is_page=True)
     routes = {prefix + path: route for path, route in routes.items()}
     if demo:
         routes["/protected"] = Route(
             {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
 
     def index(environ: Environ) -> Response:
-        """List the endpoints."""
-        return listing
+        """List the endpoints, or show a page to people."""
+        for_person = service.settings.cookie and _wants_page(environ)
+        return service.start_page(environ) if for_person else listing
 
     def openapi(environ: Environ) -> Response:
         """Describe the endpoints (OpenAPI 3.1)."""
@@ -1859,7 +2073,7 @@ def create_app(
     protect = settings.protect or ("/protected" if app is None else "/",)
 
     application = Router(behind_guard, None if app is None else _with_nosniff(app))
-    guard = _with_guard(application, service, own_paths, protect)
+    guard = service.guard = _with_guard(application, service, own_paths, protect)
     limited = _with_rate_limit(Router(public, guard), service, guard)
     return _with_cors(limited, settings.cors_origins)
 
@@ -1880,9 +2094,12 @@ def _with_guard(
     try:
         return BearerAuthMiddleware(
             app, service.signer, protect={**dict.fromkeys(own_paths, ()), **rules},
-            exempt=service.settings.exempt, is_revoked=service.is_revoked)
+            exempt=service.settings.exempt, optional=service.settings.optional,
+            is_revoked=service.is_revoked, cookie=service.settings.cookie,
+            login_path=service.login_path if service.settings.cookie else None)
     except ValueError as error:
-        raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
+        raise SettingsError("JWTSERVER_PROTECT (--protect), JWTSERVER_EXEMPT or JWTSERVER_OPTIONAL:"
+                            f" {error}") from None
 
 
 def _with_rate_limit(

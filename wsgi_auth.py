@@ -62,8 +62,8 @@ __all__ = [
     "ImmatureSignatureError", "InvalidAlgorithmError", "InvalidAudienceError",
     "InvalidClaimError", "InvalidIssuerError", "InvalidKeyError", "InvalidSignatureError",
     "InvalidTokenError", "MAX_TOKEN_BYTES", "MissingRequiredClaimError", "PBKDF2_ITERATIONS",
-    "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "needs_rehash",
-    "parse_json_object", "parse_scopes", "password_iterations", "verify_password",
+    "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "is_cross_site",
+    "needs_rehash", "parse_json_object", "parse_scopes", "password_iterations", "verify_password",
 ]
 
 MAX_TOKEN_BYTES = 16 * 1024  # a longer token is rejected before any of it is parsed
@@ -1096,8 +1096,8 @@ def _find_cookie(header: str, name: str) -> str:
     return values[0] if len(values) == 1 else ""
 
 
-def _may_come_from_another_site(environ: Environ) -> bool:
-    """Return whether another site's page could have sent this request, with the user's cookie.
+def is_cross_site(environ: Environ) -> bool:
+    """Return whether a page of another origin may have sent this request with the user's cookie.
 
     Requests with a safe method change nothing, and other sites cannot read the responses. But they
     could read the messages of a WebSocket. `Sec-Fetch-Site` says who sent a request
@@ -1279,7 +1279,7 @@ class BearerAuthMiddleware:
             return _invalid_token(str(error))
         if self.is_revoked is not None and self.is_revoked(claims):
             return _invalid_token("Token has been revoked")
-        if cookie and _may_come_from_another_site(environ):
+        if cookie and is_cross_site(environ):
             return _CROSS_ORIGIN
         return claims
 
