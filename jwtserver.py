@@ -1864,7 +1864,7 @@ class Service:
             f'<li><a href="{self.login_path}">{link}</a></li>\n'
             '<li><a href="/protected">/protected</a>, a page that needs a sign-in</li>\n'
             f'<li><a href="{self.settings.prefix}/openapi.json">openapi.json</a>, a description of'
-            " the endpoints for programs</li>\n</ul>\n"))
+            " the endpoints for programs</li>\n</ul>\n"), ("Vary", "Accept"))
 
     def _person(self, environ: Environ) -> Optional[Claims]:
         """The claims of the token in the cookie, if it is valid."""
@@ -1980,7 +1980,7 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
     listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
-        "openapi": document_path})
+        "openapi": document_path}, ("Vary", "Accept"))
     return routes
 
 

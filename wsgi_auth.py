@@ -1251,7 +1251,7 @@ class BearerAuthMiddleware:
         """
         credentials = self._credentials(environ)
         try:
-            result = self._check_token(environ, *credentials)
+            result = self._check_token(*credentials)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
         environ[_TOKEN_CHECK] = (self, *credentials, result)
@@ -1265,12 +1265,10 @@ class BearerAuthMiddleware:
         prefix = "__Host-" if environ.get("wsgi.url_scheme") == "https" else ""
         return "", _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
 
-    def _check_token(
-        self, environ: Environ, authorization: str, cookie: str,
-    ) -> Union[Claims, _Refusal]:
-        scheme, _, token = authorization.partition(" ") if authorization else ("bearer", "", cookie)
+    def _check_token(self, authorization: str, cookie: str) -> Union[Claims, _Refusal]:
         if not authorization and not cookie:
             return _MISSING_TOKEN
+        scheme, _, token = (authorization or f"Bearer {cookie}").partition(" ")
         if scheme.lower() != "bearer":
             return _invalid_token("The scheme must be Bearer")
         try:
@@ -1279,8 +1277,6 @@ class BearerAuthMiddleware:
             return _invalid_token(str(error))
         if self.is_revoked is not None and self.is_revoked(claims):
             return _invalid_token("Token has been revoked")
-        if cookie and is_cross_site(environ):
-            return _CROSS_ORIGIN
         return claims
 
     def _admit(
@@ -1291,9 +1287,11 @@ class BearerAuthMiddleware:
         if isinstance(token_check, tuple) and token_check[:3] == (self, authorization, cookie):
             result = token_check[3]
         else:
-            result = self._check_token(environ, authorization, cookie)
+            result = self._check_token(authorization, cookie)
         if isinstance(result, _Refusal):
             return result
+        if cookie and is_cross_site(environ):
+            return _CROSS_ORIGIN
         if scopes:
             granted = result.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
             if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):

@@ -121,8 +121,8 @@ def test_every_page_has_a_language_a_title_and_labels_and_no_script(browser):
 
 
 def test_login_form_helps_password_managers_and_keyboards(browser):
-    inputs = {attributes["name"]: attributes
-              for tag, attributes in Elements(browser.get("/login").text).elements if tag == "input"}
+    elements = Elements(browser.get("/login").text).elements
+    inputs = {attributes["name"]: attributes for tag, attributes in elements if tag == "input"}
 
     assert inputs["username"]["autocomplete"] == "username" and "autofocus" in inputs["username"]
     assert inputs["password"]["autocomplete"] == "current-password"
