@@ -25,12 +25,13 @@ and sessions are in a database, the signing keys in a file. Which chapter to rea
 
     Settings                         every setting, its default, and how it is checked
     Keys                             the key file, and how servers notice that it has changed
-    Users, Sessions                  what is stored; how a refresh token rotates (`_rotate`)
+    Users, One-time passwords        what is stored about a user; the second factor
+    Sessions                         what is stored; how a refresh token rotates (`_rotate`)
     Failed sign-ins                  which failures are counted, and when they lock out
     Database connections, The store  SQLite and PostgreSQL; all SQL
     Requests and responses           bodies, JSON, and how an error becomes a response
-    Pages for people                 the sign-in form and other pages
     Endpoints                        what each endpoint does
+    Pages for people                 the sign-in form and other pages
     Routes and OpenAPI               which endpoints exist, and their description
     The application                  how all of this is composed with the guard
     HTTP: requests, responses        how requests are parsed and responses are framed
@@ -74,7 +75,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
 from enum import Enum
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from html import escape
 from http import HTTPStatus
 from itertools import chain
@@ -85,7 +86,7 @@ from typing import (
     Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
     TypeVar, get_type_hints,
 )
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
 from wsgiref.util import FileWrapper
 
@@ -96,8 +97,8 @@ from wsgi_auth import (
     MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
     DecodeError, Environ, InvalidKeyError, InvalidSignatureError, InvalidTokenError,
     RateLimitMiddleware, Rules, StartResponse, TokenSigner, WSGIApplication, hash_password,
-    is_cross_site, needs_rehash, parse_json_object, parse_scopes, password_iterations,
-    verify_password,
+    is_cross_site, key_fingerprint, needs_rehash, parse_json_object, parse_scopes,
+    password_iterations, verify_password,
 )
 
 __all__ = ["Settings", "application", "create_app", "main"]
@@ -106,6 +107,7 @@ __version__ = "0.4.0"
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
 MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
+MAX_LABEL = 100  # characters
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
@@ -420,6 +422,13 @@ def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
     return draft
 
 
+def _with_key_file(settings: Settings) -> Settings:
+    """The settings, if they name a key file; else raise SettingsError."""
+    if settings.secret:
+        raise SettingsError("the keys are in JWTSERVER_SECRET; change them there")
+    return settings
+
+
 def replace_keys(
     settings: Settings, change: Callable[[List[bytes]], List[bytes]],
 ) -> Tuple[List[bytes], float]:
@@ -431,9 +440,7 @@ def replace_keys(
         SettingsError: the keys are not in a file.
         OSError: the file cannot be replaced.
     """
-    if settings.secret:
-        raise SettingsError("the keys are in JWTSERVER_SECRET; change them there")
-    prepare_keys(settings)
+    prepare_keys(_with_key_file(settings))
     keys = load_keys(settings)
     path = settings.key_file.resolve()  # the file that a link points to
     status = path.stat()
@@ -490,6 +497,11 @@ class FileSigner:
         if not 0 <= self._clock() - self._checked_at < KEY_FILE_INTERVAL:
             self._reload_if_changed()
         return self._signer
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the key that signs, as that of TokenSigner."""
+        return self._fresh_signer().fingerprint
 
     def sign(self, claims: Claims) -> str:
         """Sign as TokenSigner does."""
@@ -564,6 +576,52 @@ def clean_name(name: str) -> str:
     return name
 
 
+# --- One-time passwords -------------------------------------------------------------------------
+#
+# Design: A user may have a second factor: an app that shows a new code every 30 seconds (TOTP,
+# RFC 6238). Server and app share a secret, and compute the code from it and the number of the time
+# step. The row of the user has the step of the last code that was accepted. No code of that step or
+# an earlier one is accepted again (RFC 6238 §5.2).
+
+OTP_STEP_SECONDS = 30
+OTP_DRIFT = 1  # steps by which the clock of the app may be wrong
+
+
+def new_otp_secret() -> str:
+    """A random secret of 160 bits in base32, as RFC 4226 §4 recommends."""
+    return base64.b32encode(secrets.token_bytes(20)).decode()
+
+
+def otp_code(secret: str, step: int) -> str:
+    """The code of a time step: HOTP with SHA-1 and 6 digits (RFC 4226 §5.3).
+
+    >>> otp_code("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", 59 // OTP_STEP_SECONDS)  # RFC 6238, appendix B
+    '287082'
+    """
+    mac = hmac.new(base64.b32decode(secret), struct.pack(">Q", step), "sha1").digest()
+    offset = mac[-1] & 15
+    return f"{(int.from_bytes(mac[offset:offset + 4], 'big') & 0x7fff_ffff) % 10**6:06}"
+
+
+def find_otp_step(secret: str, code: str, now: float) -> int:
+    """The time step of a code that is valid at `now`, or -1."""
+    digits, found = code.replace(" ", "").encode("utf-8", "replace"), -1
+    current = int(now) // OTP_STEP_SECONDS
+    for step in range(current - OTP_DRIFT, current + OTP_DRIFT + 1):
+        if secrets.compare_digest(otp_code(secret, step).encode(), digits):
+            found = step
+    return found
+
+
+def otp_uri(name: str, secret: str, issuer: str) -> str:
+    """The URI that authenticator apps read, usually from a QR code.
+
+    https://github.com/google/google-authenticator/wiki/Key-Uri-Format
+    """
+    issuer = quote(issuer, "")
+    return f"otpauth://totp/{issuer}:{quote(name, '')}?secret={secret}&issuer={issuer}"
+
+
 # --- Sessions -----------------------------------------------------------------------------------
 #
 # Design: Signing in opens a session, a row of a table. Access tokens name it in their claim `sid`
@@ -586,6 +644,7 @@ class Session(NamedTuple):
     previous_hash: str = ""  # of the token before it; "" at first
     salt: str = ""  # the random value from which the current token was derived; "" at first
     key_fingerprint: str = ""  # of the key that signed its last token; "" if it is not known
+    machine: int = 0  # 1: `token issue` opened it, for a program
     label: Optional[str] = None
     scope: Optional[str] = None  # None: all scopes of the user
 
@@ -616,12 +675,18 @@ def _successor(token: str, salt: str) -> str:
     return f"{family}.{hmac.new(token.encode(), salt.encode(), 'sha256').hexdigest()}"
 
 
-def new_grant(user: User, lifetime: int, now: float) -> Grant:
-    """Create a session that begins at `now` and ends `lifetime` seconds later."""
+def new_grant(
+    user: User, lifetime: int, now: float, *, refreshable: bool = True, **details: Any,
+) -> Grant:
+    """Create a session that begins at `now` and ends `lifetime` seconds later.
+
+    `details`: its `label`, `scope` and `machine`. If it is not refreshable, it has one token only.
+    """
     family = secrets.token_urlsafe(16)
-    token = f"{family}.{secrets.token_hex(32)}"  # 256 random bits
+    token = f"{family}.{secrets.token_hex(32)}" if refreshable else ""  # 256 random bits
     session = Session(
-        _session_id(family), user.name, now, now, int(now) + lifetime, _digest(token))
+        _session_id(family), user.name, now, now, int(now) + lifetime,
+        _digest(token) if refreshable else "", **details)
     return Grant(user, session, token)
 
 
@@ -1059,11 +1124,12 @@ _MIGRATIONS = (
         previous_hash TEXT NOT NULL,
         salt TEXT NOT NULL,
         key_fingerprint TEXT NOT NULL,
+        machine INTEGER NOT NULL,
         label TEXT,
         scope TEXT
     )""",
      "INSERT INTO sessions SELECT id, user_name, rotated, rotated, expires, refresh_hash,"
-     " '', '', '', NULL, NULL FROM old_sessions",
+     " '', '', '', CASE WHEN refresh_hash = '' THEN 1 ELSE 0 END, NULL, NULL FROM old_sessions",
      "DROP TABLE old_sessions",  # and its indexes
      "CREATE INDEX sessions_by_user ON sessions (user_name)",
      "CREATE INDEX sessions_by_end ON sessions (expires)",
@@ -1142,8 +1208,8 @@ class Store:
                 if not added.rowcount:
                     raise NameTaken(user.name)
 
-    # Each of these returns whether the user exists. All except `enable_user` end the user's
-    # sessions.
+    # Each of these returns whether the user exists. All except `enable_user` and
+    # `set_otp` end the user's sessions.
 
     def remove_user(self, name: str) -> bool:
         """Remove a user."""
@@ -1161,6 +1227,25 @@ class Store:
         """Replace the password of a user."""
         return self._change_and_end_sessions(
             name, "UPDATE users SET password_hash = ? WHERE name = ?", password_hash)
+
+    def rename_user(self, name: str, new_name: str) -> bool:
+        """Rename a user.
+
+        Raises:
+            NameTaken: the new name belongs to another user.
+        """
+        with self.database.transaction() as connection:
+            if connection.execute("SELECT 1 FROM users WHERE name = ?", [new_name]).fetchone():
+                raise NameTaken(new_name)
+            changed: int = connection.execute(
+                "UPDATE users SET name = ? WHERE name = ?", [new_name, name]).rowcount
+            connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
+        return changed > 0
+
+    def set_otp(self, name: str, secret: str, step: int) -> bool:
+        """Set the second factor of a user, or remove it with an empty secret."""
+        return self._execute("UPDATE users SET otp_secret = ?, otp_step = ? WHERE name = ?",
+                             secret, step, name) > 0
 
     def set_scope(self, name: str, scope: str) -> bool:
         """Replace the scopes of a user."""
@@ -1236,11 +1321,12 @@ class Store:
 
     def open_session(
         self, grant: Grant, now: float, *, attempt: Optional[Attempt] = None,
-        new_hash: Optional[str] = None,
+        found: Optional[User] = None,
     ) -> bool:
         """Open a session. Return False if the user was changed since it was looked up.
 
-        For a sign-in, `attempt` clears its failures, and `new_hash` replaces the password hash.
+        For a sign-in, `attempt` clears its failures. If a new password hash or the step of a
+        one-time password must be stored, `found` is the user as it was looked up.
 
         Raises:
             LockedOut: too many other sign-ins have failed meanwhile.
@@ -1248,24 +1334,52 @@ class Store:
         user = grant.user
         with self.database.transaction() as connection:
             seconds = self._lockout_seconds(connection, attempt, now) if attempt else 0
-            row = connection.execute(
-                f"SELECT * FROM users WHERE name = ?{self.database.for_update}",
-                [user.name]).fetchone()
-            if not seconds and row == user:
+            unchanged = self._is_unchanged(connection, found or user)
+            if unchanged and not seconds:
                 self._sweep(connection, "sessions", now)
-                connection.execute(
-                    "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", grant.session)
-                if new_hash:
-                    connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
-                                       [new_hash, user.name])
+                connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
+                                   " ?)", grant.session)
+                if found:
+                    connection.execute(
+                        "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
+                        [user.password_hash, user.otp_step, user.name])
                 if attempt:
                     connection.execute(
                         "DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
         if seconds:
             raise LockedOut(seconds)
+        return unchanged
+
+    def _is_unchanged(self, connection: DatabaseConnection, user: User) -> bool:
+        """Return whether the row of a user is still this one, and lock it."""
+        row = connection.execute(
+            f"SELECT * FROM users WHERE name = ?{self.database.for_update}", [user.name]).fetchone()
         return bool(row == user)
 
-    def refresh(self, token: str, now: float, grace: float) -> Grant:
+    def change_password(
+        self, user: User, password_hash: str, session_id: str, attempt: Attempt, now: float,
+    ) -> bool:
+        """Replace a password, clear its failures, and end all sessions of the user except this one.
+
+        Return False if the user was changed since it was looked up.
+
+        Raises:
+            LockedOut: too many sign-ins have failed meanwhile.
+        """
+        with self.database.transaction() as connection:
+            seconds = self._lockout_seconds(connection, attempt, now)
+            unchanged = self._is_unchanged(connection, user)
+            if unchanged and not seconds:
+                connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
+                                   [password_hash, user.name])
+                connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
+                                   [user.name, session_id])
+                connection.execute("DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
+        if seconds:
+            raise LockedOut(seconds)
+        return unchanged
+
+    def refresh(self, token: str, now: float, grace: float, fingerprint: str) -> Grant:
         """Replace a refresh token, by the rules of `_rotate`.
 
         An invented token is refused without a lock on the database: many of them cannot delay
@@ -1279,6 +1393,8 @@ class Store:
             session = Session(*row)
             try:
                 rotated, next_token = _rotate(session, token, now, grace)
+                if rotated != session:
+                    rotated = rotated._replace(key_fingerprint=fingerprint)
             except RefreshError as error:
                 if error.ended:
                     self.end_session(session.id)
@@ -1295,9 +1411,10 @@ class Store:
     def _save_rotation(self, old: Session, new: Session) -> bool:
         """Store a rotation, unless another one was stored meanwhile."""
         return self._execute(
-            "UPDATE sessions SET refreshed = ?, refresh_hash = ?, previous_hash = ?, salt = ?"
-            " WHERE id = ? AND refresh_hash = ?", new.refreshed, new.refresh_hash,
-            new.previous_hash, new.salt, old.id, old.refresh_hash) > 0
+            "UPDATE sessions SET refreshed = ?, refresh_hash = ?, previous_hash = ?, salt = ?,"
+            " key_fingerprint = ? WHERE id = ? AND refresh_hash = ?", new.refreshed,
+            new.refresh_hash, new.previous_hash, new.salt, new.key_fingerprint, old.id,
+            old.refresh_hash) > 0
 
     def _fetch_open(self, session_id: str, now: float, columns: str = "*") -> Any:
         """The row of a session that has not ended. A wrong clock may have created a later one."""
@@ -1309,9 +1426,22 @@ class Store:
         """Return whether a session has not ended. Each guarded request asks this."""
         return self._fetch_open(session_id, now, "1") is not None
 
-    def end_session(self, session_id: str) -> None:
-        """End a session, if it has not ended."""
-        self._execute("DELETE FROM sessions WHERE id = ?", session_id)
+    def find_session(self, session_id: str, now: float) -> Optional[Session]:
+        """The session with this ID, or None if it has ended."""
+        row = self._fetch_open(session_id, now)
+        return Session(*row) if row else None
+
+    def sessions_of(self, name: str, now: float) -> List[Session]:
+        """The sessions of a user that have not ended, the newest first."""
+        with self.database.connection() as connection:
+            rows = connection.execute(
+                "SELECT * FROM sessions WHERE user_name = ? AND expires > ? AND created <= ?"
+                " ORDER BY created DESC, id", [name, now, now + LEEWAY])
+            return [Session(*row) for row in rows]
+
+    def end_session(self, session_id: str) -> bool:
+        """End a session. Return whether it had not ended."""
+        return self._execute("DELETE FROM sessions WHERE id = ?", session_id) > 0
 
     def end_sessions(self, name: str) -> int:
         """End the sessions of a user, and return how many there were."""
@@ -1332,16 +1462,17 @@ class Store:
             self.database.lock(connection)
             yield
 
-    def count_tokens(self, signed_until: float, lifetime: int, now: float) -> int:
-        """Count the sessions whose last token was signed no later than `signed_until` and is valid.
+    def count_tokens(self, lifetime: float, now: float) -> Dict[str, int]:
+        """Count the sessions whose last token is valid, by the fingerprint of its key.
 
-        A session of `token issue` has no refresh token (`refresh_hash` is empty). Its only token
-        is valid until the session expires, and may outlive `lifetime`.
+        `lifetime`: seconds for which a token is valid after a sign-in or refresh. A session without
+        a refresh token has one token only, which is valid as long as the session.
         """
-        (count,) = self._fetch_one(
-            "SELECT count(*) FROM sessions WHERE expires > ? AND refreshed <= ?"
-            " AND (refreshed > ? OR refresh_hash = '')", now, signed_until, now - lifetime)
-        return int(count)
+        with self.database.connection() as connection:
+            return dict(connection.execute(
+                "SELECT key_fingerprint, count(*) FROM sessions WHERE expires > ?"
+                " AND (refreshed > ? OR refresh_hash = '') GROUP BY key_fingerprint",
+                [now, now - lifetime]).fetchall())
 
 
 def open_store(database: str) -> Store:
@@ -1369,11 +1500,14 @@ def open_store(database: str) -> Store:
 class HTTPError(Exception):
     """A request that is answered with an error."""
 
-    def __init__(self, status: int, message: str, *headers: Tuple[str, str]) -> None:
+    def __init__(
+        self, status: int, message: str, *headers: Tuple[str, str], **members: Any,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = headers
+        self.members = members  # more members of the JSON
 
 
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -1463,13 +1597,18 @@ def _parse_form(body: bytes) -> Dict[str, Any]:
     return dict(pairs)
 
 
-def _required_field(fields: Mapping[str, Any], name: str) -> str:
+def _text_field(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str):
         raise HTTPError(400, f"`{name}` must be a string")
+    return value
+
+
+def _required_field(fields: Mapping[str, Any], name: str, status: int = 401) -> str:
+    value = _text_field(fields, name)
     if not value:
         # The tutorial's wire format: 401, where 400 would be usual.
-        raise HTTPError(401, f"A `{name}` is required")
+        raise HTTPError(status, f"A `{name}` is required")
     return value
 
 
@@ -1510,7 +1649,7 @@ class Route(NamedTuple):
         """Build the response to an error."""
         if self.is_page:
             return _error_page(error)
-        content = {"success": False, self.error_member: error.message}
+        content = {"success": False, self.error_member: error.message, **error.members}
         return Response.of(error.status, content, *error.headers)
 
 
@@ -1525,9 +1664,13 @@ class Router:
     ) -> None:
         self.routes = routes
         self.fallback = fallback
+        self._has_ids = any(path.endswith("/{id}") for path in routes)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        route = self.routes.get(environ.get("PATH_INFO", ""), _NO_ROUTE)
+        path = environ.get("PATH_INFO", "")
+        route = self.routes.get(path, _NO_ROUTE)
+        if route is _NO_ROUTE and self._has_ids:
+            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
         try:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
@@ -1565,107 +1708,6 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
         return app(environ, start)
 
     return wrapped
-
-
-# --- Pages for people ---------------------------------------------------------------------------
-#
-# Design: The pages that a browser shows: a sign-in form, an account page, a start page, and errors.
-# They work without JavaScript. Signing in sets a cookie with the token of a session that cannot be
-# refreshed and lasts as long as the cookie. A page is one string, built in the thread of the
-# request. All text from outside is escaped, and no page may contain a password. A form is accepted
-# only from this site, because browsers send cookies with the forms of other sites too.
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --dim: #5a6472;
-  --line: #8a94a3; --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1c222b; --text: #e8ebf0;
-  --dim: #a8b1be; --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
-* { box-sizing: border-box; }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
-  background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
-main { width: 100%; max-width: 26rem; padding: 1.75rem; background: var(--card);
-  border-radius: .75rem; box-shadow: 0 1px 3px #0003; overflow-wrap: anywhere; }
-h1 { margin: 0 0 1rem; font-size: 1.5rem; line-height: 1.2; }
-label { display: block; margin: 1rem 0 .25rem; font-weight: 600; }
-input { width: 100%; padding: .6rem .7rem; font: inherit; color: inherit; background: transparent;
-  border: 1px solid var(--line); border-radius: .4rem; }
-input[aria-invalid] { border-color: var(--bad); }
-button { width: 100%; margin-top: 1.25rem; padding: .65rem; font: inherit; font-weight: 600;
-  color: var(--on-accent); background: var(--accent); border: 0; border-radius: .4rem;
-  cursor: pointer; }
-a { color: var(--accent); }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-.error { margin: .25rem 0 0; color: var(--bad); }
-.note { color: var(--dim); }
-"""
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_PAGE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
-    ("Cache-Control", "no-store"),  # the Back button must show nothing after a sign-out
-    ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'self';"
-                                f" frame-ancestors 'none'; style-src 'sha256-{_STYLE_HASH}'"),
-    ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
-    ("X-Frame-Options", "DENY"),
-)
-# A path of this site. Browsers take `//x` and `/\x` for another site, and drop tabs and line ends.
-_LOCAL_PAGE = re.compile(r"/(?!/)[!-\[\]-~]*")
-
-
-def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> Response:
-    """A response with a page. `content` is HTML."""
-    body = (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-            f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{content}</main>\n</body>\n</html>\n"
-            ).encode("utf-8", "replace")
-    return Response(_STATUS_LINES[status], [
-        *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
-
-
-def _error_page(error: HTTPError) -> Response:
-    content = f'<p class="error">{escape(error.message)}.</p>\n'
-    return _page(error.status, HTTPStatus(error.status).phrase, content, *error.headers)
-
-
-def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
-    return Response(_STATUS_LINES[303], [
-        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
-        ("Cache-Control", "no-store"), _NOSNIFF, *headers], b"")
-
-
-def _field(name: str, label: str, attributes: str, error: str, value: str = "") -> str:
-    """An input with its label and the error about it, which screen readers read with it."""
-    described = f' aria-invalid="true" aria-describedby="{name}-error"' if error else ""
-    shown = f'<p class="error" id="{name}-error">{escape(error)}</p>\n' if error else ""
-    return (f'<label for="{name}">{label}</label>\n'
-            f'<input id="{name}" name="{name}" value="{escape(value)}" {attributes}{described}>\n'
-            + shown)
-
-
-def _login_page(
-    next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
-    *headers: Tuple[str, str],
-) -> Response:
-    """The sign-in form. `errors` has the error about each field, by name."""
-    focus = "username" if not name or errors.get("username") else "password"
-    name_field = _field(
-        "username", "User name", 'autocomplete="username" autocapitalize="none" spellcheck="false"'
-        f' required{" autofocus" * (focus == "username")}', errors.get("username", ""), name)
-    password_field = _field(
-        "password", "Password", 'type="password" autocomplete="current-password"'
-        f' required{" autofocus" * (focus == "password")}', errors.get("password", ""))
-    return _page(status, "Sign in", (
-        f'<form method="post">\n<input type="hidden" name="next" value="{escape(next_page)}">\n'
-        f"{name_field}{password_field}<button>Sign in</button>\n</form>\n"), *headers)
-
-
-def _local_page(page: Any) -> str:
-    """Return a path of this site, or `/` for anything that may lead to another site."""
-    return page if isinstance(page, str) and _LOCAL_PAGE.fullmatch(page) else "/"
-
-
-def _wants_page(environ: Environ) -> bool:
-    return "text/html" in environ.get("HTTP_ACCEPT", "").lower()
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
@@ -1741,11 +1783,36 @@ def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tu
     issued, expires = int(now), int(min(now + lifetime, session.expires))
     claims = {"sub": user.name, "username": user.name, "sid": session.id,
               "iat": issued, "exp": expires}
-    if user.scope:
-        claims["scope"] = user.scope
+    scope = user.scope if session.scope is None else session.scope
+    if scope:
+        claims["scope"] = scope
     return signer.sign(claims), expires - issued
 
 
+@contextmanager
+def _lock_out_errors(audit_details: Mapping[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except LockedOut as error:
+        _audit("locked_out", **audit_details)
+        raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
+
+
+def _check_otp(user: User, otp: str, now: float) -> int:
+    """The time step to store with a user whose password was right, or -1 if the code is wrong.
+
+    Raises:
+        HTTPError: the user has a second factor, and there is no code.
+    """
+    if not user.otp_secret:
+        return user.otp_step
+    if not otp:
+        raise HTTPError(401, "A one-time password is required", otp_required=True)
+    step = find_otp_step(user.otp_secret, otp, now)
+    return step if step > user.otp_step else -1
+
+
+_SESSION_ID = re.compile("[0-9a-f]{32}")
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a header
 
 
@@ -1759,7 +1826,6 @@ class Service:
         self.signer = signer
         self.settings = settings
         self.clock = clock
-        self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
         # Minimum iterations per check: the highest count seen so far.
         self._iterations = settings.pbkdf2_iterations
 
@@ -1767,47 +1833,78 @@ class Service:
         """Sign in with a user name and a password."""
         fields = _read_fields(environ)
         name, password = _required_field(fields, "username"), _required_field(fields, "password")
-        return self._token_response(self._sign_in(name, password, environ))
+        return self._token_response(
+            self.sign_in(name, password, _text_field(fields, "otp"), environ))
 
-    def _sign_in(self, name: str, password: str, environ: Environ) -> Grant:
-        """Open a session, or raise HTTPError with status 401, 429 or 503."""
+    def sign_in(
+        self, name: str, password: str, otp: str, environ: Environ, **details: Any,
+    ) -> Grant:
+        """Open a session; `details` are those of `new_grant`.
+
+        Raises:
+            HTTPError: with status 401, 429 or 503.
+        """
         audit_details = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
-        try:
-            grant = self._open_session(name, password, environ)
-        except LockedOut as error:
-            _audit("locked_out", **audit_details)
-            raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
+        with _lock_out_errors(audit_details):
+            grant = self._open_session(name, password, otp, environ, details)
         if grant is None:
             _audit("sign_in_failed", **audit_details)
             raise HTTPError(401, "Invalid username and password")
         _audit("sign_in", **audit_details, session=grant.session.id)
         return grant
 
-    def _open_session(self, name: str, password: str, environ: Environ) -> Optional[Grant]:
+    def _open_session(
+        self, name: str, password: str, otp: str, environ: Environ, details: Mapping[str, Any],
+    ) -> Optional[Grant]:
         """Open a session if the password is right. An unknown user takes the same time.
 
         Raises:
             LockedOut: too many such sign-ins have failed.
         """
+        attempt = self._begin_attempt(name, environ)
+        while True:
+            checked = self._check_user(attempt, name, password, environ)
+            if checked is None:
+                return None
+            found, new_hash = checked
+            now = self.clock()
+            step = _check_otp(found, otp, now)
+            if step < 0:
+                self.store.count_failure(attempt, now)
+                return None
+            user = found._replace(password_hash=new_hash or found.password_hash, otp_step=step)
+            grant = new_grant(user, self.settings.session_lifetime, now,
+                              key_fingerprint=self.signer.fingerprint, **details)
+            changed = found if user != found else None
+            if self.store.open_session(grant, now, attempt=attempt, found=changed):
+                return grant
+            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
+            # password again. This ends, because each repetition needs another change of the user.
+
+    def _begin_attempt(self, name: str, environ: Environ) -> Attempt:
+        """Check that a password may be tried, and let the server go on without this thread."""
         attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
         # Only this module's server has a loop. If its thread waited in the queue, it would stop.
         if not environ.get("jwtserver.release_loop", lambda: True)():
             raise _too_many_sign_ins()
-        while True:
-            user = self.store.find_user(name)
-            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
-                self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
-                matches, new_hash = self._check_password(user, password)
-            now = self.clock()
-            if not matches or user is None or user.disabled:
-                self.store.count_failure(attempt, now)
-                return None
-            grant = new_grant(user, self.settings.session_lifetime, now)
-            if self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash):
-                return grant
-            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
-            # password again. This ends, because each repetition needs another change of the user.
+        return attempt
+
+    def _check_user(
+        self, attempt: Attempt, name: str, password: str, environ: Environ,
+    ) -> Optional[Tuple[User, Optional[str]]]:
+        """The user, and a new hash if the stored one is outdated.
+
+        None if the password is wrong. That is counted.
+        """
+        user = self.store.find_user(name)
+        with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+            self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
+            matches, new_hash = self._check_password(user, password)
+        if not matches or user is None or user.disabled:
+            self.store.count_failure(attempt, self.clock())
+            return None
+        return user, new_hash
 
     def _check_password(self, user: Optional[User], password: str) -> Tuple[bool, Optional[str]]:
         """Return whether the password is right, and a new hash if the stored one is outdated."""
@@ -1823,7 +1920,8 @@ class Service:
         token = _required_field(_read_fields(environ), "refresh_token")
         address = self.address(environ)
         try:
-            grant = self.store.refresh(token, self.clock(), self.settings.refresh_grace)
+            grant = self.store.refresh(
+                token, self.clock(), self.settings.refresh_grace, self.signer.fingerprint)
         except RefreshError as error:
             if error.ended:
                 user, session = error.ended.user_name, error.ended.id
@@ -1853,12 +1951,76 @@ class Service:
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
-        if not environ.get("wsgi_auth.cookie"):
-            return Response.of(204)
-        no_cookie = self._cookie_header(environ, "", 0)
-        if _wants_page(environ):
-            return _see_other(self.login_path, no_cookie)
-        return Response.of(204, None, no_cookie)
+        if environ.get("wsgi_auth.cookie"):
+            return Response.of(204, None, self.cookie_header(environ, "", 0))
+        return Response.of(204)
+
+    def change_password(self, environ: Environ) -> Response:
+        """Replace the password, and end the user's other sessions."""
+        session, fields = self._own_session(environ), _read_fields(environ)
+        password = _required_field(fields, "password", 400)
+        new_password = _required_field(fields, "new_password", 400)
+        try:
+            hash_password(new_password, iterations=1)  # checks it, before the old one is tried
+        except ValueError as error:
+            raise HTTPError(400, f"`new_password` cannot be used: {error}") from None
+        audit_details = {"user": session.user_name, "address": self.address(environ),
+                         "session": session.id}
+        with _lock_out_errors(audit_details):
+            changed = self._change_password(session, password, new_password, environ)
+        if not changed:
+            _audit("password_failed", **audit_details)
+            raise HTTPError(401, "Invalid password")
+        _audit("password", **audit_details)
+        return Response.of(204)
+
+    def _change_password(
+        self, session: Session, password: str, new_password: str, environ: Environ,
+    ) -> bool:
+        name = session.user_name
+        attempt = self._begin_attempt(name, environ)
+        while True:
+            checked = self._check_user(attempt, name, password, environ)
+            if checked is None:
+                return False
+            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+                new_hash = hash_password(new_password, iterations=self.settings.pbkdf2_iterations)
+            if self.store.change_password(
+                    checked[0], new_hash, session.id, attempt, self.clock()):
+                return True  # otherwise the user was changed meanwhile: check the password again
+
+    def _own_session(self, environ: Environ) -> Session:
+        """The session of the person who sent the request."""
+        session_id = _claims(environ).get("sid", "")
+        session = self.store.find_session(session_id, self.clock())
+        if session is None or session.machine:
+            raise HTTPError(403, "Only a user who has signed in can do this")
+        return session
+
+    def sessions(self, environ: Environ) -> Response:
+        """List the user's sessions, the newest first."""
+        own = self._own_session(environ)
+        return Response.of(200, {"sessions": [{
+            "id": session.id,
+            "label": session.label,
+            "created": int(session.created),
+            "last_used": int(session.refreshed),
+            "expires": session.expires,
+            "current": session.id == own.id,
+        } for session in self.store.sessions_of(own.user_name, self.clock())]},
+            ("Cache-Control", "no-store"))
+
+    def end_session(self, environ: Environ) -> Response:
+        """End a session of the user."""
+        own = self._own_session(environ)
+        session_id = environ["PATH_INFO"].rpartition("/")[2]
+        session = (self.store.find_session(session_id, self.clock())
+                   if _SESSION_ID.fullmatch(session_id) else None)
+        if session is None or session.user_name != own.user_name:
+            raise HTTPError(404, "There is no such session")
+        self.store.end_session(session.id)
+        _audit("session_end", user=own.user_name, address=self.address(environ), session=session.id)
+        return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is valid, and the name of its user."""
@@ -1872,75 +2034,12 @@ class Service:
         return Response.of(204, None, *(
             (name, value.encode().decode("latin-1")) for name, value in headers))
 
-    def login_page(self, environ: Environ) -> Response:
-        """Show the sign-in form or, to a signed-in user, the account page."""
-        claims = self._person(environ)
-        if claims is None:
-            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
-            return _login_page(_local_page(query.get("next")))
-        return _page(200, "Your account", (
-            f"<p>Signed in as <strong>{escape(claims['sub'])}</strong></p>\n"
-            '<form method="post" action="logout"><button>Sign out</button></form>\n'))
-
-    def login(self, environ: Environ) -> Response:
-        """Sign in with the form, and set the cookie."""
-        if is_cross_site(environ):
-            raise HTTPError(403, "Cross-origin request refused")
-        fields = _read_form(environ)
-        next_page = _local_page(fields.get("next"))
-        name, password = fields.get("username", ""), fields.get("password", "")
-        errors = {} if name else {"username": "Enter your user name."}
-        if not password:
-            errors["password"] = "Enter your password."
-        if errors:
-            return _login_page(next_page, 401, name, errors)
-        try:
-            grant = self._sign_in(name, password, environ)
-        except HTTPError as error:
-            if error.status not in (401, 429):
-                raise
-            errors = {"password": "The user name or the password is wrong." if error.status == 401
-                      else "Too many failed sign-ins. Try again later."}
-            return _login_page(next_page, error.status, name, errors, *error.headers)
-        previous = self._person(environ)
-        if previous is not None:
-            self.store.end_session(previous.get("sid", ""))
-        token, seconds = issue_token(
-            grant, self.signer, self.settings.session_lifetime, self.clock())
-        return _see_other(next_page, self._cookie_header(environ, token, seconds))
-
-    def start_page(self, environ: Environ) -> Response:
-        """Explain what this is, and who is signed in."""
-        claims = self._person(environ)
-        who = "Nobody is signed in" if claims is None else (
-            f"Signed in as <strong>{escape(claims['sub'])}</strong>")
-        link = "Sign in" if claims is None else "Your account, with the button to sign out"
-        return _page(200, "jwtserver", (
-            "<p>This server signs people and programs in, and protects an application with JSON Web"
-            f" Tokens.</p>\n<p>{who}.</p>\n<ul>\n"
-            f'<li><a href="{self.login_path}">{link}</a></li>\n'
-            '<li><a href="/protected">/protected</a>, a page that needs a sign-in</li>\n'
-            f'<li><a href="{self.settings.prefix}/openapi.json">openapi.json</a>, a description of'
-            " the endpoints for programs</li>\n</ul>\n"), ("Vary", "Accept"))
-
-    def _person(self, environ: Environ) -> Optional[Claims]:
-        """The claims of the token in the cookie, if it is valid."""
-        if self.guard is None or environ.get("HTTP_AUTHORIZATION"):
-            return None
-        return self.guard.authenticate(environ)
-
-    def _cookie_header(self, environ: Environ, token: str, seconds: int) -> Tuple[str, str]:
+    def cookie_header(self, environ: Environ, token: str, seconds: int) -> Tuple[str, str]:
         """A header that sets the cookie for some seconds; 0 deletes it."""
         https = environ.get("wsgi.url_scheme") == "https"
-        name = f"{'__Host-' if https else ''}{self.settings.cookie}"
-        secure = "; Secure" if https else ""
-        return "Set-Cookie", (f"{name}={token}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax"
-                              + secure)
-
-    @property
-    def login_path(self) -> str:
-        """The path of the sign-in form."""
-        return f"{self.settings.prefix}/login"
+        name, secure = ("__Host-", "; Secure") if https else ("", "")
+        return "Set-Cookie", (f"{name}{self.settings.cookie}={token}; Max-Age={seconds}; Path=/;"
+                              f" HttpOnly; SameSite=Lax{secure}")
 
     def is_revoked(self, claims: Claims) -> bool:
         """Return whether the session of a token has ended.
@@ -1978,6 +2077,248 @@ def _welcome(environ: Environ) -> Response:
     return _WELCOME
 
 
+# --- Pages for people ---------------------------------------------------------------------------
+#
+# Design: The pages that a browser shows: a sign-in form, an account page, a start page, and errors.
+# They work without JavaScript. Signing in sets a cookie with the token of a session that cannot be
+# refreshed and lasts as long as the cookie. A page is one string, built in the thread of the
+# request. All text from outside is escaped, and no page may contain a password. A form is accepted
+# only from this site, because browsers send cookies with the forms of other sites too.
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --dim: #5a6472;
+  --line: #8a94a3; --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1c222b; --text: #e8ebf0;
+  --dim: #a8b1be; --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
+* { box-sizing: border-box; }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
+  background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
+main { width: 100%; max-width: 26rem; padding: 1.75rem; background: var(--card);
+  border-radius: .75rem; box-shadow: 0 1px 3px #0003; overflow-wrap: anywhere; }
+h1 { margin: 0 0 1rem; font-size: 1.5rem; line-height: 1.2; }
+label { display: block; margin: 1rem 0 .25rem; font-weight: 600; }
+input { width: 100%; padding: .6rem .7rem; font: inherit; color: inherit; background: transparent;
+  border: 1px solid var(--line); border-radius: .4rem; }
+input[aria-invalid] { border-color: var(--bad); }
+button { width: 100%; margin-top: 1.25rem; padding: .65rem; font: inherit; font-weight: 600;
+  color: var(--on-accent); background: var(--accent); border: 0; border-radius: .4rem;
+  cursor: pointer; }
+a { color: var(--accent); }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+h2 { margin: 1.75rem 0 .5rem; font-size: 1.1rem; }
+ul { padding-left: 1.25rem; }
+li { margin: .5rem 0; }
+li button { width: auto; margin: .25rem 0 0; padding: .3rem .7rem; color: var(--accent);
+  background: transparent; border: 1px solid var(--line); }
+.error { margin: .25rem 0 0; color: var(--bad); }
+.note { color: var(--dim); }
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_PAGE_HEADERS = (
+    ("Content-Type", "text/html; charset=utf-8"),
+    ("Cache-Control", "no-store"),  # the Back button must show nothing after a sign-out
+    ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'self';"
+                                f" frame-ancestors 'none'; style-src 'sha256-{_STYLE_HASH}'"),
+    ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
+    ("X-Frame-Options", "DENY"),
+)
+# A path of this site. Browsers take `//x` and `/\x` for another site, and drop tabs and line ends.
+_LOCAL_PAGE = re.compile(r"/(?!/)[!-\[\]-~]*")
+
+
+def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> Response:
+    """A response with a page. `content` is HTML."""
+    body = (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+            f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{content}</main>\n</body>\n</html>\n"
+            ).encode("utf-8", "replace")
+    return Response(_STATUS_LINES[status], [
+        *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
+
+
+def _error_page(error: HTTPError) -> Response:
+    content = f'<p class="error">{escape(error.message)}.</p>\n'
+    return _page(error.status, HTTPStatus(error.status).phrase, content, *error.headers)
+
+
+def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
+    return Response(_STATUS_LINES[303], [
+        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
+        ("Cache-Control", "no-store"), _NOSNIFF, *headers], b"")
+
+
+def _field(
+    name: str, label: str, attributes: str, errors: Mapping[str, str], value: str = "",
+    focus: str = "",
+) -> str:
+    """An input with its label and the error about it, which screen readers read with it."""
+    error = errors.get(name, "")
+    if error:
+        attributes += f' aria-invalid="true" aria-describedby="{name}-error"'
+        error = f'<p class="error" id="{name}-error">{escape(error)}</p>\n'
+    if name == focus:
+        attributes += " autofocus"
+    return (f'<label for="{name}">{label}</label>\n'
+            f'<input id="{name}" name="{name}" value="{escape(value)}" {attributes}>\n{error}')
+
+
+def _local_page(page: Any) -> str:
+    """Return a path of this site, or `/` for anything that may lead to another site."""
+    return page if isinstance(page, str) and _LOCAL_PAGE.fullmatch(page) else "/"
+
+
+def _wants_page(environ: Environ) -> bool:
+    return "text/html" in environ.get("HTTP_ACCEPT", "").lower()
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+class Pages:
+    """The pages, for the user whose token is in the cookie."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
+        self.login_path = f"{service.settings.prefix}/login"
+
+    def _claims(self, environ: Environ) -> Optional[Claims]:
+        """The claims of the token in the cookie, if it is valid."""
+        if self.guard is None or environ.get("HTTP_AUTHORIZATION"):
+            return None
+        return self.guard.authenticate(environ)
+
+    def start(self, environ: Environ) -> Response:
+        """Explain what this is, and who is signed in."""
+        claims = self._claims(environ)
+        who = "Nobody is signed in" if claims is None else (
+            f"Signed in as <strong>{escape(claims['sub'])}</strong>")
+        link = "Sign in" if claims is None else "Your account, with the button to sign out"
+        return _page(200, "jwtserver", (
+            "<p>This server signs people and programs in, and protects an application with JSON Web"
+            f" Tokens.</p>\n<p>{who}.</p>\n<ul>\n"
+            f'<li><a href="{self.login_path}">{link}</a></li>\n'
+            '<li><a href="/protected">/protected</a>, a page that needs a sign-in</li>\n'
+            f'<li><a href="{self.service.settings.prefix}/openapi.json">openapi.json</a>,'
+            " a description of the endpoints for programs</li>\n</ul>\n"), ("Vary", "Accept"))
+
+    def login_page(self, environ: Environ) -> Response:
+        """Show the sign-in form or, to a signed-in user, the account page."""
+        claims = self._claims(environ)
+        if claims is not None:
+            return self._account(claims)
+        query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+        return self._form(_local_page(query.get("next")))
+
+    def login(self, environ: Environ) -> Response:
+        """Sign in with the form, and set the cookie."""
+        if is_cross_site(environ):
+            raise HTTPError(403, "Cross-origin request refused")
+        fields = _read_form(environ)
+        next_page = _local_page(fields.get("next"))
+        name, password, otp = [
+            fields.get(field, "") for field in ("username", "password", "otp")]
+        errors = {} if name else {"username": "Enter your user name."}
+        if not password:
+            errors["password"] = "Enter your password."
+        if errors:
+            return self._form(next_page, 401, name, errors)
+        try:
+            grant = self.service.sign_in(
+                name, password, otp, environ, refreshable=False, label="browser")
+        except HTTPError as error:
+            if error.status not in (401, 429):
+                raise
+            errors = _form_errors(error, otp)
+            return self._form(next_page, error.status, name, errors, *error.headers)
+        return self._signed_in(next_page, grant, environ)
+
+    def _signed_in(self, next_page: str, grant: Grant, environ: Environ) -> Response:
+        service = self.service
+        previous = self._claims(environ)
+        if previous is not None:
+            service.store.end_session(previous.get("sid", ""))
+        token, seconds = issue_token(
+            grant, service.signer, service.settings.session_lifetime, service.clock())
+        return _see_other(next_page, service.cookie_header(environ, token, seconds))
+
+    def _form(
+        self, next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
+        *headers: Tuple[str, str],
+    ) -> Response:
+        """The sign-in form. `errors` has the error about each field, by name."""
+        focus = "username" if not name or "username" in errors else "password"
+        fields = [
+            _field("username", "User name", 'autocomplete="username" autocapitalize="none"'
+                   ' spellcheck="false" required', errors, name, focus),
+            _field("password", "Password", 'type="password" autocomplete="current-password"'
+                   " required", errors, "", focus)]
+        if "otp" in errors:
+            fields.append(_field(
+                "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"'
+                " required", errors))
+        return _page(status, "Sign in", (
+            f'<form method="post">\n<input type="hidden" name="next" value="{escape(next_page)}">'
+            f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
+
+    def _account(self, claims: Claims, error: Optional[HTTPError] = None) -> Response:
+        """The account page, with the error of the form that was sent from it."""
+        service = self.service
+        prefix, current = service.settings.prefix, claims.get("sid")
+        errors = {}
+        if error is not None:
+            errors["new_password" if error.status == 400 else "password"] = f"{error.message}."
+        items = "".join(
+            f"<li>{escape(session.label or 'Sign-in')}, {_time(session.created)}"
+            + (" (this one)</li>\n" if session.id == current else (
+                f'<form method="post" action="{prefix}/sessions/{session.id}">'
+                "<button>End this session</button></form></li>\n"))
+            for session in service.store.sessions_of(claims["sub"], service.clock()))
+        return _page(error.status if error else 200, "Your account", (
+            f"<p>Signed in as <strong>{escape(claims['sub'])}</strong></p>\n"
+            f'<form method="post" action="{prefix}/logout"><button>Sign out</button></form>\n'
+            f"<h2>Sessions</h2>\n<ul>\n{items}</ul>\n"
+            f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
+            + _field("password", "Current password",
+                     'type="password" autocomplete="current-password" required', errors)
+            + _field("new_password", "New password",
+                     'type="password" autocomplete="new-password" required', errors)
+            + "<button>Change password</button>\n</form>\n"), *(error.headers if error else ()))
+
+    def or_redirect(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint that answers a person's form with a page."""
+        if not self.service.settings.cookie:
+            return endpoint
+
+        @wraps(endpoint)
+        def wrapped(environ: Environ) -> Response:
+            if not (environ.get("wsgi_auth.cookie") and _wants_page(environ)):
+                return endpoint(environ)
+            try:
+                response = endpoint(environ)
+            except HTTPError as error:
+                return self._account(environ["wsgi_auth.claims"], error)
+            return _see_other(self.login_path, *(
+                header for header in response.headers if header[0] == "Set-Cookie"))
+
+        return wrapped
+
+
+def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
+    """The error about each field of the sign-in form. It has a field for the code if needed."""
+    if error.members:
+        return {"otp": "Enter the code of your authenticator app, and your password again."}
+    if error.status == 429:
+        message = "Too many failed sign-ins. Try again later."
+    elif otp:
+        message = "The user name, the password or the code is wrong."
+    else:
+        message = "The user name or the password is wrong."
+    return {"password": message, **({"otp": ""} if otp else {})}
+
+
 # --- Routes and OpenAPI -------------------------------------------------------------------------
 #
 # Design: `_routes` is the table of all endpoints. The router and the OpenAPI document are made from
@@ -1994,25 +2335,38 @@ _STRING = {"type": "string"}
 _HTML = {"type": "string", "contentMediaType": "text/html"}
 _TOKENS = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
                   refresh_token=_STRING)
+_OR_NULL = {"type": ["string", "null"]}
+_TIME = {"type": "integer", "description": "Seconds since 1970"}
+_SESSIONS = _object(sessions={"type": "array", "items": _object(
+    id=_STRING, label=_OR_NULL, created=_TIME, last_used=_TIME, expires=_TIME,
+    current={"type": "boolean"})})
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
 
-def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
+def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str, Route]:
     """All endpoints, by path."""
     routes = {
         "/authenticate": Route({"POST": Operation(
             service.authenticate, schema=_TOKENS, fields=("username", "password"))}, "message"),
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
-        "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
+        "/logout": Route({"POST": Operation(
+            pages.or_redirect(service.logout), 204, errors=(400,))}, guarded=True),
+        "/password": Route({"POST": Operation(
+            pages.or_redirect(service.change_password), 204, fields=("password", "new_password"),
+            errors=(403,))}, guarded=True),
+        "/sessions": Route({"GET": Operation(
+            service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
+        "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
+            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
         "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
     if service.settings.cookie:
         routes["/login"] = Route({
-            "GET": Operation(service.login_page, schema=_HTML),
-            "POST": Operation(service.login, 303, fields=("username", "password"))}, is_page=True)
+            "GET": Operation(pages.login_page, schema=_HTML),
+            "POST": Operation(pages.login, 303, fields=("username", "password"))}, is_page=True)
     routes = {prefix + path: route for path, route in routes.items()}
     if demo:
         routes["/protected"] = Route(
@@ -2021,7 +2375,7 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
     def index(environ: Environ) -> Response:
         """List the endpoints, or show a page to people."""
         for_person = service.settings.cookie and _wants_page(environ)
-        return service.start_page(environ) if for_person else listing
+        return pages.start(environ) if for_person else listing
 
     def openapi(environ: Environ) -> Response:
         """Describe the endpoints (OpenAPI 3.1)."""
@@ -2123,14 +2477,15 @@ def create_app(
     settings = settings.checked() if settings else Settings.from_environ(os.environ)
     store = store or _open_store_for_app(settings)
     service = Service(store, make_signer(settings, clock), settings, clock)
-    routes = _routes(service, settings.prefix, demo=app is None)
+    pages = Pages(service)
+    routes = _routes(service, pages, settings.prefix, demo=app is None)
     public = {path: route for path, route in routes.items() if not route.guarded}
     behind_guard = {path: route for path, route in routes.items() if route.guarded}
-    own_paths = [path for path in behind_guard if path != "/protected"]
+    own_paths = [path for path in behind_guard if path != "/protected" and "{" not in path]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
     application = Router(behind_guard, None if app is None else _with_nosniff(app))
-    guard = service.guard = _with_guard(application, service, own_paths, protect)
+    guard = pages.guard = _with_guard(application, pages, own_paths, protect)
     limited = _with_rate_limit(Router(public, guard), service, guard)
     return _with_cors(limited, settings.cors_origins)
 
@@ -2144,16 +2499,16 @@ def _open_store_for_app(settings: Settings) -> Store:
 
 
 def _with_guard(
-    app: WSGIApplication, service: Service, own_paths: Sequence[str], protect: Rules,
+    app: WSGIApplication, pages: Pages, own_paths: Sequence[str], protect: Rules,
 ) -> BearerAuthMiddleware:
     """Put the guard in front of an application; `own_paths` need a token without a rule."""
+    service, settings = pages.service, pages.service.settings
     rules = protect if isinstance(protect, Mapping) else dict.fromkeys(protect, ())
     try:
         return BearerAuthMiddleware(
             app, service.signer, protect={**dict.fromkeys(own_paths, ()), **rules},
-            exempt=service.settings.exempt, optional=service.settings.optional,
-            is_revoked=service.is_revoked, cookie=service.settings.cookie,
-            login_path=service.login_path if service.settings.cookie else None)
+            exempt=settings.exempt, optional=settings.optional, is_revoked=service.is_revoked,
+            cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None)
     except ValueError as error:
         raise SettingsError("JWTSERVER_PROTECT (--protect), JWTSERVER_EXEMPT or JWTSERVER_OPTIONAL:"
                             f" {error}") from None
@@ -3574,7 +3929,7 @@ def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]
         _add_users(store, [user])
     except NameTaken:
         return None
-    return password, _issue_token(store, user, settings, settings.token_lifetime)
+    return password, _issue_token(store, user, settings, settings.token_lifetime)[0]
 
 
 def _print_greeting(
@@ -3600,15 +3955,18 @@ def _print_greeting(
     print("\n".join(lines), flush=True)
 
 
-def _issue_token(store: Store, user: User, settings: Settings, lifetime: int) -> str:
-    """Open a session that cannot be refreshed, and return its token."""
+def _issue_token(
+    store: Store, user: User, settings: Settings, lifetime: int, label: Optional[str] = None,
+    scope: Optional[str] = None,
+) -> Tuple[str, Session]:
+    """Open a session for a program, which cannot be refreshed. Return its token and the session."""
     signer, now = make_signer(settings), time.time()
-    grant = new_grant(user, lifetime, now)
-    grant = grant._replace(session=grant.session._replace(refresh_hash=""))
+    grant = new_grant(user, lifetime, now, refreshable=False, machine=1, label=label, scope=scope,
+                      key_fingerprint=signer.fingerprint)
     if not store.open_session(grant, now):
         raise Error(f"the user {user.name!r} was changed at the same time; try again")
     _audit("token_issue", user=user.name, session=grant.session.id)
-    return issue_token(grant, signer, lifetime, now)[0]
+    return issue_token(grant, signer, lifetime, now)[0], grant.session
 
 
 def _add_users(store: Store, users: List[User]) -> None:
@@ -3694,7 +4052,8 @@ def _user_list(args: argparse.Namespace, settings: Settings) -> None:
         print(f"{store.name} has no users", file=sys.stderr)
     for user in store.all_users():
         state = "disabled" if user.disabled else "enabled"
-        print(f"{user.name:24} {state:8} {user.scope}".rstrip())
+        factor = "otp" if user.otp_secret else ""
+        print(f"{user.name:24} {state:8} {factor:3} {user.scope}".rstrip())
 
 
 def _change_user(
@@ -3753,9 +4112,45 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     print(f"Changed the scopes of {user.name} to {scope or 'none'} and ended the user's sessions")
 
 
+def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
+    new_name = _new_user(args.new_name, "").name
+    store, user = _find_existing_user(settings, args.name)
+    store.rename_user(user.name, new_name)
+    _audit("user_rename", user=user.name, new_name=new_name)
+    print(f"Renamed {user.name} to {new_name} and ended the user's sessions")
+
+
+def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    if args.remove:
+        store.set_otp(user.name, "", 0)
+        _audit("user_otp_remove", user=user.name)
+        print(f"Removed the second factor of {user.name}")
+        return
+    if user.otp_secret:
+        raise Error(f"{user.name} has a second factor; remove it first: {_PROGRAM} user otp"
+                    f" {shlex.quote(user.name)} --remove")
+    secret = new_otp_secret()
+    print(f"Secret: {secret}\n{otp_uri(user.name, secret, settings.issuer or 'jwtserver')}\n"
+          "Add one of these lines to an authenticator app, and enter the code that it shows.",
+          flush=True)
+    print("Code: ", end="", file=sys.stderr, flush=True)
+    step = find_otp_step(secret, _standard_input().readline().strip(), time.time())
+    if step < 0:
+        raise Error("the code is wrong; nothing has changed")
+    store.set_otp(user.name, secret, step)
+    _audit("user_otp", user=user.name)
+    print(f"Turned on the second factor of {user.name}. The code cannot be used again")
+
+
 def _user_import(args: argparse.Namespace, settings: Settings) -> None:
     try:
-        with open(args.file, encoding="utf-8-sig", newline="") as file:
+        file: TextIO
+        if args.file == "-":
+            file = io.TextIOWrapper(_standard_input().buffer, "utf-8-sig", newline="")
+        else:
+            file = open(args.file, encoding="utf-8-sig", newline="")
+        with file:
             users = list(_read_users(csv.reader(file)))
     except UnicodeDecodeError:
         raise Error(f"{args.file}: must be in UTF-8") from None
@@ -3795,7 +4190,40 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
     if user.disabled:
         raise Error(f"the user {user.name!r} is disabled")
-    print(_issue_token(store, user, settings, args.lifetime or settings.token_lifetime))
+    scope = None if args.scope is None else _clean_scope(args.scope)
+    if args.label is not None and not (args.label.isprintable() and len(args.label) <= MAX_LABEL):
+        raise Error(f"--label must be printable text of at most {MAX_LABEL} characters")
+    missing = set((scope or "").split()) - set(user.scope.split())
+    if missing:
+        raise Error(f"the user {user.name!r} does not have the scope {' '.join(sorted(missing))}")
+    token, session = _issue_token(
+        store, user, settings, args.lifetime or settings.token_lifetime, args.label, scope)
+    print(token)
+    print(f"ID: {session.id}", file=sys.stderr)
+
+
+def _session_list(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    for session in store.sessions_of(user.name, time.time()):
+        kind = "token" if session.machine else "session"
+        print(f"{session.id} {kind:7} created {_time(session.created)}, last used"
+              f" {_time(session.refreshed)}, expires {_time(session.expires)}"
+              + (f", {json.dumps(session.label, ensure_ascii=False)}" if session.label else ""))
+
+
+def _end_session(
+    args: argparse.Namespace, settings: Settings, event: str, outcome: str,
+) -> None:
+    store = _open_existing_store(settings)
+    session = store.find_session(args.id, time.time()) if _SESSION_ID.fullmatch(args.id) else None
+    if session is None or not store.end_session(session.id):
+        raise Error(f"there is no session {args.id!r} in {store.name}")
+    _audit(event, user=session.user_name, session=session.id)
+    print(outcome.format(session.user_name))
+
+
+_session_end = partial(_end_session, event="session_end", outcome="Ended a session of {}")
+_token_revoke = partial(_end_session, event="token_revoke", outcome="Revoked a token of {}")
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
@@ -3819,18 +4247,40 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
           " seconds. Then remove them: python jwtserver.py key prune")
 
 
+def _live_tokens(store: Store, settings: Settings) -> Dict[str, int]:
+    """How many sessions have a valid last token, by the fingerprint of its key."""
+    lifetime = settings.token_lifetime + settings.refresh_grace  # a refresh may be repeated
+    return store.count_tokens(lifetime, time.time())
+
+
+def _key_list(args: argparse.Namespace, settings: Settings) -> None:
+    keys, live = load_keys(settings), _live_tokens(_open_existing_store(settings), settings)
+    for number, key in enumerate(keys):
+        fingerprint = key_fingerprint(key)
+        print(f"{fingerprint} {'verifies only' if number else 'signs':13} live sessions:"
+              f" {live.pop(fingerprint, 0)}")
+    if live:
+        print(f"Live sessions of unknown keys: {sum(live.values())}")
+
+
 def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
     with store.key_lock():
-        keys, rotated = replace_keys(settings, lambda keys: keys[:1])
+        keys = load_keys(_with_key_file(settings))
+        live = _live_tokens(store, settings)
+        live.pop(key_fingerprint(keys[0]), None)
+        broken = sum(live.values()) if len(keys) > 1 else 0
+        if broken and not args.force:
+            raise Error(f"older keys have signed tokens that are valid: {broken}. Wait until they"
+                        " expire, or end these sessions with --force")
+        if len(keys) > 1:
+            replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:
         print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
         return
     _audit("key_prune")
-    signed_until = rotated + KEY_FILE_INTERVAL
-    live = store.count_tokens(signed_until, settings.token_lifetime, time.time())
     print(f"Removed the older keys from {settings.key_file.absolute()}: {len(keys) - 1}. Live"
-          f" tokens that they may have signed, and that are no longer valid: {live}")
+          f" tokens that they may have signed, and that are no longer valid: {broken}")
 
 
 # --- The command line ---------------------------------------------------------------------------
@@ -3883,7 +4333,16 @@ _NEW_SCOPE = _argument("scope SCOPES", "Scopes, separated by spaces, or '' for n
 _PASSWORD_STDIN = _argument(
     "--password-stdin", "Read the password from standard input (default: ask for it).",
     action="store_true")
-_CSV_FILE = _argument("file FILE", "A file with username,password_hash[,scope] on each line.")
+_CSV_FILE = _argument("file FILE", "A file with username,password_hash[,scope] on each line; -"
+                      " reads standard input.")
+_NEW_NAME = _argument("new_name NEW", "The new name.")
+_REMOVE = _argument("--remove", "Remove the second factor (default: turn it on).",
+                    action="store_true")
+_SESSION = _argument("id ID", "The ID that `session list` and `token issue` print.")
+_TOKEN_SCOPE = _argument("--scope SCOPES", "Some of the user's scopes (default: all of them).")
+_LABEL = _argument("--label TEXT", "A note that `session list` shows (default: none).")
+_FORCE = _argument("--force", "Remove them even if tokens that they have signed are valid"
+                   " (default: refuse).", action="store_true")
 _LIFETIME = _argument(
     "--lifetime SECONDS", "Seconds until the token expires (default: JWTSERVER_TOKEN_LIFETIME).",
     type=_flag_integer(MAX_LIFETIME))
@@ -3910,7 +4369,8 @@ _SERVE_ARGUMENTS = (
               " (default: no).", action="store_true"),
 )
 _GROUPS = {
-    "user": "Manage users.", "token": "Issue and inspect tokens.", "key": "Manage signing keys."}
+    "user": "Manage users.", "session": "List and end sessions.",
+    "token": "Issue, inspect and revoke tokens.", "key": "Manage signing keys."}
 _COMMANDS = (
     _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS,
              ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
@@ -3928,14 +4388,26 @@ _COMMANDS = (
     _Command("user unlock", _user_unlock,
              "End the lock-outs of a user after failed sign-ins.", [_NAME]),
     _Command("user logout", _user_logout, "End all sessions of a user.", [_NAME]),
+    _Command("user rename", _user_rename, "Rename a user and end the sessions.",
+             [_NAME, _NEW_NAME], ["user rename alice alicia"]),
+    _Command("user otp", _user_otp, "Turn on a second factor: codes of an authenticator app.",
+             [_NAME, _REMOVE]),
     _Command("user import", _user_import, "Add all users of a CSV file, or none.", [_CSV_FILE],
              ["user import users.csv"]),
-    _Command("token issue", _token_issue, "Print a token for a user, without the password.",
-             [_NAME, _LIFETIME], ["token issue alice --lifetime 60"]),
+    _Command("session list", _session_list, "List the sessions and tokens of a user.", [_NAME]),
+    _Command("session end", _session_end, "End a session.", [_SESSION],
+             ["session end 0123456789abcdef0123456789abcdef"]),
+    _Command("token issue", _token_issue,
+             "Print a token for a program of a user, without the password.",
+             [_NAME, _LIFETIME, _TOKEN_SCOPE, _LABEL],
+             ["token issue alice --label ci --lifetime 31536000 --scope read"]),
+    _Command("token revoke", _token_revoke, "Revoke a token of `token issue`.", [_SESSION],
+             ["token revoke 0123456789abcdef0123456789abcdef"]),
     _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [_TOKEN],
              [f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
     _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens."),
-    _Command("key prune", _key_prune, "Remove all keys except the one that signs."),
+    _Command("key list", _key_list, "List the keys, and how many live sessions each has signed."),
+    _Command("key prune", _key_prune, "Remove all keys except the one that signs.", [_FORCE]),
 )
 
 

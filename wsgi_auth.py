@@ -63,7 +63,8 @@ __all__ = [
     "InvalidClaimError", "InvalidIssuerError", "InvalidKeyError", "InvalidSignatureError",
     "InvalidTokenError", "MAX_TOKEN_BYTES", "MissingRequiredClaimError", "PBKDF2_ITERATIONS",
     "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "is_cross_site",
-    "needs_rehash", "parse_json_object", "parse_scopes", "password_iterations", "verify_password",
+    "key_fingerprint", "needs_rehash", "parse_json_object", "parse_scopes",
+    "password_iterations", "verify_password",
 ]
 
 MAX_TOKEN_BYTES = 16 * 1024  # a longer token is rejected before any of it is parsed
@@ -299,6 +300,15 @@ def _is_json_document(data: bytes) -> bool:
         return False
 
 
+def key_fingerprint(key: Key) -> str:
+    """Return a short name for a key, which can be shown: 16 digits of its SHA-256.
+
+    >>> key_fingerprint("k" * 32)
+    '5e318f8cf9cbe249'
+    """
+    return hashlib.sha256(_key_bytes(key)).hexdigest()[:16]
+
+
 def _hmac_functions(keys: Keys) -> List[HMACFunction]:
     """Return one signing function for each key, in the same order."""
     is_single = isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence)
@@ -492,8 +502,9 @@ def decode(
 class TokenSigner:
     """Signs and verifies tokens under one policy.
 
-    `keys` is a key or a list of keys: the first signs, all verify. `lifetime` and `leeway` are in
-    seconds. `clock` returns seconds since 1970. `decode` explains the other parameters.
+    `keys` is a key or a list of keys: the first signs, all verify. The attribute `fingerprint`
+    names the first. `lifetime` and `leeway` are in seconds. `clock` returns seconds since 1970.
+    `decode` explains the other parameters.
 
     Raises:
         InvalidKeyError: a key is unusable.
@@ -509,6 +520,7 @@ class TokenSigner:
         lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
     ) -> None:
         self._hmac_functions = _hmac_functions(keys)
+        self.fingerprint = key_fingerprint(keys if isinstance(keys, (str, bytes)) else keys[0])
         self.issuer = issuer
         self.audience = audience
         self.lifetime = lifetime

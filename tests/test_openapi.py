@@ -97,7 +97,8 @@ def test_openapi_has_every_endpoint(document):
     assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
         "/authenticate": ["post"], "/refresh": ["post"], "/logout": ["post"],
         "/verify": sorted(methods), "/health": ["get"], "/protected": ["get"],
-        "/openapi.json": ["get"], "/": ["get"]}
+        "/openapi.json": ["get"], "/": ["get"], "/login": ["get", "post"], "/password": ["post"],
+        "/sessions": ["get"], "/sessions/{id}": ["delete", "post"]}
     assert (document["openapi"], document["info"]["version"]) == ("3.1.0", jwtserver.__version__)
 
 
@@ -111,8 +112,10 @@ def test_openapi_of_an_application_has_the_endpoints_beside_it(settings):
 
 def test_index_of_the_demo_lists_the_endpoints_and_the_document(client, settings):
     assert client.get("/").json == {
-        "endpoints": ["POST /authenticate", "POST /refresh", "POST /logout", "any /verify",
-                      "GET /health", "GET /protected", "GET /openapi.json", "GET /"],
+        "endpoints": ["POST /authenticate", "POST /refresh", "POST /logout", "POST /password",
+                      "GET /sessions", "DELETE /sessions/{id}", "POST /sessions/{id}",
+                      "any /verify", "GET /health", "GET /login", "POST /login", "GET /protected",
+                      "GET /openapi.json", "GET /"],
         "openapi": "/openapi.json"}
     mine = TestApp(create_app(settings, app=lambda *args: []))
     mine.get("/", status=401)

@@ -170,7 +170,7 @@ def test_person_signs_in_returns_to_the_page_and_signs_out(browser):
 
     account = browser.get("/login")
     assert "<strong>alice</strong>" in account
-    signed_out = account.form.submit(status=303)
+    signed_out = account.forms[0].submit(status=303)
     assert signed_out.headers["Location"] == "/login"
     assert the_cookie(signed_out)[1] == ""
     assert "Sign in" in signed_out.follow()
@@ -373,7 +373,7 @@ def test_login_page_is_below_the_prefix(browse):
     form["username"], form["password"] = "alice", PASSWORD
     form.submit(status=303)
     assert browser.get("/login").body == b"alice"
-    assert browser.get("/auth/login").form.submit(status=303).location.endswith("/auth/login")
+    assert browser.get("/auth/login").forms[0].submit(status=303).location.endswith("/auth/login")
 
 
 def test_optional_rules_of_the_settings(browse):
