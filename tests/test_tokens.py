@@ -20,6 +20,7 @@ import pytest
 
 import support
 import wsgi_auth
+from support import for_each
 from wsgi_auth import (
     MAX_TOKEN_BYTES, DecodeError, ExpiredSignatureError, ImmatureSignatureError,
     InvalidAlgorithmError, InvalidAudienceError, InvalidClaimError, InvalidIssuerError,
@@ -125,7 +126,7 @@ def test_encode_writes_compact_json_signed_as_in_rfc7515():
 # --- Round trips and other libraries ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     pytest.param({}, id="empty"),
     pytest.param({"sub": "Zoë ☃ \U0001f600"}, id="unicode"),
     pytest.param({"sub": 'a"b\\c\n\t\x00:{}[],'}, id="characters_of_json"),
@@ -254,7 +255,7 @@ def test_tokens_are_exchanged_with_jsonwebtoken_and_jose_in_node():
 # --- Errors -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error, base", [
+@for_each("error, base", [
     (InvalidTokenError, Exception),
     (DecodeError, InvalidTokenError),
     (InvalidSignatureError, DecodeError),  # as in PyJWT
@@ -358,7 +359,7 @@ BAD_KEYS = {
 @pytest.mark.parametrize("use", [
     lambda key: encode({}, key), lambda key: decode(signed(), key), TokenSigner,
 ], ids=["encode", "decode", "signer"])
-@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS)
+@for_each("key", BAD_KEYS)
 def test_unusable_key_is_rejected_with_advice_and_without_any_part_of_it(use, key):
     with pytest.raises(InvalidKeyError) as caught:
         use(key)
@@ -375,7 +376,7 @@ def test_short_key_is_rejected_with_its_length():
         TokenSigner("☃" * 10 + "x")
 
 
-@pytest.mark.parametrize("key", [
+@for_each("key", [
     pytest.param("k" * 32, id="32_bytes"),
     pytest.param("é" * 16, id="32_bytes_of_utf8"),
     pytest.param(bytes(32), id="bytes_of_zero"),
@@ -648,7 +649,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", MALFORMED)
+@for_each("token, policy, error", MALFORMED)
 def test_decode_of_malformed_token_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
@@ -821,12 +822,12 @@ HEADERS = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", HEADERS)
+@for_each("token, policy, error", HEADERS)
 def test_decode_of_token_with_invalid_header_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("header", [
+@for_each("header", [
     *(pytest.param({"typ": typ}, id=typ) for typ in [
         "JWT", "jwt", "jWt", "at+jwt", "AT+JWT", "At+Jwt", "application/jwt", "application/at+jwt",
         "APPLICATION/JWT", "Application/AT+jwt"]),
@@ -880,12 +881,12 @@ LEGAL_JSON = {
 }
 
 
-@pytest.mark.parametrize("token, policy, error", PAYLOADS)
+@for_each("token, policy, error", PAYLOADS)
 def test_decode_of_token_with_malformed_payload_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("data", [
+@for_each("data", [
     *(pytest.param(data, id=name) for name, data in JUNK_JSON.items()),
     *(pytest.param(b'{"a":' + opening * (size // len(opening)), id=f"{name}_{size}")
       for size in [12_000, 65_536]
@@ -899,7 +900,7 @@ def test_parse_json_object_of_malformed_json_raises_decode_error(data):
     assert len(str(caught.value)) < 40
 
 
-@pytest.mark.parametrize("data, value", LEGAL_JSON.values(), ids=LEGAL_JSON)
+@for_each("data, value", LEGAL_JSON)
 def test_legal_json_is_returned_as_object_and_as_claims(data, value):
     assert parse_json_object(data) == value
     assert decode(signed(data), KEY, now=NOW) == value
@@ -977,12 +978,12 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", TIMES)
+@for_each("token, policy, error", TIMES)
 def test_decode_of_token_at_the_wrong_time_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("claims, now, leeway", [
+@for_each("claims, now, leeway", [
     *(pytest.param({name: value}, now, leeway, id=f"{name}_{value}_leeway_{leeway}_at_{now - NOW}")
       for name, leeway, _, now, _ in BOUNDARIES for value in (NOW, float(NOW))),
     pytest.param({"exp": 1, "iat": 0}, 0, 0, id="at_the_epoch"),
@@ -996,10 +997,10 @@ def test_decode_of_token_at_the_right_time_returns_its_claims(claims, now, leewa
     assert decode(token, KEY, now=now, leeway=leeway) == claims
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     {name: value} for name in ["exp", "nbf", "iat"] for value in [*NO_NUMBERS, NOW + 1]
     if (name, value) != ("exp", NOW + 1)
-], ids=repr)
+])
 def test_rejection_of_wrong_time_names_the_claim(claims):
     [name] = claims
 
@@ -1046,17 +1047,17 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", NAMES)
+@for_each("token, policy, error", NAMES)
 def test_decode_of_token_with_wrong_name_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("policy, missing", [
+@for_each("policy, missing", [
     ({"require": ["sub", "exp"]}, "exp"), ({"require": ["exp"]}, "exp"),
     ({"issuer": ISSUER}, "iss"), ({"issuer": ""}, "iss"), ({"issuer": [ISSUER]}, "iss"),
     ({"audience": "api"}, "aud"), ({"audience": ""}, "aud"), ({"audience": ["api"]}, "aud"),
     ({"audience": []}, "aud"),
-], ids=repr)
+])
 def test_rejection_of_missing_claim_names_it(policy, missing):
     error = rejection(signed(), **policy)
 
@@ -1064,7 +1065,7 @@ def test_rejection_of_missing_claim_names_it(policy, missing):
     assert str(error) == f"Token is missing the {missing} claim"
 
 
-@pytest.mark.parametrize("claims, policy", [
+@for_each("claims, policy", [
     ({"sub": "alice"}, {"require": ["sub"]}),
     ({"aud": "api"}, {"audience": "api"}),
     ({"aud": "api"}, {"audience": ["web", "api"]}),
@@ -1076,7 +1077,7 @@ def test_rejection_of_missing_claim_names_it(policy, missing):
     ({"iss": ISSUER}, {"issuer": None}),
     ({"iss": ""}, {"issuer": ""}),
     ({"iss": ISSUER}, {"issuer": ["https://b.example", ISSUER]}),
-], ids=repr)
+])
 def test_decode_of_token_with_expected_names_returns_its_claims(claims, policy):
     token = encode(claims, KEY)
 
@@ -1132,7 +1133,7 @@ SIGNATURES = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", SIGNATURES)
+@for_each("token, policy, error", SIGNATURES)
 def test_decode_of_token_with_wrong_signature_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
