@@ -7,7 +7,7 @@ from wsgiref.validate import validator
 
 import pytest
 import support
-from support import KEY, Response, hello
+from support import KEY, Response, for_each, hello
 
 import wsgi_auth
 from wsgi_auth import PATH_CACHE_SIZE, BearerAuthMiddleware, InvalidTokenError, TokenSigner
@@ -175,7 +175,7 @@ def test_header_that_is_empty_counts_as_none(authorization):
     assert answer == call(guard())
 
 
-@pytest.mark.parametrize("authorization", [
+@for_each("authorization", [
     "Bearer", "Bearer ", f"Basic {TOKEN}", f"Token {TOKEN}", f"{TOKEN}", f"Bearer:{TOKEN}",
     f"Bearer,{TOKEN}", f"Bearer={TOKEN}", f"BearerX {TOKEN}", f"XBearer {TOKEN}",
     f"Bearer\t{TOKEN}", f"Bearer \t{TOKEN}", f"Bearer\xa0{TOKEN}", f"Bearer \xa0{TOKEN}",
@@ -184,7 +184,7 @@ def test_header_that_is_empty_counts_as_none(authorization):
     f"Bearer {TOKEN},Bearer {TOKEN}", f"Bearer {TOKEN}, Bearer {TOKEN}", f"Bearer {TOKEN},",
     f",Bearer {TOKEN}", f"Basic eDp5,Bearer {TOKEN}", f"Bearer {TOKEN};", f"Bearer {TOKEN}\r\nX: y",
     f"Bearer {TOKEN}\x00", f"Bearer {TOKEN}=", f"Bearer {TOKEN}\xe9", f"\x00Bearer {TOKEN}",
-], ids=lambda text: shown(text.replace(TOKEN, "TOKEN")))
+])
 def test_header_of_any_other_form_is_refused_as_an_invalid_token(authorization):
     answer = call(guard(), authorization=authorization)
 
@@ -383,7 +383,7 @@ SCOPES = {
 }
 
 
-@pytest.mark.parametrize("method, path, needed", [
+@for_each("method, path, needed", [
     ("GET", "/", ""),
     ("GET", "/api", "read"),
     ("HEAD", "/api/x", "read"),
@@ -412,8 +412,7 @@ def test_scopes_of_the_longest_rule_are_needed(method, path, needed):
                for answer in answers)
 
 
-@pytest.mark.parametrize("scope", [["admin"], {"admin": 1}, None, 3, True, "Admin", "admins", "a"],
-                         ids=repr)
+@for_each("scope", [["admin"], {"admin": 1}, None, 3, True, "Admin", "admins", "a"])
 def test_scope_claim_of_another_kind_grants_nothing(scope):
     assert status("/", authorization=bearer(scope=scope), protect={"/": "admin"}) == FORBIDDEN
 
@@ -429,7 +428,7 @@ def test_scopes_without_a_token_are_not_shown():
     assert answer == call(guard())
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/api", "/api/", "/api/Users", "/api/a b", "/api/café", "/api/ÉTÉ", "/api/日本", "/api/100%",
     "/api/x//y", "/api/x;v=1", "/api/x?y", "/api/½", "/api/%41", "/API2/x",
     "/API2/É", "/café/x", "/café/É x", "/Straße/x",
@@ -463,7 +462,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("rule", MALFORMED, ids=shown)
+@for_each("rule", MALFORMED)
 def test_rule_that_is_malformed_is_refused_and_shown(rule):
     shown = re.escape(repr(rule))
 
@@ -494,10 +493,10 @@ def test_rules_that_differ_only_in_case_accents_or_punctuation_are_refused(optio
         guard(**options)
 
 
-@pytest.mark.parametrize("scopes", [
+@for_each("scopes", [
     "a\tb", "a\u3000b", "a\n", ["a b"], [""], ['"'], ["a\\b"], "é", "a\x7f", [3], [None], [["a"]],
     b"a", None, 3,
-], ids=repr)
+])
 def test_scopes_that_are_malformed_are_refused(scopes):
     with pytest.raises(ValueError):
         guard(protect={"/x": scopes})
@@ -510,7 +509,7 @@ def test_rules_in_any_collection_are_accepted(rules):
     assert status("/a", protect=rules) == REFUSED
 
 
-@pytest.mark.parametrize("rule", [
+@for_each("rule", [
     "/a.b", "/.a", "/a-b_c~d", "/@a", "/a:b", "/a,b", "/a=b", "/(a)", "/a+b", "/$a!'&", "/café",
     "/日本", "/Ab/C",
 ])
@@ -526,7 +525,7 @@ def test_empty_rules_leave_everything_open():
 # --- Public paths -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "", "/", "*", "/apix", "/api-docs", "/public/api", "/public/protected", "/protectedx/deeper",
     "/protecte", "/protected-x", "/protected_html", "/xprotected", "/x.protected", "/rotected",
     "/?next=protected", "/public?next=protected", "/public;v=1", "/public;next=protected",
@@ -536,7 +535,7 @@ def test_empty_rules_leave_everything_open():
     "/" + "a" * 70_000, "/" + "a/" * 35_000, "/" + "日本" * 300, "/C#", "/What?", "/Inc.", "/😀",
     "/x//protectedx", "/x//api-docs", "/a/x//y", "/cafe\u0301/men\u0301", "/हिन्दी/x", "/a\u200cb",
     "/Team HR/my api", "/café/protected", "/новости/год", "/x^y/[id]/{z}/api", "/a/b/protected",
-], ids=shown)
+])
 def test_path_that_is_clearly_public_stays_public(path):
     rules = {"protect": ["/protected", "/api", "POST /articles"]}
     spelling = path if path in ("/caf\udce9", "/\u20ac", "/x\xe9") else wsgi(path)
@@ -544,12 +543,12 @@ def test_path_that_is_clearly_public_stays_public(path):
     assert status(spelling, **rules) == OPEN
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/x//protected", "/x/%70rotected", "/x/100%/protected", "/?next=/protected", "/?/protected",
     "/#/protected", "/public?next=/protected", "/public#/protected", "/x;y=/protected",
     "/x;protected", "/x/@@/protected", "/x /protected", "/x./protected.json/y", "/\xff/protected",
     "/x/protected/%zz", "/caf\xe9/protected", "/x;y;z;protected.tar.gz",
-], ids=shown)
+])
 def test_path_that_is_not_canonical_and_contains_the_words_of_a_rule_is_refused(path):
     assert status(path, protect=["/protected"]) == REFUSED
     assert status(path, protect=["/protected/x/z", "/protected/protected"]) == OPEN
@@ -585,10 +584,10 @@ def test_rule_with_a_space_and_capitals_that_are_no_method_is_accepted():
     assert status("/Team HR/x", protect=["/Team HR"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/pro\u200btected", "/\u00adprotected", "/protected\u202e", "/pro\ufefftected.json",
     "/x/.\u200b./protected", "/\u2060/protected", "/pr\u00f3\u200btected", "/pro%e2%80%8btected",
-], ids=shown)
+])
 def test_path_with_invisible_characters_is_refused(path):
     assert status(wsgi(path), protect=["/protected"]) == REFUSED
 
@@ -609,7 +608,7 @@ def test_invisible_characters_are_all_of_category_cf():
     assert missing == []
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/public", "/public/", "/public/x", "/public/X y", "/public/café", "/public//x",
     "/public/x;v=1", "/public/a%20b", "/public/x.", "/public/?x",
 ])
@@ -617,7 +616,7 @@ def test_path_that_every_reading_exempts_is_open(path):
     assert status(wsgi(path), exempt=["/public"]) == OPEN
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "", "/", "/publicx", "/x/public", "/public/../secret", "/public%2f..%2fsecret",
     "/public/%2e%2e/secret", "/public/%252e%252e/secret", "/public/..;/secret", "/public/..%3b/x",
     "/public\\..\\secret", "/public/..\\secret", "/public/.. /secret", "/public/..\x01/secret",
@@ -628,12 +627,12 @@ def test_path_that_every_reading_exempts_is_open(path):
     "/public#x", "/public%2fx", "/publi%63/x", "/public%00", "/public\0", "public/x", "\\public",
     "http://h/public", "//h/public", "/pub\x01lic", "/pub\xfflic", "/pub\xfflic/x", "/public\xe9/x",
     "/pub\udce9lic", "/\uff50ublic", "/public/%2525252541", "/public/" + "%41" * 2000,
-], ids=shown)
+])
 def test_path_that_some_reading_does_not_exempt_is_refused(path):
     assert status(path, exempt=["/public"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/admin_panel", "/admin-panel", "/admin.panel", "/admin~panel", "/admin;panel", "/admin?panel",
     "/admin#panel", "/admin%panel", "/admin\\panel", "/Admin-Panel", "/admin-panel/x",
     "/admin-panel.json", "/admin-panel.json/", "/admin;panel.json",
@@ -664,7 +663,7 @@ def test_rule_of_many_segments_covers_what_is_below():
 # --- Every way to write a protected path --------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/protected", "/protected/", "/protected/deeper", "/protected/Dee per", "/PROTECTED",
     "/protected.json", "/protected.json/", "/protected.tar.gz", "/Protected.JSON", "/protected.a;v",
     "//x/../protected.json", "/x/../protected.json", "/protected.json/x/..", "/@@protected",
@@ -699,16 +698,16 @@ def test_rule_of_many_segments_covers_what_is_below():
     "/\0protected", "/protected%00.html", "/protected%2500", "/x\0", "/\uff50rotected",
     "/protec\uff54ed", "\uff0fprotected", "/x/\u2025/protected", "/\uff05\uff17\uff10rotected",
     "/protected\uff1bx",
-], ids=shown)
+])
 def test_path_that_some_application_reads_as_protected_is_refused(path):
     assert status(wsgi(path), protect=["/protected"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/pro\xfftected", "/pro\xc3tected", "/\x80protected", "/protected\xff", "/protected\xe3\x81",
     "/%ffprotected", "/pro%c3tected", "/pro%25fftected", "/x/.\xff./protected",
     "/protected\xa0", "/protected%a0", "/pro\x9ftected", "/pro%85tected", "/pro\udcfftected",
-], ids=shown)
+])
 def test_path_with_bytes_that_are_not_utf8_is_refused(path):
     assert status(path, protect=["/protected"]) == REFUSED
 
@@ -724,14 +723,14 @@ def test_path_changed_as_latin1_and_then_read_as_utf8_is_refused(path):
     assert status(path, protect=["/protected"]) == REFUSED
 
 
-@pytest.mark.parametrize("rule, path", [
+@for_each("rule, path", [
     ("/mañana", "/mañana"), ("/mañana", "/MAÑANA"), ("/mañana", "/man\u0303ana"),
     ("/mañana", "/ma%C3%B1ana"), ("/mañana", "/ma%25c3%25b1ana"), ("/mañana", "/ma%f1ana"),
     ("/mañana", "/man%cc%83ana"), ("/Mañana", "/mañana"), ("/日本", "/%E6%97%A5本/x"),
     ("/straße", "/STRASSE"), ("/STRASSE", "/straße"), ("/secret", "/\u017fecret"),
     ("/kelvin", "/\u212aelvin"), ("/file", "/\ufb01le"), ("/admin", "/adm\u0131n"),
     ("/admin", "/adm\u0130n"), ("/ADMIN", "/adm\u0131n"), ("/αΐ", "/ΑΪ\u0301"),
-], ids=shown)
+])
 def test_name_in_another_form_of_unicode_is_refused(rule, path):
     assert status(wsgi(path), protect=[rule]) == REFUSED
 
@@ -769,12 +768,12 @@ def test_parameters_that_hold_a_slash_are_no_segments(path):
     assert status(path, protect=["/x/protected"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/" + "%25" * 21_845, "/" + "../" * 21_845 + "protected", ";" * 65_536,
     "/" * 65_536 + "protected", "/x" + ";" * 65_536, "/" + "%" * 65_536, "/" + "\\" * 65_536,
     "/" + "\xff" * 65_536, "/public/" + "\u0301" * 65_536, "/protected/" + "a" * 65_536,
     "/protected" + "/" * 65_536,
-], ids=lambda path: shown(path[:9]))
+])
 def test_path_that_is_long_and_odd_is_refused(path):
     assert status(path, protect=["/protected"]) == REFUSED
     assert status(path, authorization="Bearer x", protect=["/protected"]) == REFUSED
@@ -783,7 +782,7 @@ def test_path_that_is_long_and_odd_is_refused(path):
 # --- Mounts, environ, headers -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule, mount, path", [
+@for_each("rule, mount, path", [
     ("/protected", "/app", "/protected"),
     ("/protected", "/app", "/../protected"),
     ("/protected", "/protected", ""),
@@ -867,7 +866,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize("key", OVERRIDES)
+@for_each("key", OVERRIDES)
 def test_path_in_any_other_key_is_ignored(key):
     guarded = guard(protect=["/protected"])
 
