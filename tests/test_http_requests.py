@@ -13,6 +13,7 @@ import pytest
 import jwtserver
 from http_support import (
     HOST, connect, echo, exchange, head, parse, received, serving, statuses)
+from support import for_each
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +118,12 @@ INCOMPLETE = [
 ]
 
 
-@pytest.mark.parametrize("data", VALID, ids=lambda data: ascii(data[:60]))
+@for_each("data", VALID)
 def test_request_valid_is_answered(echoing, data):
     assert statuses(exchange(echoing, data)) == [200]
 
 
-@pytest.mark.parametrize("data, allowed", MALFORMED, ids=lambda value: ascii(value)[:60])
+@for_each("data, allowed", MALFORMED)
 def test_request_malformed_gets_one_error_and_closes_the_connection(echoing, data, allowed):
     ((status, headers, body),) = parse(exchange(echoing, data + head()))
 
@@ -133,7 +134,7 @@ def test_request_malformed_gets_one_error_and_closes_the_connection(echoing, dat
     assert json.loads(body)["success"] is False
 
 
-@pytest.mark.parametrize("data, allowed", INCOMPLETE, ids=lambda value: ascii(value)[:60])
+@for_each("data, allowed", INCOMPLETE)
 def test_request_incomplete_is_rejected_or_ignored(echoing, data, allowed):
     codes = statuses(exchange(echoing, data))
 
