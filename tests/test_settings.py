@@ -11,12 +11,12 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
-from support import KEY, ROOT
+from support import KEY, ROOT, for_each
 
 OTHER = KEY[::-1]
 
 
-@pytest.mark.parametrize("variable, text, field, value", [
+@for_each("variable, text, field, value", [
     ("DATABASE", "x.db", "database", "x.db"),
     ("DATABASE", "postgresql://h/x", "database", "postgresql://h/x"),
     ("SECRET", KEY, "secret", KEY),
@@ -43,7 +43,7 @@ def test_variable_sets_its_field(variable, text, field, value):
     assert getattr(settings, field) == value
 
 
-@pytest.mark.parametrize("variable, text", [
+@for_each("variable, text", [
     ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"),
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
@@ -64,7 +64,7 @@ def test_variable_that_cannot_be_used_is_named(variable, text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field, value, read", [
+@for_each("field, value, read", [
     ("database", Path("x.db"), "x.db"), ("secret_file", Path("x.key"), "x.key"),
     ("token_lifetime", "60", 60), ("login_failures", "3/60", (3, 60)),
     ("login_failures", [3, 60], (3, 60)), ("rate_limit", "300/60", (300, 60)),
@@ -77,7 +77,7 @@ def test_field_accepts_the_text_of_its_variable_and_python_values(field, value, 
     assert getattr(Settings(**{field: value}).checked(), field) == read
 
 
-@pytest.mark.parametrize("field, value", [
+@for_each("field, value", [
     ("database", None), ("database", ""), ("secret", [KEY]), ("secret", KEY.encode()),
     ("secret_file", None), ("issuer", 1), ("token_lifetime", 1.5), ("token_lifetime", True),
     ("token_lifetime", 0), ("login_failures", 5), ("login_failures", None),
