@@ -8,7 +8,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Rate, Settings, client_address, create_app, open_store
-from support import KEY, PASSWORD, Clock, store_with, user
+from support import KEY, PASSWORD, Clock, for_each, store_with, user
 
 LOCKED = {"success": False, "message": "Too many failed sign-ins"}
 
@@ -275,7 +275,7 @@ def test_sign_ins_beyond_the_hash_queue_are_refused_at_once(client, monkeypatch)
 # --- Addresses
 
 
-@pytest.mark.parametrize("proxies, forwarded, address", [
+@for_each("proxies, forwarded, address", [
     (0, "198.51.100.1", "192.0.2.1"),
     (1, "198.51.100.1", "198.51.100.1"),
     (1, "203.0.113.9, 198.51.100.1", "198.51.100.1"),
