@@ -13,7 +13,7 @@ import pytest
 
 import jwtserver
 from jwtserver import Error, SettingsError, StoreError, clean_name, open_store
-from support import ROOT, user
+from support import ROOT, for_each, user
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -34,13 +34,13 @@ def run(code, **options):
 # --- Names
 
 
-@pytest.mark.parametrize("name", [
+@for_each("name", [
     "a", "a" * 150, "Zoë", "jo@example.org", "o'neil", "山田", "a b", "-", "🙂" * 150])
 def test_clean_name_of_a_valid_name_is_the_name(name):
     assert clean_name(name) == name
 
 
-@pytest.mark.parametrize("name", [
+@for_each("name", [
     "", "a" * 151, " a", "a ", "\ta", "a\xa0", "\u3000", "a\0b", "a\nb", "a\x1bb", "a\x7fb",
     "a\x85b", "a\ud800b", "a\u2028b", "a\u2029b", "e\u0301" * 151])
 def test_clean_name_of_an_invalid_name_raises(name):
