@@ -12,6 +12,8 @@ from collections import defaultdict
 import jwtserver
 from jwtserver import Settings
 
+jwtserver.IDLE_INTERVAL = jwtserver.POLL_INTERVAL  # so that a server ends at once, not after 50 ms
+
 HOST = b"Host: a\r\n"
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
