@@ -134,10 +134,12 @@ def parse(data, methods=()):
         body = b""
         if next(methods, "GET") != "HEAD" and status != 204:
             if headers.get("transfer-encoding") == "chunked":
+                chunks = []
                 for size in iter(lambda: int(file.readline(), 16), 0):
-                    body += file.read(size)
+                    chunks.append(file.read(size))
                     assert file.read(2) == b"\r\n"
                 assert file.read(2) == b"\r\n"
+                body = b"".join(chunks)
             elif "content-length" in headers:
                 body = file.read(int(headers["content-length"]))
                 assert len(body) == int(headers["content-length"])

@@ -694,6 +694,7 @@ def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_s
 @pytest.mark.parametrize("data", [STREAM, put(LONG)])
 def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_THREADS", 2)
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     with serving(streaming(100)) as server:
         slow = [connect(server) for _ in range(4)]
         for connection in slow:
@@ -727,6 +728,7 @@ def test_stream_is_closed_when_its_client_has_gone():
     (1024, 0, 1_000_000), (1e12, 100_000, 1_000_000), (1e12, 3_000, 10_000)])
 def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read, size):
     monkeypatch.setattr(jwtserver, "MAX_READER_PAUSE", 0.05)
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     closed = threading.Event()
 
     def app(environ, start_response):
@@ -770,7 +772,8 @@ READS = {
 
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("end", ["close", "reset", "reset before", "stall"])
-def test_long_body_that_is_cut_off_raises_in_the_application(clock, read, end):
+def test_long_body_that_is_cut_off_raises_in_the_application(clock, monkeypatch, read, end):
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     outcomes, go, done = [], threading.Event(), threading.Event()
 
     def app(environ, start_response):

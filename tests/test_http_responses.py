@@ -318,8 +318,12 @@ def test_response_stream_arrives_piece_by_piece():
 def test_header_injection_is_refused_under_python_O():
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
-import test_http_responses as test
-print(test.response_to(test.answering(b"x", headers=[("X", "a\\r\\nY: b")]))[:12])
+from http_support import exchange, head, serving
+def app(environ, start_response):
+    start_response("200 OK", [("X", "a\\r\\nY: b")])
+    return [b"x"]
+with serving(app) as server:
+    print(exchange(server, head())[:12])
 """
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
 
