@@ -1,6 +1,5 @@
-"""Fixtures for all tests: a folder and clean settings for each test, databases, log records."""
+"""Fixtures for all tests: a folder and clean settings for each test, databases."""
 
-import logging
 import os
 import re
 import shutil
@@ -18,24 +17,18 @@ from support import free_port
 # `.ci/run` sets this after it has installed everything. Then a skipped test is a failure.
 ALL = bool(os.environ.get("JWTSERVER_TEST_ALL"))
 
-# Tests in these files use no folder and no settings.
-PURE = {"test_tokens.py", "test_guard.py"}
-
 # `.ci/pyodide.mjs` runs these files. Most of their tests need no operating system.
-PORTABLE = {*PURE, "test_middleware.py", "test_rate_limit.py", "test_cors.py", "test_doctests.py"}
+PORTABLE = {"test_tokens.py", "test_guard.py", "test_middleware.py", "test_rate_limit.py",
+            "test_cors.py", "test_doctests.py"}
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(request):
+def clean_environment(monkeypatch, tmp_path):
     """Give each test an empty current folder, and no settings except a cheap password hash."""
-    if request.path.name in PURE:
-        return  # half of all tests are in PURE; a folder would cost more than the test itself
-    request.getfixturevalue("caplog")  # with a handler, logging.basicConfig() changes nothing
-    monkeypatch = request.getfixturevalue("monkeypatch")
     for name in [name for name in os.environ if name.startswith("JWTSERVER_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "1000")
-    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+    monkeypatch.chdir(tmp_path)
 
 
 # The errors of Pyodide's CPython, which has no processes, threads, PBKDF2 or hard links.
@@ -52,70 +45,6 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and ALL:
         report.outcome = "failed"
     return report
-
-
-# --- Coverage
-#
-# Python calls coverage's trace function for each line of pytest as well, which takes a third of
-# the time of test_tokens.py and test_guard.py. So tracing is on only in tests and fixtures. Python
-# 3.14 and later measure coverage without a trace function.
-
-trace = None
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection():
-    global trace
-    trace = sys.gettrace()
-    sys.settrace(None)
-    return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def with_tracing():
-    sys.settrace(trace)
-    try:
-        return (yield)
-    finally:
-        sys.settrace(None)
-
-
-pytest_fixture_setup = pytest_pyfunc_call = pytest_runtest_teardown = with_tracing
-
-
-# --- Log records
-
-
-class CapturedLog(logging.Handler):
-    """The records that reached the root logger."""
-
-    def __init__(self):
-        super().__init__()
-        self.records = []
-
-    def emit(self, record):
-        self.records.append(record)
-
-    @property
-    def messages(self):
-        return [record.getMessage() for record in self.records]
-
-    @property
-    def text(self):
-        return "".join(self.format(record) + "\n" for record in self.records)
-
-
-@pytest.fixture
-def caplog():
-    """The log records of one test.
-
-    It replaces pytest's fixture. That plugin captures the log of every test, which takes a third
-    of the time of test_tokens.py and test_guard.py.
-    """
-    handler = CapturedLog()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
 
 
 # --- Databases

@@ -13,11 +13,6 @@ import wsgi_auth
 from wsgi_auth import PATH_CACHE_SIZE, BearerAuthMiddleware, InvalidTokenError, TokenSigner
 
 
-@pytest.fixture(autouse=True)
-def clean_environment():
-    """Nothing here reads the environment or a folder."""
-
-
 NOW = 1_700_000_000
 SIGNER = TokenSigner(KEY, clock=lambda: NOW)
 OPEN, REFUSED, FORBIDDEN = 200, 401, 403

@@ -12,11 +12,6 @@ from wsgi_auth import (
 )
 
 
-@pytest.fixture(autouse=True)
-def clean_environment():
-    """These tests read neither the environment nor a folder."""
-
-
 UNICODE_PASSWORD = "Zo\u00eb \u2603"
 
 # Made with Django 5.2, Werkzeug 3.1 and passlib 1.7.

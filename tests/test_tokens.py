@@ -29,11 +29,6 @@ from wsgi_auth import (
 )
 
 
-@pytest.fixture(autouse=True)
-def clean_environment():
-    """These tests read neither the environment nor a folder."""
-
-
 KEY = support.KEY.encode()
 OTHER_KEY = b"bravo-b6d767d2f8ed5d21a44b0e5886680cb9"
 NOW = 1_700_000_000
