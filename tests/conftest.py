@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import http_support
 from support import free_port
 
 # `.ci/run` sets this after it has installed everything. Then a skipped test is a failure.
@@ -45,6 +46,25 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and ALL:
         report.outcome = "failed"
     return report
+
+
+# --- TLS
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """The file of the certificate of localhost and its key."""
+    path = tmp_path / "server.pem"
+    path.write_text(http_support.CERTIFICATE)
+    return str(path)
+
+
+@pytest.fixture
+def trusting(certificate):
+    """What a client uses that trusts the certificate."""
+    import ssl  # Pyodide has none
+
+    return ssl.create_default_context(cafile=certificate)
 
 
 # --- Databases

@@ -14,8 +14,7 @@ import threading
 import pytest
 
 import jwtserver
-from http_support import (
-    CERTIFICATE, connect, echo, exchange, head, parse, received, serving, statuses)
+from http_support import connect, echo, exchange, head, parse, received, serving, statuses
 from jwtserver import _State
 from support import Clock
 
@@ -926,18 +925,6 @@ def test_interrupt_twice_exits(monkeypatch):
 
 
 # --- TLS
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    path = tmp_path / "server.pem"
-    path.write_text(CERTIFICATE)
-    return str(path)
-
-
-@pytest.fixture
-def trusting(certificate):
-    return ssl.create_default_context(cafile=certificate)
 
 
 def test_tls_serves_requests_in_order(certificate, trusting):

@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -17,8 +16,7 @@ import time
 import pytest
 
 import jwtserver
-from http_support import (
-    CERTIFICATE, echo, exchange, head, parse, received, serving, statuses)
+from http_support import echo, exchange, head, parse, received, serving, statuses
 from jwtserver import Settings
 from support import ENVIRONMENT, ROOT, Running
 
@@ -285,18 +283,6 @@ def test_serve_on_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
 
 
 # --- The flags of serve
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    path = tmp_path / "server.pem"
-    path.write_text(CERTIFICATE)
-    return str(path)
-
-
-@pytest.fixture
-def trusting(certificate):
-    return ssl.create_default_context(cafile=certificate)
 
 
 def test_limit_of_open_files_is_raised_to_the_maximum():
