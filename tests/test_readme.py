@@ -1,5 +1,6 @@
 """The README's commands, run as printed, in a folder that contains only the two modules."""
 
+import configparser
 import json
 import os
 import re
@@ -82,6 +83,16 @@ def test_readme_test_command_is_what_ci_runs():
     assert len(commands) == 1
     assert "grep -m 1 '^    python3 -m venv ' README.md" in ci
     assert "pytest" in commands[0] and "activate" not in commands[0]
+
+
+def test_readme_test_command_installs_what_the_metadata_names():
+    """By name, because the installation of the project takes longer than that of these packages."""
+    metadata = configparser.ConfigParser(interpolation=None)
+    metadata.read(ROOT / "setup.cfg", encoding="utf-8")
+    (installed,) = re.findall(r"pip install --quiet ([\w -]+) &&", README)
+
+    required = re.findall(r"^[\w-]+", metadata["options.extras_require"]["test"], re.MULTILINE)
+    assert installed.split() == required
 
 
 def test_readme_names_every_setting_and_no_other():
