@@ -1320,7 +1320,7 @@ class Response(NamedTuple):
         line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
             return cls(line, [_NOSNIFF, *headers], b"")
-        body = json.dumps(content).encode()
+        body = json.dumps(content).encode() + b"\n"
         described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         return cls(line, [*described, _NOSNIFF, *headers], body)
 
@@ -1690,7 +1690,7 @@ class Service:
     def health(self, environ: Environ) -> Response:
         """Check that the database can answer."""
         self.store.ping()
-        return Response.of(200, {"status": "ok"})
+        return Response.of(200, {"status": "ok"}, ("Cache-Control", "no-store"))
 
     def address(self, environ: Environ) -> str:
         """The address of the client."""
@@ -1762,20 +1762,24 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
-    document = Response.of(200, _describe(routes))
+    no_cache = ("Cache-Control", "no-cache")  # a restart with other settings changes both
+    document = Response.of(200, _describe(routes, prefix), no_cache)
     listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
-        "openapi": document_path})
+        "openapi": document_path}, no_cache)
     return routes
 
 
-def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
+def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     """The OpenAPI document of these routes (https://spec.openapis.org/oas/v3.1.0)."""
+    # Relative to the document, so that it is right below a mount and behind a proxy as well.
+    root = "/".join([".."] * prefix.count("/")) or "."
     return {
         "openapi": "3.1.0",
         "info": {"title": "jwtserver", "version": __version__,
                  "description": "Sign-in with JSON Web Tokens"},
+        "servers": [{"url": root}],
         "paths": {
             path: {method.lower(): _describe_operation(route, method)
                    for method in (_METHODS if "*" in route.methods else route.methods)}

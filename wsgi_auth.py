@@ -1036,7 +1036,7 @@ def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     header: Tuple[str, str],
 ) -> Iterable[bytes]:
-    body = json.dumps({"success": False, "error": message}).encode()
+    body = json.dumps({"success": False, "error": message}).encode() + b"\n"
     start_response(status, [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
@@ -1242,7 +1242,7 @@ class RateLimitMiddleware:
     [b'hello']
     >>> app(environ, lambda status, headers: print(status, headers[-1]))
     429 Too Many Requests ('Retry-After', '60')
-    [b'{"success": false, "error": "Too many requests"}']
+    [b'{"success": false, "error": "Too many requests"}\\n']
     """
 
     def __init__(

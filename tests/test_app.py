@@ -393,7 +393,17 @@ def test_rotated_keys_first_signs_and_all_verify(settings, store, client):
 
 
 def test_health_answers_ok(client):
-    assert client.get("/health").json == {"status": "ok"}
+    response = client.get("/health")
+
+    assert (response.json, response.headers["Cache-Control"]) == ({"status": "ok"}, "no-store")
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/nope", "/protected", "/openapi.json"])
+def test_json_body_ends_with_a_line_feed(client, path):
+    response = client.get(path, status="*")
+
+    assert response.body.endswith(b"}\n")
+    assert int(response.headers["Content-Length"]) == len(response.body)
 
 
 @pytest.mark.sqlite

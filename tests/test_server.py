@@ -552,4 +552,4 @@ def test_access_log_goes_to_the_output(start):
 
     _, output, _ = server.stop()
 
-    assert '"GET /health HTTP/1.1" 200 16 "-" "Python-urllib/' in output
+    assert '"GET /health HTTP/1.1" 200 17 "-" "Python-urllib/' in output
