@@ -2368,6 +2368,8 @@ def _format_fields(
     if status[:3] == "204":  # RFC 9110 §8.6
         dropped.add("content-length")
     headers = tuple(field for field in headers if field[0].lower() not in dropped)
+    if any(":" in name for name, _ in headers):  # the first colon ends the name for a client
+        raise ValueError("a header name with a colon")
     fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
     if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
             or fields.count("\n") != len(headers):

@@ -167,8 +167,9 @@ def text(environ, start_response):
 
 BAD_HEADERS = [
     [("X", "a\r\nSet-Cookie: b")], [("X", "a\nb")], [("X", "a\rb")], [("X\r\nY", "a")],
-    [("X: a\r\nY", "b")], [("", "a")], [("X Y", "a")], [("X", "a\0")], [("X", "\u20ac")],
-    [("X", 1)], [("X", b"a")], [(b"X", "a")], [("Transfer-Encoding", "chunked")],
+    [("X: a\r\nY", "b")], [("X:y", "z")], [("Content-Length:0", "")],
+    [("", "a")], [("X Y", "a")], [("X", "a\0")], [("X", "\u20ac")], [("X", 1)], [("X", b"a")],
+    [(b"X", "a")], [("Transfer-Encoding", "chunked")],
     [("Upgrade", "x")], [LENGTH, LENGTH],
     [("Content-Length", "-1")], [("Content-Length", "x")], [("Content-Length", "")],
 ]
