@@ -1236,6 +1236,16 @@ class Store:
         return self._fetch_one(
             "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", session_id, now) is not None
 
+    def find_session_of(self, refresh_token: str, now: float) -> Optional[Tuple[str, str]]:
+        """The ID and user of the session that a refresh token belongs to, even an old token.
+
+        Only the client knows the family, so it is enough to end the session.
+        """
+        match = _REFRESH_TOKEN.fullmatch(refresh_token)
+        return None if not match else self._fetch_one(
+            "SELECT id, user_name FROM sessions WHERE id = ? AND expires > ?",
+            _session_id(match["family"]), now)
+
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
         self._execute("DELETE FROM sessions WHERE id = ?", session_id)
@@ -1665,6 +1675,25 @@ class Service:
         _audit("logout", user=user, address=self.address(environ), session=session)
         return Response.of(204)
 
+    def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
+        """End the session of the refresh token in the body; return None if there is none.
+
+        An unknown token gets the same response: its session has ended (RFC 7009 §2.2).
+        """
+        has_length = environ.get("CONTENT_LENGTH") not in (None, "", "0")
+        if not has_length and not environ.get("wsgi.input_terminated"):
+            return None
+        fields = _read_fields(environ)
+        if not fields.get("refresh_token"):
+            return None
+        token = _required_field(fields, "refresh_token")
+        session = self.store.find_session_of(token, self.clock())
+        if session:
+            session_id, user = session
+            self.store.end_session(session_id)
+            _audit("logout", user=user, address=self.address(environ), session=session_id)
+        return Response.of(204)
+
     def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is valid, and the name of its user."""
         claims = _claims(environ)
@@ -1864,7 +1893,8 @@ def create_app(
 
     application = Router(behind_guard, None if app is None else _with_nosniff(app))
     guard = _with_guard(application, service, own_paths, protect)
-    limited = _with_rate_limit(Router(public, guard), service, guard)
+    exceptions = _with_exceptions(guard, service, [*public, *own_paths])
+    limited = _with_rate_limit(Router(public, exceptions), service, guard)
     return _with_cors(limited, settings.cors_origins)
 
 
@@ -1887,6 +1917,32 @@ def _with_guard(
             exempt=service.settings.exempt, is_revoked=service.is_revoked)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
+
+
+def _with_exceptions(
+    guard: BearerAuthMiddleware, service: Service, endpoints: Sequence[str],
+) -> WSGIApplication:
+    """Answer what the guard would refuse only because there is no valid token.
+
+    An endpoint with a slash at its end is not found; a token would not help. A refresh token is
+    enough to log out.
+    """
+    slash_paths = {f"{path}/" for path in endpoints if path != "/"}
+    logout_path = f"{service.settings.prefix}/logout"
+    exceptions = frozenset([*slash_paths, logout_path])
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in exceptions and guard.protects(environ) and guard.authenticate(environ) is None:
+            if path in slash_paths:
+                raise HTTPError(404, "Not found")
+            if environ["REQUEST_METHOD"] == "POST":
+                response = service.logout_by_refresh_token(environ)
+                if response:
+                    return _send_response(response, environ, start_response)
+        return guard(environ, start_response)
+
+    return wrapped
 
 
 def _with_rate_limit(

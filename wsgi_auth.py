@@ -1130,6 +1130,10 @@ class BearerAuthMiddleware:
             return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
 
+    def protects(self, environ: Environ) -> bool:
+        """Return whether the request needs a token."""
+        return self._required_scopes(environ) is not None
+
     def authenticate(self, environ: Environ) -> Optional[Claims]:
         """Return the claims of the request's token, or None if it has no valid, unrevoked token.
 
