@@ -13,6 +13,7 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
+from http_support import exchange, serving, statuses
 from jwtserver import Settings, create_app, open_store
 from support import KEY, PASSWORD, Clock, bearer, call, sign_in, store_with, user
 from wsgi_auth import decode, hash_password, needs_rehash
@@ -137,7 +138,8 @@ def test_authenticate_field_of_another_type_is_malformed(client, name, value):
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"[]", b'"alice"', b"null", b'{"username": "a", "username": "b"}', b"\xff",
-    b"\xef\xbb\xbf{}", b"[" * 60000, b'{"username": "\\ud800"}',
+    b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"{}\xef\xbb\xbf",
+    b"[" * 60000, b'{"username": "\\ud800"}',
     b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}",
     '{"username": "alice"}'.encode("utf-16"),
 ], ids=lambda body: ascii(body[:24]))
@@ -181,6 +183,90 @@ def test_authenticate_other_content_type_is_refused(settings, store, content_typ
 def test_authenticate_content_type_with_parameters_is_accepted(client):
     client.post("/authenticate", json.dumps({"username": "alice", "password": PASSWORD}),
                 content_type="Application/JSON; charset=utf-8", status=200)
+
+
+@pytest.mark.parametrize("content_type, body", [
+    ("application/json", json.dumps({"username": "alice", "password": PASSWORD})),
+    ("application/x-www-form-urlencoded", "username=alice&password=correct+horse")])
+def test_authenticate_body_with_a_byte_order_mark_is_accepted(client, content_type, body):
+    client.post("/authenticate", b"\xef\xbb\xbf" + body.encode(), content_type=content_type,
+                status=200)
+
+
+@pytest.mark.parametrize("coding, status", [
+    ("gzip", 415), ("GZIP", 415), ("br", 415), ("deflate, gzip", 415), ("x", 415),
+    ("identity", 200), ("Identity ", 200), ("", 200)])
+def test_authenticate_content_encoding_is_refused(client, coding, status):
+    response = client.post(
+        "/authenticate", json.dumps({"username": "alice", "password": PASSWORD}),
+        {"Content-Encoding": coding}, content_type="application/json", status=status)
+
+    if status == 415:
+        assert response.headers["Accept-Encoding"] == "identity"
+        assert response.json["message"] == "The body must have no Content-Encoding"
+
+
+@pytest.mark.parametrize("error", [
+    OSError, ValueError, EOFError, ConnectionResetError, TimeoutError, RuntimeError, KeyError])
+@pytest.mark.parametrize("terminated", [False, True])
+def test_authenticate_body_that_cannot_be_read_is_malformed(
+    settings, store, caplog, error, terminated,
+):
+    """Each server has its own errors for a malformed chunk or a client that has gone."""
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() == 0:
+                return super().read(1)
+            raise error("broken")
+
+    environ = {"wsgi.input": Broken(b"{}"), "wsgi.input_terminated": terminated,
+               "CONTENT_LENGTH": None if terminated else "2"}
+
+    response = post(create_app(settings), **environ)
+
+    assert (response.status, response.json["message"]) == (400, "The body cannot be read")
+    assert "Traceback" not in caplog.text
+
+
+def test_body_error_of_the_own_server_passes_through_the_endpoints(settings, store, caplog):
+    app = create_app(settings)
+    with serving(app) as server:
+        broken = exchange(server, (
+            b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\nx\r\n"))
+        late = exchange(server, (
+            b"POST /refresh HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n{"))
+
+    assert b'{"success": false, "message": "Malformed chunked body"}' in broken
+    assert b" 408 " in late and b'"message": "The request body is incomplete"' in late
+    assert "Traceback" not in caplog.text
+
+
+def test_body_error_of_an_application_on_the_own_server_is_408(settings, store, caplog):
+    def reading(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["wsgi.input"].read(9)]
+
+    app = create_app(settings._replace(exempt=("/",)), app=reading)
+    with serving(app) as server:
+        data = exchange(server, b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\nx")
+
+    assert statuses(data) == [408]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("size, status", [
+    (65_000, 401), (65_536, 401), (65_537, 413), (10**6, 413)])
+def test_authenticate_chunked_body_on_the_own_server_has_a_limit(settings, store, size, status):
+    body = b'{"x": "' + b"x" * (size - 9) + b'"}'
+    with serving(create_app(settings)) as server:
+        data = exchange(server, (
+            b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (size, body)))
+
+    assert statuses(data) == [status]
+    assert b'"message"' in data
 
 
 @pytest.mark.parametrize("length, body, status", [
