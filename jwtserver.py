@@ -40,6 +40,7 @@ The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you
 """
 
 import argparse
+import codecs
 import csv
 import errno
 import gc
@@ -1236,6 +1237,16 @@ class Store:
         return self._fetch_one(
             "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", session_id, now) is not None
 
+    def find_session_of(self, refresh_token: str, now: float) -> Optional[Tuple[str, str]]:
+        """The ID and user of the session that a refresh token belongs to, even an old token.
+
+        Only the client knows the family, so it is enough to end the session.
+        """
+        match = _REFRESH_TOKEN.fullmatch(refresh_token)
+        return None if not match else self._fetch_one(
+            "SELECT id, user_name FROM sessions WHERE id = ? AND expires > ?",
+            _session_id(match["family"]), now)
+
     def end_session(self, session_id: str) -> None:
         """End a session, if it has not ended."""
         self._execute("DELETE FROM sessions WHERE id = ?", session_id)
@@ -1303,6 +1314,14 @@ class HTTPError(Exception):
         self.headers = headers
 
 
+class _BodyError(OSError):
+    """The rest of a request body is malformed, or has not arrived: `wsgi.input` raises it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
@@ -1320,7 +1339,7 @@ class Response(NamedTuple):
         line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
             return cls(line, [_NOSNIFF, *headers], b"")
-        body = json.dumps(content).encode()
+        body = json.dumps(content).encode() + b"\n"
         described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         return cls(line, [*described, _NOSNIFF, *headers], body)
 
@@ -1345,9 +1364,7 @@ def _read_body(environ: Environ) -> bytes:
     if len(length) > 9 or int(length or 0) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
     expected = int(length or MAX_BODY_BYTES + 1)
-    body = b""
-    while len(body) < expected and (chunk := environ["wsgi.input"].read(expected - len(body))):
-        body += chunk
+    body = _read_input(environ["wsgi.input"].read, expected)
     if len(body) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
     if length and len(body) < expected:
@@ -1355,9 +1372,24 @@ def _read_body(environ: Environ) -> bytes:
     return body
 
 
+def _read_input(read: Callable[[int], bytes], expected: int) -> bytes:
+    body = b""
+    try:
+        while len(body) < expected and (piece := read(expected - len(body))):
+            body += piece
+    except _BodyError:
+        raise  # this module's server answers with its status
+    except Exception:  # each server has its own errors for a body that is malformed or cut off
+        raise HTTPError(400, "The body cannot be read") from None
+    return body
+
+
 def _read_fields(environ: Environ) -> Dict[str, Any]:
     """Read the fields of a JSON or form body. A name that occurs twice is refused."""
-    body = _read_body(environ)
+    body = _read_body(environ).removeprefix(codecs.BOM_UTF8)  # RFC 8259 §8.1: may be ignored
+    if environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
+        raise HTTPError(415, "The body must have no Content-Encoding",
+                        ("Accept-Encoding", "identity"))  # RFC 9110 §15.5.16
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         try:
@@ -1448,6 +1480,8 @@ class Router:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
             response = route.respond(environ)
+        except _BodyError:
+            raise  # this module's server answers it
         except Exception as error:
             response = route.error_response(_http_error(error, environ))
             # PEP 3333: exc_info replaces a response that an application has started, but not sent.
@@ -1665,6 +1699,25 @@ class Service:
         _audit("logout", user=user, address=self.address(environ), session=session)
         return Response.of(204)
 
+    def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
+        """End the session of the refresh token in the body; return None if there is none.
+
+        An unknown token gets the same response: its session has ended (RFC 7009 §2.2).
+        """
+        has_length = environ.get("CONTENT_LENGTH") not in (None, "", "0")
+        if not has_length and not environ.get("wsgi.input_terminated"):
+            return None
+        fields = _read_fields(environ)
+        if not fields.get("refresh_token"):
+            return None
+        token = _required_field(fields, "refresh_token")
+        session = self.store.find_session_of(token, self.clock())
+        if session:
+            session_id, user = session
+            self.store.end_session(session_id)
+            _audit("logout", user=user, address=self.address(environ), session=session_id)
+        return Response.of(204)
+
     def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is valid, and the name of its user."""
         claims = _claims(environ)
@@ -1690,7 +1743,7 @@ class Service:
     def health(self, environ: Environ) -> Response:
         """Check that the database can answer."""
         self.store.ping()
-        return Response.of(200, {"status": "ok"})
+        return Response.of(200, {"status": "ok"}, ("Cache-Control", "no-store"))
 
     def address(self, environ: Environ) -> str:
         """The address of the client."""
@@ -1762,20 +1815,24 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
-    document = Response.of(200, _describe(routes))
+    no_cache = ("Cache-Control", "no-cache")  # a restart with other settings changes both
+    document = Response.of(200, _describe(routes, prefix), no_cache)
     listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
-        "openapi": document_path})
+        "openapi": document_path}, no_cache)
     return routes
 
 
-def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
+def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     """The OpenAPI document of these routes (https://spec.openapis.org/oas/v3.1.0)."""
+    # Relative to the document, so that it is right below a mount and behind a proxy as well.
+    root = "/".join([".."] * prefix.count("/")) or "."
     return {
         "openapi": "3.1.0",
         "info": {"title": "jwtserver", "version": __version__,
                  "description": "Sign-in with JSON Web Tokens"},
+        "servers": [{"url": root}],
         "paths": {
             path: {method.lower(): _describe_operation(route, method)
                    for method in (_METHODS if "*" in route.methods else route.methods)}
@@ -1860,7 +1917,8 @@ def create_app(
 
     application = Router(behind_guard, None if app is None else _with_nosniff(app))
     guard = _with_guard(application, service, own_paths, protect)
-    limited = _with_rate_limit(Router(public, guard), service, guard)
+    exceptions = _with_exceptions(guard, service, [*public, *own_paths])
+    limited = _with_rate_limit(Router(public, exceptions), service, guard)
     return _with_cors(limited, settings.cors_origins)
 
 
@@ -1883,6 +1941,32 @@ def _with_guard(
             exempt=service.settings.exempt, is_revoked=service.is_revoked)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_PROTECT (--protect) or JWTSERVER_EXEMPT: {error}") from None
+
+
+def _with_exceptions(
+    guard: BearerAuthMiddleware, service: Service, endpoints: Sequence[str],
+) -> WSGIApplication:
+    """Answer what the guard would refuse only because there is no valid token.
+
+    An endpoint with a slash at its end is not found; a token would not help. A refresh token is
+    enough to log out.
+    """
+    slash_paths = {f"{path}/" for path in endpoints if path != "/"}
+    logout_path = f"{service.settings.prefix}/logout"
+    exceptions = frozenset([*slash_paths, logout_path])
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in exceptions and guard.protects(environ) and guard.authenticate(environ) is None:
+            if path in slash_paths:
+                raise HTTPError(404, "Not found")
+            if environ["REQUEST_METHOD"] == "POST":
+                response = service.logout_by_refresh_token(environ)
+                if response:
+                    return _send_response(response, environ, start_response)
+        return guard(environ, start_response)
+
+    return wrapped
 
 
 def _with_rate_limit(
@@ -1930,8 +2014,9 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 #
 # Design: wsgiref parses headers with an e-mail parser, which is lenient. On a connection that stays
 # open, leniency becomes request smuggling: what one parser takes for a body, another takes for a
-# request (RFC 9112 §11.2). So headers are parsed by RFC 9112's grammar, or rejected with an error
-# that closes the connection. Parsing runs in the event loop and does no I/O.
+# request (RFC 9112 §11.2). So headers and chunks are parsed by RFC 9112's grammar, or rejected with
+# an error that closes the connection. Parsing does no I/O and runs in the event loop. A short body
+# is received there as well. A longer one is a stream, received while the application reads it.
 
 _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # RFC 9112 §3: request-line = method SP request-target SP HTTP-version
@@ -1939,20 +2024,32 @@ _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 # RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, without obs-fold
 # RFC 9110 §5.5: field-vchar = VCHAR / obs-text
-_FIELDS = re.compile(rf"(?:{_TCHAR}+:[\t -~\x80-\xff]*\r\n)*")
+_FIELD = rf"{_TCHAR}+:[\t -~\x80-\xff]*\r\n"
+_FIELDS = re.compile(f"(?:{_FIELD})*")
 # RFC 9110 §7.2: Host = uri-host [ ":" port ]
 # RFC 3986 §3.2.2: reg-name = *( unreserved / pct-encoded / sub-delims )
 _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?", re.ASCII)
 # RFC 9112 §3.2: origin-form = absolute-path [ "?" query ], absolute-form = absolute-URI
-_TARGET = re.compile(r"(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
+# RFC 3986 allows " < > [ \ ] ^ ` { | } nowhere. In queries, browsers send all of them but " < >.
+_TARGET = re.compile(
+    r"""(?:https?://([^/?#]+))?(/[^?#"<>[\\\]^`{|}]*)?(?:\?([^#"<>]*))?""", re.IGNORECASE)
 # RFC 9110 §8.6: Content-Length = 1*DIGIT
 _CONTENT_LENGTH = re.compile("[0-9]+")
+_ORIGIN_FIELD = re.compile(r"\r\norigin:[\t ]*([!-~]+)[\t ]*\r\n", re.IGNORECASE)
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")  # RFC 9112 §2.2
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: allowed before a request line
 _FIRST_BYTE = re.compile(_TCHAR.encode() + rb"|\r?$")
 _SINGLETON_FIELDS = (
     "HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
+# RFC 9112 §7.1: chunk = chunk-size [ chunk-ext ] CRLF chunk-data CRLF
+#   chunk-ext = *( BWS ";" BWS chunk-ext-name [ BWS "=" BWS ( token / quoted-string ) ] )
+_QUOTED_STRING = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = (rf"[\t ]*;[\t ]*{_TCHAR}+"
+              rf"(?:[\t ]*=[\t ]*(?:{_TCHAR}+|{_QUOTED_STRING}))?")
+_CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:{_EXTENSION})*\r\n".encode())
+_CHUNK_END = re.compile(rb"\r\n")
+_TRAILER = re.compile(_FIELD.encode() + rb"|(\r\n)")
 
 _COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
@@ -1960,6 +2057,8 @@ MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
 MAX_CACHED_HEADER_BYTES = 2048  # per connection
+MAX_CHUNK_LINE_BYTES = 4096  # the size and extensions of a chunk, or a trailer field
+MAX_TRAILER_BYTES = 16 * 1024  # of all trailer fields
 RECEIVE_BYTES = 16 * 1024  # at least a TLS record (RFC 8446 §5.1), so that none is left half read
 
 
@@ -1967,14 +2066,15 @@ class _Request(NamedTuple):
     """A parsed request without its body."""
 
     environ: Environ
-    line: str  # the request line as received
-    length: int  # of the body, in bytes
-    received_first: int  # bytes of the body that are received before the application runs
-    keep_alive: bool  # the connection may serve another request
-    expects_continue: bool  # the client waits for 100 Continue before it sends the body
+    line: str = "-"  # the request line as received
+    length: int = 0  # of the body, in bytes; 0 if it is chunked
+    is_chunked: bool = False
+    received_first: int = 0  # bytes of the body that are received before the application runs
+    keep_alive: bool = False  # the connection may serve another request
+    expects_continue: bool = False  # the client waits for 100 Continue before it sends the body
 
 
-_NO_REQUEST = _Request({}, "", 0, 0, False, False)  # until one has been parsed
+_NO_REQUEST = _Request({})  # until one has been parsed
 
 
 def _parse_request(header: bytes, environ: Environ) -> _Request:
@@ -1998,7 +2098,10 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
     _parse_target(target, environ)
     if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HTTPError(400, "Malformed Host header")
-    length = _body_length(environ)
+    is_chunked = "HTTP_TRANSFER_ENCODING" in environ
+    length = 0 if is_chunked else _body_length(environ)
+    if is_chunked:
+        _check_chunked(environ)
     keep_alive, expects_continue = version == "1.1", False
     if "HTTP_CONNECTION" in environ:
         options = [option.strip(" \t") for option in environ["HTTP_CONNECTION"].lower().split(",")]
@@ -2006,10 +2109,11 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
     if "HTTP_EXPECT" in environ and version == "1.1":
         if environ["HTTP_EXPECT"].lower() not in ("", "100-continue"):
             raise HTTPError(417, "The only supported expectation is 100-continue")
-        expects_continue = bool(environ["HTTP_EXPECT"] and length)
+        expects_continue = bool(environ["HTTP_EXPECT"] and (length or is_chunked))
     # A short body is received first, so that a slow client costs no thread.
     received_first = 0 if length > MAX_BODY_BYTES or expects_continue else length
-    return _Request(environ, line[0], length, received_first, keep_alive, expects_continue)
+    return _Request(
+        environ, line[0], length, is_chunked, received_first, keep_alive, expects_continue)
 
 
 def _parse_fields(text: str, start: int, environ: Environ) -> None:
@@ -2051,14 +2155,8 @@ def _parse_target(target: str, environ: Environ) -> None:
 
 
 def _body_length(environ: Environ) -> int:
-    """The length of the body in bytes (RFC 9112 §6.3); an ambiguous one is rejected."""
+    """The length of a body that is not chunked, in bytes (RFC 9112 §6.3)."""
     length = environ.pop("HTTP_CONTENT_LENGTH", None)
-    if "HTTP_TRANSFER_ENCODING" in environ:
-        if length is not None:
-            raise HTTPError(400, "Both Content-Length and Transfer-Encoding")
-        if environ["HTTP_TRANSFER_ENCODING"].lower() == "chunked":
-            raise HTTPError(411, "The request needs a Content-Length")
-        raise HTTPError(501, "Unsupported Transfer-Encoding")
     if length is None:
         return 0
     if not _CONTENT_LENGTH.fullmatch(length):
@@ -2068,6 +2166,19 @@ def _body_length(environ: Environ) -> int:
         raise HTTPError(413, "The body is too long")
     environ["CONTENT_LENGTH"] = length
     return int(length)
+
+
+def _check_chunked(environ: Environ) -> None:
+    """Reject a body whose end another server could find elsewhere (RFC 9112 §6.1, §11.2)."""
+    if "HTTP_CONTENT_LENGTH" in environ:
+        raise HTTPError(400, "Both Content-Length and Transfer-Encoding")
+    # Removed, because the application gets the decoded body. Bottle would decode it again.
+    if environ.pop("HTTP_TRANSFER_ENCODING").lower() != "chunked":
+        raise HTTPError(400, "The only supported Transfer-Encoding is chunked")
+    if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        raise HTTPError(400, "Transfer-Encoding in an HTTP/1.0 request")
+    del environ["CONTENT_LENGTH"]
+    environ["wsgi.input_terminated"] = True  # read() finds the end of the body
 
 
 def _check_partial_header(data: bytes, searched: int) -> None:
@@ -2099,20 +2210,94 @@ def _check_header_size(header: bytes) -> None:
         raise HTTPError(431, "The header is too long")
 
 
-class _BodyError(OSError):
-    """The rest of a request body has not arrived."""
+def _rejected_request(received: bytes) -> _Request:
+    """What is known of a request that cannot be parsed: perhaps its method, path and origin.
+
+    They decide whether the error has a body, and which CORS headers and member it has.
+    """
+    text = received.decode("latin-1")
+    line = _REQUEST_LINE.match(text)
+    if not line:
+        return _Request({"REQUEST_METHOD": "-", "PATH_INFO": ""})
+    environ = {"REQUEST_METHOD": line[1], "PATH_INFO": ""}
+    with suppress(HTTPError):
+        _parse_target(line[2], environ)
+    origin = _ORIGIN_FIELD.search(text, line.end() - 2)
+    if origin:
+        environ["HTTP_ORIGIN"] = origin[1]
+    return _Request(environ, line[0])
+
+
+class _ChunkedDecoder:
+    """Decodes a chunked body as its bytes arrive (RFC 9112 §7.1). It drops extensions and trailers.
+    """
+
+    def __init__(self) -> None:
+        self.content = bytearray()  # decoded, and not taken yet
+        self.is_complete = False
+        self._undecoded = b""  # a part of a line
+        self._expected = _CHUNK_SIZE  # the line that follows the data of this chunk
+        self._remaining = 0  # bytes of data in this chunk
+        self._trailer_bytes = 0
+
+    def decode(self, data: bytes) -> bytes:
+        """Decode some bytes; return those after the end of the body.
+
+        Raises:
+            HTTPError: the body is malformed.
+        """
+        data, position = self._undecoded + data, 0
+        while not self.is_complete:
+            if self._remaining:
+                piece = data[position:position + self._remaining]
+                self.content += piece
+                self._remaining -= len(piece)
+                position += len(piece)
+            line_end = data.find(b"\n", position, position + MAX_CHUNK_LINE_BYTES) + 1
+            if not line_end:
+                break
+            self._decode_line(data, position, line_end)
+            position = line_end
+        if len(data) - position >= MAX_CHUNK_LINE_BYTES and not self.is_complete:
+            raise HTTPError(400, "A line of the chunked body is too long")
+        self._undecoded = b"" if self.is_complete else data[position:]
+        return data[position:] if self.is_complete else b""
+
+    def _decode_line(self, data: bytes, start: int, end: int) -> None:
+        line = self._expected.fullmatch(data, start, end)
+        if not line:
+            raise HTTPError(400, "Malformed chunked body")
+        if self._expected is _CHUNK_END:
+            self._expected = _CHUNK_SIZE
+        elif self._expected is _CHUNK_SIZE:
+            self._remaining = int(line[1], 16)
+            self._expected = _CHUNK_END if self._remaining else _TRAILER
+        else:
+            self.is_complete = line[1] is not None
+            self._trailer_bytes += end - start
+            if self._trailer_bytes > MAX_TRAILER_BYTES:
+                raise HTTPError(400, "The trailers of the body are too long")
 
 
 class _BodyStream(io.RawIOBase):
     """A long request body, received while the application reads it."""
 
-    def __init__(self, connection: "_Connection", request: _Request) -> None:
+    def __init__(
+        self, connection: "_Connection", request: _Request,
+        decoder: Optional[_ChunkedDecoder] = None,
+    ) -> None:
         self._connection = connection
-        self.remaining = request.length
+        self._decoder = decoder
+        self._remaining = request.length
         self.bytes_received = 0
         self.pace = connection.server.new_pace(_State.READING_BODY)
         self.continue_pending = request.expects_continue
-        self._cut_off = False
+        self._failure: Optional[Tuple[int, str]] = None
+
+    @property
+    def is_complete(self) -> bool:
+        """The whole body has been received."""
+        return self._decoder.is_complete if self._decoder else not self._remaining
 
     def readable(self) -> bool:
         """Return True."""
@@ -2122,20 +2307,42 @@ class _BodyStream(io.RawIOBase):
         """Receive some bytes; none at the end of the body.
 
         Raises:
-            _BodyError: the client has closed the connection, or sends too slowly.
+            _BodyError: the client has closed the connection, sends too slowly, or the body is
+                malformed. The next call raises it again: bytes after a gap are of no use.
         """
         if self.continue_pending:
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.continue_pending = False
-        size = min(len(buffer), self.remaining)
-        data = self._connection.receive_body(size, self) if size and not self._cut_off else b""
-        if size and not data:
-            self._cut_off = True  # for ever: bytes that arrive later must not follow a gap
-            raise _BodyError("the request body is incomplete")
+        try:
+            data = b"" if self._failure else self._receive(len(buffer))
+        except HTTPError as error:
+            self._failure = error.status, error.message
+        if self._failure:
+            raise _BodyError(*self._failure)
         buffer[:len(data)] = data
-        self.remaining -= len(data)
         self.bytes_received += len(data)
         return len(data)
+
+    def _receive(self, size: int) -> bytes:
+        data = self._take(size)
+        while size and not data and not self.is_complete:
+            if not self._connection.receive_body(self):
+                raise HTTPError(408, "The request body is incomplete")
+            data = self._take(size)
+        return data
+
+    def _take(self, size: int) -> bytes:
+        """Take up to `size` bytes of the body from those that have been received."""
+        connection = self._connection
+        if self._decoder is None:
+            size = min(size, self._remaining)
+            data, connection.received = connection.received[:size], connection.received[size:]
+            self._remaining -= len(data)
+            return data
+        connection.received = self._decoder.decode(connection.received)
+        content = bytes(self._decoder.content[:size])
+        del self._decoder.content[:size]
+        return content
 
 
 class _BodyReader(io.BufferedReader):
@@ -2174,6 +2381,13 @@ _UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 MAX_JOINED_BYTES = 64 * 1024  # a longer body is not copied to be sent together with its headers
 
 
+def _error_application(error: HTTPError, path: str, settings: Settings) -> WSGIApplication:
+    """Answers with an error of the server, in the same form as the service at this path."""
+    uses_message = path in (f"{settings.prefix}/authenticate", f"{settings.prefix}/refresh")
+    response = Route({}, "message" if uses_message else "error").error_response(error)
+    return _with_cors(partial(_send_response, response), settings.cors_origins)
+
+
 class _Framing(Enum):
     """How a client finds the end of a response (RFC 9112 §6.3)."""
 
@@ -2193,8 +2407,6 @@ class _Handler(SimpleHandler):
     headers: Any = None
     result: Any = None
     headers_sent = False
-    error_headers = [("Content-Type", "application/json"), _NOSNIFF]
-    error_body = b'{"success": false, "error": "Internal server error"}'
 
     def __init__(
         self, connection: "_Connection", request: _Request, body: Optional[_BodyStream] = None,
@@ -2204,6 +2416,7 @@ class _Handler(SimpleHandler):
         self.environ = request.environ
         # Copied, because the application may change its environ.
         self._method = request.environ["REQUEST_METHOD"]
+        self._path = request.environ["PATH_INFO"]
         self._version = request.environ.get("SERVER_PROTOCOL")
         self._framing = _Framing.UNTIL_CLOSE
         self._fields = ""
@@ -2224,22 +2437,30 @@ class _Handler(SimpleHandler):
             self.finish_response()
         except _ClientGone:
             raise
-        except _BodyError:
+        except _BodyError as error:
             if self.headers_sent:
                 raise _ClientGone from None
             self.keep_alive = False
-            response = _NO_ROUTE.error_response(HTTPError(408, "The request body is incomplete"))
-            self.result = _send_response(
-                response, self.environ, self.start_response, sys.exc_info())
-            self.finish_response()
+            self._answer_error(HTTPError(error.status, str(error)))
         except BaseException:  # SystemExit too: it would end the thread of the event loop
+            logger.exception("A fault in the application")
             if self.headers_sent:
                 self.keep_alive = False
                 # The end of the connection would look like the end of the response.
                 self._connection.aborted = self._framing is _Framing.UNTIL_CLOSE
-            self.handle_error()
+            else:
+                self._answer_error(HTTPError(500, "Internal server error"))
         finally:
             self._is_over = True
+
+    def _answer_error(self, error: HTTPError) -> None:
+        environ = {"REQUEST_METHOD": self._method}
+        if "HTTP_ORIGIN" in self.environ:
+            environ["HTTP_ORIGIN"] = self.environ["HTTP_ORIGIN"]
+        application = _error_application(error, self._path, self._connection.server.settings)
+        self.headers = None  # of the response that failed
+        self.result = application(environ, self.start_response)
+        self.finish_response()
 
     def finish_response(self) -> None:
         """Send the iterable that the application returned, piece by piece."""
@@ -2315,7 +2536,7 @@ class _Handler(SimpleHandler):
             raise AssertionError("start_response was not called")
         self.headers_sent = True
         framing = self._choose_framing(body_length)
-        if self._body and (self._body.continue_pending or self._body.remaining):
+        if self._body and (self._body.continue_pending or not self._body.is_complete):
             self.keep_alive = False  # the rest of the body may never come, or be long
             self._body.continue_pending = False  # 100 Continue would now be part of the response
         if not self.keep_alive or self._connection.server.stopping:
@@ -2344,10 +2565,6 @@ class _Handler(SimpleHandler):
         if hasattr(self.result, "close"):
             self.result.close()
 
-    def log_exception(self, exc_info: Any) -> None:
-        """Log the exception that the application has raised."""
-        logger.error("A fault in the application", exc_info=exc_info)
-
 
 @lru_cache(maxsize=256)  # most applications repeat a few sets of headers
 def _format_fields(
@@ -2364,6 +2581,8 @@ def _format_fields(
     if status[:3] == "204":  # RFC 9110 §8.6
         dropped.add("content-length")
     headers = tuple(field for field in headers if field[0].lower() not in dropped)
+    if any(":" in name for name, _ in headers):  # the first colon ends the name for a client
+        raise ValueError("a header name with a colon")
     fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
     if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
             or fields.count("\n") != len(headers):
@@ -2475,7 +2694,8 @@ class _Connection:
         self.received = b""  # and not parsed yet
         self._searched = 0  # bytes of it that contain no end of a header
         self.request = _NO_REQUEST
-        self.error: Optional[Response] = None  # the response to a malformed request
+        self._decoder: Optional[_ChunkedDecoder] = None  # of the chunked body that arrives
+        self.error: Optional[WSGIApplication] = None  # answers a malformed request
         self.keep_alive = True
         self.aborted = False  # the response cannot be completed
         self.bytes_sent = 0  # of the current response
@@ -2512,17 +2732,35 @@ class _Connection:
         try:
             if self.request is _NO_REQUEST:
                 self.request = self._next_request()
+            if self.request.is_chunked:
+                return self._has_chunks()
         except HTTPError as error:
             self.reject(error)
         request = self.request
         return request is not _NO_REQUEST and len(self.received) >= request.received_first
 
+    def _has_chunks(self) -> bool:
+        """Decode a chunked body; return whether it is complete, or too long to be received first.
+        """
+        self._decoder = self._decoder or _ChunkedDecoder()
+        self.received = self._decoder.decode(self.received)
+        return (self._decoder.is_complete or len(self._decoder.content) > MAX_BODY_BYTES
+                or self.request.expects_continue)
+
+    def body_bytes_received(self) -> int:
+        """The bytes of the short body that is being received."""
+        return len(self._decoder.content if self._decoder else self.received)
+
     def reject(self, error: HTTPError) -> None:
         """Answer with an error instead of calling the application."""
-        environ = {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address, "PATH_INFO": ""}
-        self.request = _Request(environ, "-", 0, 0, False, False)
+        request = self.request
+        if request is _NO_REQUEST:
+            request = _rejected_request(self.received)
+        environ = {**request.environ, "REMOTE_ADDR": self.address}
+        environ.pop("HTTP_ACCESS_CONTROL_REQUEST_METHOD", None)  # a preflight gets the error too
+        self.request, self._decoder = _Request(environ, request.line), None
         # Not the exception: its traceback refers to this connection, and would keep it in memory.
-        self.error = _NO_ROUTE.error_response(error)
+        self.error = _error_application(error, environ["PATH_INFO"], self.server.settings)
 
     def _next_request(self) -> _Request:
         data = self.received
@@ -2533,12 +2771,13 @@ class _Connection:
             _check_partial_header(data, self._searched)
             self._searched = len(data)
             return _NO_REQUEST
-        header, self.received, self._searched = data[:end], data[end:], 0
+        header = data[:end]
         if header != self._cached_header:
             _check_header_size(header)
             environ = {**self.server.environ, "REMOTE_ADDR": self.address}
             self._cached_request = _parse_request(header, environ)
             self._cached_header = header if len(header) <= MAX_CACHED_HEADER_BYTES else b""
+        self.received, self._searched = data[end:], 0
         request = self._cached_request
         return _Request(request.environ.copy(), *request[1:])  # _replace() takes twice as long
 
@@ -2571,17 +2810,20 @@ class _Connection:
         """Answer the request. Its last bytes may only be queued."""
         self.bytes_sent, self.pace = 0, None
         request, self.request, body = self.request, _NO_REQUEST, None
-        if not request.length:
+        decoder, self._decoder = self._decoder, None
+        if not request.length and not decoder:
             request.environ["wsgi.input"] = io.BytesIO()
+        elif decoder and decoder.is_complete:
+            request.environ["wsgi.input"] = io.BytesIO(decoder.content)
         elif request.received_first:
             request.environ["wsgi.input"] = io.BytesIO(self.received[:request.length])
             self.received = self.received[request.length:]
         else:
-            body = _BodyStream(self, request)
+            body = _BodyStream(self, request, decoder)
             request.environ["wsgi.input"] = _BodyReader(body)
         application = self.server.app
         if self.error is not None:
-            application = partial(_send_response, self.error)
+            application = self.error
         elif request.environ["PATH_INFO"] == "*":  # about the server itself (RFC 9110 §9.3.7)
             application = partial(_send_response, Response.of(204))
         self._run(request, body, application)
@@ -2597,18 +2839,17 @@ class _Connection:
         self.keep_alive = handler.keep_alive
         self.server.log_access(request, handler)
 
-    def receive_body(self, size: int, stream: "_BodyStream") -> bytes:
-        """Up to `size` bytes of a body; none if the client has gone or is too slow."""
-        if not self.received:
-            try:
-                # More than `size`: TLS must not keep decrypted bytes that no selector can see.
-                self.received = self.sock.recv(RECEIVE_BYTES)
-            except self.server.would_block:
-                self.received = self.server.wait_for_body(self, stream)
-            except (OSError, ValueError):
-                return b""
-        data, self.received = self.received[:size], self.received[size:]
-        return data
+    def receive_body(self, stream: "_BodyStream") -> bool:
+        """Receive bytes of a body; return False if the client has gone or is too slow."""
+        try:
+            # As many as come: TLS must not keep decrypted bytes that no selector can see.
+            data = self.sock.recv(RECEIVE_BYTES)
+        except self.server.would_block:
+            data = self.server.wait_for_body(self, stream)
+        except (OSError, ValueError):
+            return False
+        self.received += data
+        return bool(data)
 
     def send(self, data: bytes) -> None:
         """Send a piece of the response before the application continues (PEP 3333).
@@ -2930,7 +3171,7 @@ class _Server:
         elif connection.reading_state() not in (state, _State.IDLE):  # an empty line is no progress
             self._enter(connection, connection.reading_state())
         elif state == _State.READING_BODY:
-            self._check_pace(connection, len(connection.received))
+            self._check_pace(connection, connection.body_bytes_received())
 
     def _continue_handshake(self, connection: _Connection) -> None:
         with suppress(*self.would_block):

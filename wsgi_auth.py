@@ -1036,7 +1036,7 @@ def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     header: Tuple[str, str],
 ) -> Iterable[bytes]:
-    body = json.dumps({"success": False, "error": message}).encode()
+    body = json.dumps({"success": False, "error": message}).encode() + b"\n"
     start_response(status, [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
@@ -1129,6 +1129,10 @@ class BearerAuthMiddleware:
             _remove_identity(environ)
             return self._refuse(refusal, environ, start_response)
         return self.app(environ, start_response)
+
+    def protects(self, environ: Environ) -> bool:
+        """Return whether the request needs a token."""
+        return self._required_scopes(environ) is not None
 
     def authenticate(self, environ: Environ) -> Optional[Claims]:
         """Return the claims of the request's token, or None if it has no valid, unrevoked token.
@@ -1242,7 +1246,7 @@ class RateLimitMiddleware:
     [b'hello']
     >>> app(environ, lambda status, headers: print(status, headers[-1]))
     429 Too Many Requests ('Retry-After', '60')
-    [b'{"success": false, "error": "Too many requests"}']
+    [b'{"success": false, "error": "Too many requests"}\\n']
     """
 
     def __init__(

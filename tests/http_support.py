@@ -37,7 +37,8 @@ YBHRco174qOTgTNHSMzOEVS9AKk6pw3RZ6tvS4HcJGWuDDuWcSyX7+lp
 
 def echo(environ, start_response):
     """Answers with what was asked, in JSON: method, path, query, body. Leaves /unread unread."""
-    size = int(environ.get("CONTENT_LENGTH") or 0)
+    terminated = environ.get("wsgi.input_terminated")  # the body is chunked
+    size = -1 if terminated else int(environ.get("CONTENT_LENGTH") or 0)
     body = environ["wsgi.input"].read(size) if environ["PATH_INFO"] != "/unread" else b""
     text = json.dumps([environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"],
                        body.decode("latin-1")]).encode()

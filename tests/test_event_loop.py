@@ -800,7 +800,7 @@ def test_long_body_that_is_cut_off_raises_in_the_application(clock, monkeypatch,
         while not done.wait(0.02):
             clock.now += 10.1 if end == "stall" else 0
 
-    assert outcomes == ["the request body is incomplete"] * 2
+    assert outcomes == ["The request body is incomplete"] * 2
 
 
 def test_long_body_that_is_cut_off_gets_408_without_a_traceback(caplog):

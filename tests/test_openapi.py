@@ -2,6 +2,7 @@
 
 import json
 import time
+from urllib.parse import urljoin
 
 import pytest
 from webtest import TestApp
@@ -109,7 +110,23 @@ def test_openapi_of_an_application_has_the_endpoints_beside_it(settings):
     assert "/auth/authenticate" in paths and "/protected" not in paths
 
 
+@pytest.mark.parametrize("prefix", ["", "/auth", "/a/b"])
+@pytest.mark.parametrize("mount", ["", "/mnt"])
+def test_openapi_server_leads_to_the_endpoints(settings, prefix, mount):
+    client = TestApp(create_app(settings._replace(prefix=prefix)))
+    url = f"http://h{mount}{prefix}/openapi.json"
+
+    document = client.get(f"{prefix}/openapi.json")
+
+    (server,) = document.json["servers"]
+    root = urljoin(url, server["url"]).rstrip("/")
+    assert root == f"http://h{mount}"
+    assert f"{prefix}/authenticate" in document.json["paths"]
+    assert document.headers["Cache-Control"] == "no-cache"
+
+
 def test_index_of_the_demo_lists_the_endpoints_and_the_document(client, settings):
+    assert client.get("/").headers["Cache-Control"] == "no-cache"
     assert client.get("/").json == {
         "endpoints": ["POST /authenticate", "POST /refresh", "POST /logout", "any /verify",
                       "GET /health", "GET /protected", "GET /openapi.json", "GET /"],
