@@ -252,7 +252,7 @@ class Settings(NamedTuple):
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
-    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
+    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # by X-Forwarded-*
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
@@ -1536,20 +1536,6 @@ def _for_this_process(items: Dict[int, _Item], create: Callable[[], _Item]) -> _
     return items[process_id]
 
 
-def client_address(environ: Environ, trusted_proxies: int) -> str:
-    """The address of the client, as seen by the outermost trusted proxy.
-
-    Each proxy appends the address that it received the request from to X-Forwarded-For. Earlier
-    entries can be forged.
-    """
-    hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    if 0 < trusted_proxies <= len(hops):
-        hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
-        with suppress(ValueError):  # a proxy may hide the address
-            return str(ipaddress.ip_address(hop))
-    return str(environ.get("REMOTE_ADDR", ""))
-
-
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
     """Sign a token for a session. Return it with its lifetime: it never outlives the session."""
     user, session, _ = grant
@@ -1693,8 +1679,8 @@ class Service:
         return Response.of(200, {"status": "ok"})
 
     def address(self, environ: Environ) -> str:
-        """The address of the client."""
-        return client_address(environ, self.settings.trusted_proxies)
+        """The address of the client; `_apply_forwarded` has put it there."""
+        return str(environ.get("REMOTE_ADDR", ""))
 
 
 def _claims(environ: Environ) -> Claims:
@@ -1827,9 +1813,11 @@ def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict
 
 # --- The application ----------------------------------------------------------------------------
 #
-# Design: `create_app` composes the service from layers. From the outside in: CORS, the rate limit,
-# the public endpoints, the guard, then the other endpoints and the application. Only /health stands
-# in front of the rate limit. Each Router turns the errors of all layers inside it into responses.
+# Design: `create_app` composes the service from layers. From the outside in: the headers of
+# proxies, CORS, the rate limit, the public endpoints, the guard, then the other endpoints and the
+# application. Only /health stands in front of the rate limit. Each Router turns the errors of all
+# layers inside it into responses. Only the first layer reads X-Forwarded-For, -Proto and -Host. All
+# others find the address, scheme and host where every WSGI application expects them.
 
 
 def create_app(
@@ -1861,7 +1849,8 @@ def create_app(
     application = Router(behind_guard, None if app is None else _with_nosniff(app))
     guard = _with_guard(application, service, own_paths, protect)
     limited = _with_rate_limit(Router(public, guard), service, guard)
-    return _with_cors(limited, settings.cors_origins)
+    return _with_proxy_headers(
+        _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
 
 
 def _open_store_for_app(settings: Settings) -> Store:
@@ -1911,6 +1900,51 @@ def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
         return CORSMiddleware(app, allow_origins=origins)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_CORS_ORIGINS: {error}") from None
+
+
+# With a port, as some proxies write it: `[2001:db8::1]:4711`, `192.0.2.1:4711`
+_FORWARDED_ADDRESS = re.compile(r"\[(.*)\](?::\d+)?|([\d.]+):\d+")
+# Traefik sends ws and wss for WebSockets. PEP 3333 allows only http and https.
+_FORWARDED_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+
+def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
+    """Apply the headers that only a proxy may send, and remove those that no proxy sends here."""
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        # A proxy sends these to other applications, after it has asked /verify. Here a client has
+        # sent them, perhaps as `Remote_User`: under cheroot and granian that is the same key.
+        environ.pop("HTTP_REMOTE_USER", None)
+        environ.pop("HTTP_REMOTE_SCOPE", None)
+        if proxies:
+            _apply_forwarded(environ, proxies)
+        return app(environ, start_response)
+
+    return wrapped
+
+
+def _apply_forwarded(environ: Environ, proxies: int) -> None:
+    """Set the address, scheme and host that the outermost of the trusted proxies has seen.
+
+    Each proxy appends the address of its client to X-Forwarded-For, so a request with a shorter
+    list has not passed through all of them. Most proxies replace the other two headers, so one
+    value may come from the outermost proxy. Values further to the left can be forged. A value that
+    is not an address, a scheme or a host is ignored.
+    """
+    addresses = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    if len(addresses) >= proxies:
+        address = addresses[-proxies].strip()
+        match = _FORWARDED_ADDRESS.fullmatch(address)
+        with suppress(ValueError):  # a proxy may hide the address
+            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(
+                (match[1] or match[2]) if match else address))
+    scheme, host = [
+        environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")[-proxies:][0].strip()
+        for name in ("PROTO", "HOST")]
+    if scheme.lower() in _FORWARDED_SCHEMES:
+        environ["wsgi.url_scheme"] = _FORWARDED_SCHEMES[scheme.lower()]
+    if host and _HOST.fullmatch(host):
+        environ["HTTP_HOST"] = host
 
 
 _built: Optional[WSGIApplication] = None
