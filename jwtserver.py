@@ -9,7 +9,7 @@ The endpoints:
     POST /authenticate  {"username": …, "password": …}, as JSON or as a form: sign in, get tokens
     POST /refresh       {"refresh_token": …}: get new tokens for the same session
     POST /logout        with `Authorization: Bearer TOKEN`: end the session
-    any  /verify        with the same header: 204, for a proxy that asks who sent a request
+    any  /verify        with the same header: who sent a request, for a proxy that asks
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  a description of the endpoints for programs
@@ -1652,16 +1652,23 @@ class Service:
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
-        """Tell a proxy that the token is valid, and the name of its user."""
+        """Tell a proxy that the token is valid, and the name and scopes of its user."""
         claims = _claims(environ)
-        scope = claims.get("scope", "")
-        headers = [("Remote-User", claims["sub"]), ("Remote-Scope", scope)]
-        for _, value in headers:
+        user, scope = claims["sub"], claims.get("scope", "")
+        for value in (user, scope):
             # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
-        return Response.of(204, None, *(
-            (name, value.encode().decode("latin-1")) for name, value in headers))
+        required = _query_scopes(environ)
+        if not set(required).issubset(scope.split(" ")):
+            raise HTTPError(403, "Insufficient scope", (
+                "WWW-Authenticate",
+                f'Bearer realm="api", error="insufficient_scope", scope="{" ".join(required)}"'))
+        # Not 204: Envoy's ext_authz admits a request only after 200.
+        return Response.of(
+            200, {"user": user, "scope": scope},
+            ("Remote-User", user.encode().decode("latin-1")),
+            ("Remote-Scope", scope.encode().decode("latin-1")))
 
     def is_revoked(self, claims: Claims) -> bool:
         """Return whether the session of a token has ended.
@@ -1689,6 +1696,23 @@ def _claims(environ: Environ) -> Claims:
         raise HTTPError(401, "An authorization header is required",
                         ("WWW-Authenticate", 'Bearer realm="api"'))
     return claims
+
+
+def _query_scopes(environ: Environ) -> Sequence[str]:
+    """The scopes that `/verify?scope=…` requires.
+
+    With Caddy's `uri /verify`, the query is the client's own. So a parameter must only ever require
+    more of the client, and parameters with other names are ignored.
+    """
+    query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    values = [value for name, value in query if name == "scope"]
+    if not values:
+        return ()
+    with suppress(ValueError):
+        scopes = parse_scopes(values[0])
+        if scopes and len(values) == 1:
+            return scopes
+    raise HTTPError(400, "`scope` must be given once, as names that are separated by spaces")
 
 
 _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
@@ -1725,7 +1749,9 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
-        "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
+        "/verify": Route({"*": Operation(
+            service.verify, schema=_object(user=_STRING, scope=_STRING), errors=(400, 403),
+        )}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
