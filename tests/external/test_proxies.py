@@ -269,6 +269,13 @@ def check_failures_count_for_the_client_address(proxy, backend):
     assert statuses == [401, 401, 401, 429]
 
 
+@pytest.mark.parametrize("backend", SERVERS, indirect=True)
+def test_service_without_a_proxy_hides_the_identity_headers_of_a_client(backend):
+    for forgery in FORGERIES.values():
+        _, headers, _ = ask(backend, "/health", forgery)
+        assert {"root", "admin"}.isdisjoint(json.loads(headers["Seen"]).values())
+
+
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
 @pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
 def test_nginx_asks_verify_before_files(proxy, backend):
