@@ -9,7 +9,7 @@ The endpoints:
     POST /authenticate  {"username": …, "password": …}, as JSON or as a form: sign in, get tokens
     POST /refresh       {"refresh_token": …}: get new tokens for the same session
     POST /logout        with `Authorization: Bearer TOKEN`: end the session
-    any  /verify        with the same header: 204, for a proxy that asks who sent a request
+    any  /verify        with the same header: who sent a request, for a proxy that asks
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  a description of the endpoints for programs
@@ -253,7 +253,7 @@ class Settings(NamedTuple):
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
-    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
+    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # by X-Forwarded-*
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
@@ -1570,20 +1570,6 @@ def _for_this_process(items: Dict[int, _Item], create: Callable[[], _Item]) -> _
     return items[process_id]
 
 
-def client_address(environ: Environ, trusted_proxies: int) -> str:
-    """The address of the client, as seen by the outermost trusted proxy.
-
-    Each proxy appends the address that it received the request from to X-Forwarded-For. Earlier
-    entries can be forged.
-    """
-    hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    if 0 < trusted_proxies <= len(hops):
-        hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
-        with suppress(ValueError):  # a proxy may hide the address
-            return str(ipaddress.ip_address(hop))
-    return str(environ.get("REMOTE_ADDR", ""))
-
-
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
     """Sign a token for a session. Return it with its lifetime: it never outlives the session."""
     user, session, _ = grant
@@ -1719,16 +1705,23 @@ class Service:
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
-        """Tell a proxy that the token is valid, and the name of its user."""
+        """Tell a proxy that the token is valid, and the name and scopes of its user."""
         claims = _claims(environ)
-        scope = claims.get("scope", "")
-        headers = [("Remote-User", claims["sub"]), ("Remote-Scope", scope)]
-        for _, value in headers:
+        user, scope = claims["sub"], claims.get("scope", "")
+        for value in (user, scope):
             # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
-        return Response.of(204, None, *(
-            (name, value.encode().decode("latin-1")) for name, value in headers))
+        required = _query_scopes(environ)
+        if not set(required).issubset(scope.split(" ")):
+            raise HTTPError(403, "Insufficient scope", (
+                "WWW-Authenticate",
+                f'Bearer realm="api", error="insufficient_scope", scope="{" ".join(required)}"'))
+        # Not 204: Envoy's ext_authz admits a request only after 200.
+        return Response.of(
+            200, {"user": user, "scope": scope},
+            ("Remote-User", user.encode().decode("latin-1")),
+            ("Remote-Scope", scope.encode().decode("latin-1")))
 
     def is_revoked(self, claims: Claims) -> bool:
         """Return whether the session of a token has ended.
@@ -1746,8 +1739,8 @@ class Service:
         return Response.of(200, {"status": "ok"}, ("Cache-Control", "no-store"))
 
     def address(self, environ: Environ) -> str:
-        """The address of the client."""
-        return client_address(environ, self.settings.trusted_proxies)
+        """The address of the client; `_apply_forwarded` has put it there."""
+        return str(environ.get("REMOTE_ADDR", ""))
 
 
 def _claims(environ: Environ) -> Claims:
@@ -1756,6 +1749,23 @@ def _claims(environ: Environ) -> Claims:
         raise HTTPError(401, "An authorization header is required",
                         ("WWW-Authenticate", 'Bearer realm="api"'))
     return claims
+
+
+def _query_scopes(environ: Environ) -> Sequence[str]:
+    """The scopes that `/verify?scope=…` requires.
+
+    With Caddy's `uri /verify`, the query is the client's own. So a parameter must only ever require
+    more of the client, and parameters with other names are ignored.
+    """
+    query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    values = [value for name, value in query if name == "scope"]
+    if not values:
+        return ()
+    with suppress(ValueError):
+        scopes = parse_scopes(values[0])
+        if scopes and len(values) == 1:
+            return scopes
+    raise HTTPError(400, "`scope` must be given once, as names that are separated by spaces")
 
 
 _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
@@ -1792,7 +1802,9 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
-        "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
+        "/verify": Route({"*": Operation(
+            service.verify, schema=_object(user=_STRING, scope=_STRING), errors=(400, 403),
+        )}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
@@ -1884,9 +1896,11 @@ def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict
 
 # --- The application ----------------------------------------------------------------------------
 #
-# Design: `create_app` composes the service from layers. From the outside in: CORS, the rate limit,
-# the public endpoints, the guard, then the other endpoints and the application. Only /health stands
-# in front of the rate limit. Each Router turns the errors of all layers inside it into responses.
+# Design: `create_app` composes the service from layers. From the outside in: the headers of
+# proxies, CORS, the rate limit, the public endpoints, the guard, then the other endpoints and the
+# application. Only /health stands in front of the rate limit. Each Router turns the errors of all
+# layers inside it into responses. Only the first layer reads X-Forwarded-For, -Proto and -Host. All
+# others find the address, scheme and host where every WSGI application expects them.
 
 
 def create_app(
@@ -1919,7 +1933,8 @@ def create_app(
     guard = _with_guard(application, service, own_paths, protect)
     exceptions = _with_exceptions(guard, service, [*public, *own_paths])
     limited = _with_rate_limit(Router(public, exceptions), service, guard)
-    return _with_cors(limited, settings.cors_origins)
+    return _with_proxy_headers(
+        _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
 
 
 def _open_store_for_app(settings: Settings) -> Store:
@@ -1995,6 +2010,51 @@ def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
         return CORSMiddleware(app, allow_origins=origins)
     except ValueError as error:
         raise SettingsError(f"JWTSERVER_CORS_ORIGINS: {error}") from None
+
+
+# With a port, as some proxies write it: `[2001:db8::1]:4711`, `192.0.2.1:4711`
+_FORWARDED_ADDRESS = re.compile(r"\[(.*)\](?::\d+)?|([\d.]+):\d+")
+# Traefik sends ws and wss for WebSockets. PEP 3333 allows only http and https.
+_FORWARDED_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+
+def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
+    """Apply the headers that only a proxy may send, and remove those that no proxy sends here."""
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        # A proxy sends these to other applications, after it has asked /verify. Here a client has
+        # sent them, perhaps as `Remote_User`: under cheroot and granian that is the same key.
+        environ.pop("HTTP_REMOTE_USER", None)
+        environ.pop("HTTP_REMOTE_SCOPE", None)
+        if proxies:
+            _apply_forwarded(environ, proxies)
+        return app(environ, start_response)
+
+    return wrapped
+
+
+def _apply_forwarded(environ: Environ, proxies: int) -> None:
+    """Set the address, scheme and host that the outermost of the trusted proxies has seen.
+
+    Each proxy appends the address of its client to X-Forwarded-For, so a request with a shorter
+    list has not passed through all of them. Most proxies replace the other two headers, so one
+    value may come from the outermost proxy. Values further to the left can be forged. A value that
+    is not an address, a scheme or a host is ignored.
+    """
+    addresses = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    if len(addresses) >= proxies:
+        address = addresses[-proxies].strip()
+        match = _FORWARDED_ADDRESS.fullmatch(address)
+        with suppress(ValueError):  # a proxy may hide the address
+            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(
+                (match[1] or match[2]) if match else address))
+    scheme, host = [
+        environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")[-proxies:][0].strip()
+        for name in ("PROTO", "HOST")]
+    if scheme.lower() in _FORWARDED_SCHEMES:
+        environ["wsgi.url_scheme"] = _FORWARDED_SCHEMES[scheme.lower()]
+    if host and _HOST.fullmatch(host):
+        environ["HTTP_HOST"] = host
 
 
 _built: Optional[WSGIApplication] = None
