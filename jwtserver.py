@@ -46,6 +46,7 @@ import errno
 import gc
 import getpass
 import hashlib
+import hmac
 import importlib
 import io
 import ipaddress
@@ -57,6 +58,7 @@ import re
 import secrets
 import select
 import selectors
+import shlex
 import signal
 import socket
 import sqlite3
@@ -104,7 +106,7 @@ MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
-REFRESH_GRACE = 10.0  # seconds in which a client that lost the response may refresh again
+LEEWAY = 10  # seconds by which clocks may differ
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
@@ -250,6 +252,8 @@ class Settings(NamedTuple):
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
+    # Seconds in which a refresh token may be presented again.
+    refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
@@ -522,6 +526,8 @@ class User(NamedTuple):
     scope: str
     disabled: int
     created: int  # seconds since 1970
+    otp_secret: str = ""  # of the second factor; "" if there is none
+    otp_step: int = 0  # the time step of its last code; no code is accepted twice
 
 
 def clean_name(name: str) -> str:
@@ -545,11 +551,12 @@ def clean_name(name: str) -> str:
 
 # --- Sessions -----------------------------------------------------------------------------------
 #
-# Design: Signing in opens a session. Access tokens name it in their claim `sid` and are valid while
-# its row exists. The family is a random name of the session that only the client knows. A refresh
-# token is `family.generation.secret`, and `_rotate` replaces it at each use. The row contains only
-# hashes: the database is not enough to make a token. The claim `sid` is the hash of the family, so
-# it is not enough either.
+# Design: Signing in opens a session, a row of a table. Access tokens name it in their claim `sid`
+# and are valid while the row exists. A refresh token is `family.secret`. The family stays the same,
+# so an old token is recognized: its family is that of a session, its secret is not the current one.
+# A refresh derives the next token from the presented one and a fresh random salt. The row keeps the
+# salt, so that each process can derive the same token again. It keeps only hashes of the family and
+# the tokens: neither the database nor a claim `sid` is enough to make a refresh token.
 
 
 class Session(NamedTuple):
@@ -557,11 +564,15 @@ class Session(NamedTuple):
 
     id: str  # the claim `sid`
     user_name: str
-    generation: int  # the number in its current refresh token
-    refresh_hash: str  # of the current refresh token; "" if it has none
-    previous_hash: str  # of the token that began this generation; "" at first
-    rotated: float  # when the generation began, in seconds since 1970
+    created: float  # seconds since 1970
+    refreshed: float  # when its last token was issued, in seconds since 1970
     expires: int  # seconds since 1970
+    refresh_hash: str  # of the current refresh token; "" if it has none
+    previous_hash: str = ""  # of the token before it; "" at first
+    salt: str = ""  # the random value from which the current token was derived; "" at first
+    key_fingerprint: str = ""  # of the key that signed its last token; "" if it is not known
+    label: Optional[str] = None
+    scope: Optional[str] = None  # None: all scopes of the user
 
 
 class Grant(NamedTuple):
@@ -572,8 +583,8 @@ class Grant(NamedTuple):
     refresh_token: str
 
 
-_REFRESH_TOKEN = re.compile(
-    r"(?P<family>[\w-]{22})\.(?P<generation>[0-9]{1,9})\.[\w-]{43}", re.ASCII)
+# Version 0.3 had a number between the family and the secret. The row has a hash of the whole token.
+_REFRESH_TOKEN = re.compile(r"(?P<family>[\w-]{22})\.[\w.-]{43,64}", re.ASCII)
 
 
 def _digest(text: str) -> str:
@@ -584,16 +595,18 @@ def _session_id(family: str) -> str:
     return _digest(family)[:32]
 
 
-def _new_refresh_token(family: str, generation: int) -> str:
-    return f"{family}.{generation}.{secrets.token_urlsafe(32)}"  # 256 random bits
+def _successor(token: str, salt: str) -> str:
+    """The refresh token that replaces this one. It cannot be made without the token."""
+    family = token.partition(".")[0]
+    return f"{family}.{hmac.new(token.encode(), salt.encode(), 'sha256').hexdigest()}"
 
 
 def new_grant(user: User, lifetime: int, now: float) -> Grant:
     """Create a session that begins at `now` and ends `lifetime` seconds later."""
     family = secrets.token_urlsafe(16)
-    token = _new_refresh_token(family, 0)
+    token = f"{family}.{secrets.token_hex(32)}"  # 256 random bits
     session = Session(
-        _session_id(family), user.name, 0, _digest(token), "", now, int(now) + lifetime)
+        _session_id(family), user.name, now, now, int(now) + lifetime, _digest(token))
     return Grant(user, session, token)
 
 
@@ -605,36 +618,30 @@ class RefreshError(Error):
         self.ended = ended
 
 
-def _rotate(session: Session, token: str, now: float) -> Tuple[Session, str]:
-    """Replace the refresh token of a session, and return the session and the new token.
+def _rotate(session: Session, token: str, now: float, grace: float) -> Tuple[Session, str]:
+    """Return the session after this refresh token was presented, and the next token.
 
-    1. The current token starts a new generation, with a new token.
-    2. The previous token may be used again for REFRESH_GRACE seconds, because the response to it
-       may have been lost. It gets another new token of this generation; the lost one is void.
-    3. Any other token that names this generation, such as the void one, is refused during those
-       seconds.
-    4. Any other token was used before, was voided, or is forged. We assume theft, and the session
-       ends (RFC 9700 §4.14.2).
-
-    If two tabs refresh at once and each keeps its own answer, the tab with the first answer holds a
-    void token. The session ends when that tab uses it after those seconds, by rule 4. This
-    limitation is accepted.
+    1. The current token is replaced by its successor, with a fresh salt.
+    2. In the grace period, the token before it gets the same successor again. The response may have
+       been lost, or two tabs refresh at once. The session stays as it is.
+    3. In the grace period, an older token is refused. It may come from a tab that was slow.
+    4. After the grace period, we assume that an old token was stolen, and the session ends
+       (RFC 9700 §4.14.2).
 
     Raises:
         RefreshError: in case 3 and, with the session that must end, in case 4.
     """
-    family, generation, _ = token.split(".")
     digest = _digest(token)
-    in_grace = abs(now - session.rotated) < REFRESH_GRACE  # abs: a clock set back extends nothing
     if secrets.compare_digest(digest, session.refresh_hash):
-        session = session._replace(
-            generation=session.generation + 1, previous_hash=digest, rotated=now)
-    elif in_grace and int(generation) == session.generation:
-        raise RefreshError
-    elif not (in_grace and secrets.compare_digest(digest, session.previous_hash)):
+        salt = secrets.token_hex(16)
+        next_token = _successor(token, salt)
+        return session._replace(refreshed=now, refresh_hash=_digest(next_token),
+                                previous_hash=digest, salt=salt), next_token
+    if not abs(now - session.refreshed) < grace:  # abs: a clock set back extends nothing
         raise RefreshError(session)
-    new_token = _new_refresh_token(family, session.generation)
-    return session._replace(refresh_hash=_digest(new_token)), new_token
+    if not secrets.compare_digest(digest, session.previous_hash):
+        raise RefreshError
+    return session, _successor(token, session.salt)
 
 
 # --- Failed sign-ins ----------------------------------------------------------------------------
@@ -659,6 +666,7 @@ class Attempt(NamedTuple):
     limits: Mapping[str, int]
     seconds: int  # from the first failure until a counter expires
     user_at_address: str  # the counter that a success clears
+    name: str  # the counter of the user; the row of the one above has it too, for `user unlock`
 
     def latest_expiry(self, now: float) -> float:
         """The latest plausible expiry. A later one was written with a wrong clock."""
@@ -669,9 +677,14 @@ class Attempt(NamedTuple):
         """The sign-in of a user, who may not exist, from an address."""
         name, network = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT]), _network(address)
         both, by_network, by_name = (
-            _digest(json.dumps(key)) for key in ([name, network], [None, network], [name, None]))
+            _counter(*key) for key in ((name, network), (None, network), (name, None)))
         limits = {both: rate.limit, by_network: 10 * rate.limit, by_name: 20 * rate.limit}
-        return cls(limits, rate.seconds, user_at_address=both)
+        return cls(limits, rate.seconds, user_at_address=both, name=by_name)
+
+
+def _counter(name: Optional[str], network: Optional[str]) -> str:
+    """The ID of the counter of a user at an address, or of one of them."""
+    return _digest(json.dumps([name, network]))
 
 
 def _network(address: str) -> str:
@@ -898,10 +911,17 @@ class _PostgreSQLConnection:
     """A connection of psycopg that takes `?` for a value, as SQLite does."""
 
     def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
-        self._connection = psycopg.connect(**options, autocommit=True)
+        self._connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
         self._poll = select.poll()
         self._poll.register(self._connection.fileno(), select.POLLIN)
-        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
+        _, process_id = self._connection.execute(
+            "SELECT set_config('statement_timeout', %s, false), pg_backend_pid()",
+            [str(int(1000 * BUSY_TIMEOUT))]).fetchone()
+        # Prepared statements belong to a process of the server. PgBouncer changes it between
+        # transactions, and invents the ID that the client knows. Without prepared statements, a
+        # look-up costs the server three times as much (69 µs, not 23).
+        if process_id == self._connection.info.backend_pid:
+            self._connection.prepare_threshold = 5  # psycopg's default
 
     def execute(self, statement: str, values: Any = None) -> Any:
         return self._connection.execute(statement.replace("?", "%s"), values)
@@ -941,8 +961,12 @@ class _PostgreSQL(_Database):
         if "@" in options.get("dbname", ""):  # as after a slash in the password
             raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
                                 "database, with special characters percent-encoded (/ is %2F)")
-        self.name = f"database {options.get('dbname', '')} at {options.get('host', 'localhost')}"
-        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
+        defaults = {option.keyword.decode(): (option.val or b"").decode()
+                    for option in self.psycopg.pq.Conninfo.get_defaults()}  # PGHOST, PGSERVICE, …
+        known = {**defaults, **options}
+        self.name = f"database {known['dbname']} at {known['host'] or 'localhost'}"
+        # Of several hosts, use the one that can write. A standby may not know the latest logout.
+        self._options = {"connect_timeout": int(BUSY_TIMEOUT), "target_session_attrs": "read-write",
                          "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
 
     def connect(self) -> DatabaseConnection:
@@ -967,7 +991,11 @@ class _PostgreSQL(_Database):
         connection.execute("INSERT INTO jwtserver VALUES (?)", [version])
 
     def lock(self, connection: DatabaseConnection) -> None:
-        """Wait for other processes that hold this lock, and hold it until the transaction ends."""
+        """Wait for other processes that hold this lock, and hold it until the transaction ends.
+
+        The transaction has no time limit: to migrate a million sessions takes several seconds.
+        """
+        connection.execute("SET LOCAL statement_timeout = 0")
         connection.execute("SELECT pg_advisory_xact_lock(?)", [_APPLICATION_ID])
 
 
@@ -1014,14 +1042,38 @@ _MIGRATIONS = (
         expires DOUBLE PRECISION NOT NULL
     )""",
      "CREATE INDEX failures_by_end ON failures (expires)"),
+    # SQLite before 3.35 cannot drop a column, so the sessions are copied. Their refresh tokens and
+    # access tokens stay valid. A token that was replaced before the migration has no successor.
+    ("ALTER TABLE sessions RENAME TO old_sessions",
+     """CREATE TABLE sessions (
+        id TEXT NOT NULL PRIMARY KEY,
+        user_name TEXT NOT NULL,
+        created DOUBLE PRECISION NOT NULL,
+        refreshed DOUBLE PRECISION NOT NULL,
+        expires INTEGER NOT NULL,
+        refresh_hash TEXT NOT NULL,
+        previous_hash TEXT NOT NULL,
+        salt TEXT NOT NULL,
+        key_fingerprint TEXT NOT NULL,
+        label TEXT,
+        scope TEXT
+    )""",
+     "INSERT INTO sessions SELECT id, user_name, rotated, rotated, expires, refresh_hash,"
+     " '', '', '', NULL, NULL FROM old_sessions",
+     "DROP TABLE old_sessions",  # and its indexes
+     "CREATE INDEX sessions_by_user ON sessions (user_name)",
+     "CREATE INDEX sessions_by_end ON sessions (expires)",
+     "ALTER TABLE failures ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+     "ALTER TABLE users ADD COLUMN otp_secret TEXT NOT NULL DEFAULT ''",
+     "ALTER TABLE users ADD COLUMN otp_step INTEGER NOT NULL DEFAULT 0"),
 )
 # A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
-    "INSERT INTO failures VALUES (?, 1, ?) ON CONFLICT (id) DO UPDATE SET"
+    "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
     " count = CASE WHEN failures.expires > ? AND failures.expires <= ?"
     " THEN failures.count + 1 ELSE 1 END,"
     " expires = CASE WHEN failures.expires > ? AND failures.expires <= ?"
-    " THEN failures.expires ELSE excluded.expires END")
+    " THEN failures.expires ELSE excluded.expires END, name = excluded.name")
 
 
 class Store:
@@ -1048,7 +1100,7 @@ class Store:
         with self.database.connection() as connection:
             return connection.execute(statement, values).fetchone()
 
-    def _execute(self, statement: str, *values: str) -> int:
+    def _execute(self, statement: str, *values: Any) -> int:
         """Run one statement as a transaction, and return the number of rows it has changed."""
         with self.database.connection() as connection:
             return int(connection.execute(statement, values).rowcount)
@@ -1082,7 +1134,7 @@ class Store:
         with self.database.transaction() as connection:
             for user in users:
                 added = connection.execute(
-                    "INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
+                    "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
                 if not added.rowcount:
                     raise NameTaken(user.name)
 
@@ -1152,13 +1204,29 @@ class Store:
             self._sweep(connection, "failures", now)
             valid = [now, attempt.latest_expiry(now)]
             for counter in sorted(attempt.limits):
-                connection.execute(_COUNT_FAILURE, [counter, now + attempt.seconds, *valid, *valid])
+                name = attempt.name if counter == attempt.user_at_address else ""
+                connection.execute(
+                    _COUNT_FAILURE, [counter, now + attempt.seconds, name, *valid, *valid])
             seconds = self._lockout_seconds(connection, attempt, now, own_failures=1)
             if seconds:
                 connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
                                    list(attempt.limits))
         if seconds:
             raise LockedOut(seconds)
+
+    def seconds_locked(self, name: str, rate: Rate, now: float) -> float:
+        """Seconds until the user can sign in at every address that is not locked out, or 0."""
+        attempt = Attempt.of(name, "", rate)
+        (expires,) = self._fetch_one(
+            "SELECT max(expires) FROM failures WHERE expires <= ?"
+            " AND (name = ? AND count >= ? OR id = ? AND count >= ?)", attempt.latest_expiry(now),
+            attempt.name, rate.limit, attempt.name, attempt.limits[attempt.name])
+        return max(0.0, (expires or 0) - now)
+
+    def unlock(self, name: str) -> None:
+        """Forget the failed sign-ins of a user."""
+        counter = _counter(name, None)
+        self._execute("DELETE FROM failures WHERE name = ? OR id = ?", counter, counter)
 
     # Sessions
 
@@ -1182,7 +1250,7 @@ class Store:
             if not seconds and row == user:
                 self._sweep(connection, "sessions", now)
                 connection.execute(
-                    "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", grant.session)
+                    "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", grant.session)
                 if new_hash:
                     connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
                                        [new_hash, user.name])
@@ -1193,49 +1261,49 @@ class Store:
             raise LockedOut(seconds)
         return bool(row == user)
 
-    def refresh(self, token: str, now: float) -> Grant:
+    def refresh(self, token: str, now: float, grace: float) -> Grant:
         """Replace a refresh token, by the rules of `_rotate`.
+
+        An invented token is refused without a lock on the database: many of them cannot delay
+        other requests.
 
         Raises:
             RefreshError: the token is refused, and may have ended its session.
         """
         match = _REFRESH_TOKEN.fullmatch(token)
-        if not match:
-            raise RefreshError
-        session_id, refusal = _session_id(match["family"]), None
-        with self.database.transaction() as connection:
+        while match and (row := self._fetch_open(_session_id(match["family"]), now)):
+            session = Session(*row)
             try:
-                session = self._find_session(connection, session_id, now)
-                session, next_token = _rotate(session, token, now)
-                user = self._save_rotation(connection, session)
-            except RefreshError as error:  # not raised here, where it would undo the deletion
-                refusal = error
+                rotated, next_token = _rotate(session, token, now, grace)
+            except RefreshError as error:
                 if error.ended:
-                    connection.execute("DELETE FROM sessions WHERE id = ?", [session_id])
-        if refusal:
-            raise refusal
-        return Grant(user, session, next_token)
+                    self.end_session(session.id)
+                raise
+            if rotated == session or self._save_rotation(session, rotated):
+                user = self._fetch_one("SELECT * FROM users WHERE name = ?", session.user_name)
+                if user is None:  # removed just now
+                    break
+                return Grant(User(*user), rotated, next_token)
+            # Another request has refreshed or ended the session meanwhile. Look again. This ends,
+            # because each repetition needs another refresh of the session.
+        raise RefreshError
 
-    def _find_session(self, connection: DatabaseConnection, session_id: str, now: float) -> Session:
-        row = connection.execute(
-            f"SELECT * FROM sessions WHERE id = ? AND expires > ?{self.database.for_update}",
-            [session_id, now]).fetchone()
-        if row is None:
-            raise RefreshError
-        return Session(*row)
+    def _save_rotation(self, old: Session, new: Session) -> bool:
+        """Store a rotation, unless another one was stored meanwhile."""
+        return self._execute(
+            "UPDATE sessions SET refreshed = ?, refresh_hash = ?, previous_hash = ?, salt = ?"
+            " WHERE id = ? AND refresh_hash = ?", new.refreshed, new.refresh_hash,
+            new.previous_hash, new.salt, old.id, old.refresh_hash) > 0
 
-    def _save_rotation(self, connection: DatabaseConnection, session: Session) -> User:
-        connection.execute(
-            "UPDATE sessions SET generation = ?, refresh_hash = ?, previous_hash = ?, rotated = ?"
-            " WHERE id = ?", [session.generation, session.refresh_hash, session.previous_hash,
-                              session.rotated, session.id])
-        return User(*connection.execute(
-            "SELECT * FROM users WHERE name = ?", [session.user_name]).fetchone())
+    def _fetch_open(self, session_id: str, now: float, columns: str = "*") -> Any:
+        """The row of a session that has not ended. A wrong clock may have created a later one."""
+        return self._fetch_one(
+            f"SELECT {columns} FROM sessions WHERE id = ? AND expires > ? AND created <= ?",
+            session_id, now, now + LEEWAY)
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
-        return self._fetch_one(
-            "SELECT 1 FROM sessions WHERE id = ? AND expires > ?", session_id, now) is not None
+        return self._fetch_open(session_id, now, "1") is not None
 
     def find_session_of(self, refresh_token: str, now: float) -> Optional[Tuple[str, str]]:
         """The ID and user of the session that a refresh token belongs to, even an old token.
@@ -1277,8 +1345,8 @@ class Store:
         is valid until the session expires, and may outlive `lifetime`.
         """
         (count,) = self._fetch_one(
-            "SELECT count(*) FROM sessions WHERE expires > ? AND rotated <= ?"
-            " AND (rotated > ? OR refresh_hash = '')", now, signed_until, now - lifetime)
+            "SELECT count(*) FROM sessions WHERE expires > ? AND refreshed <= ?"
+            " AND (refreshed > ? OR refresh_hash = '')", now, signed_until, now - lifetime)
         return int(count)
 
 
@@ -1653,7 +1721,7 @@ class Service:
         token = _required_field(_read_fields(environ), "refresh_token")
         address = self.address(environ)
         try:
-            grant = self.store.refresh(token, self.clock())
+            grant = self.store.refresh(token, self.clock(), self.settings.refresh_grace)
         except RefreshError as error:
             if error.ended:
                 user, session = error.ended.user_name, error.ended.id
@@ -2060,14 +2128,25 @@ def _apply_forwarded(environ: Environ, proxies: int) -> None:
 _built: Optional[WSGIApplication] = None
 
 
+def _build_once() -> WSGIApplication:
+    global _built
+    with _for_this_process(_build_locks, threading.Lock):
+        if _built is None:
+            _built = create_app()
+    return _built
+
+
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application that the environment configures, built at the first request."""
-    global _built
-    if _built is None:
-        with _for_this_process(_build_locks, threading.Lock):
-            if _built is None:
-                _built = create_app()
-    return _built(environ, start_response)
+    try:
+        app = _built or _build_once()
+    except SettingsError as error:
+        if not isinstance(error.__cause__, StoreError):
+            raise
+        # The database cannot answer now, but perhaps when the next request comes.
+        response = _NO_ROUTE.error_response(_http_error(error.__cause__, environ))
+        return _send_response(response, environ, start_response)
+    return app(environ, start_response)
 
 
 # --- HTTP: requests -----------------------------------------------------------------------------
@@ -3734,17 +3813,34 @@ def _change_user(
     print(outcome.format(user.name))
 
 
+def _print_lockout(store: Store, user: User, settings: Settings) -> None:
+    """Say that failed sign-ins have locked a user out, if so."""
+    seconds = math.ceil(store.seconds_locked(user.name, settings.login_failures, time.time()))
+    if seconds:
+        print(f"{user.name} is locked out for {seconds} seconds, at one address or more. To end"
+              f" this: {_PROGRAM} user unlock {shlex.quote(user.name)}")
+
+
 _user_remove = partial(
     _change_user, change=Store.remove_user, event="user_remove",
     outcome="Removed the user {} and ended the user's sessions")
 _user_disable = partial(
     _change_user, change=Store.disable_user, event="user_disable",
     outcome="Disabled the user {} and ended the user's sessions")
-_user_enable = partial(
-    _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
+_user_unlock = partial(
+    _change_user, change=Store.unlock, event="user_unlock",
+    outcome="Ended the lock-outs of {}. An address with too many failures stays locked out")
 _user_logout = partial(
     _change_user, change=Store.end_sessions, event="user_logout",
     outcome="Ended the sessions of {}")
+
+
+def _user_enable(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    store.enable_user(user.name)
+    _audit("user_enable", user=user.name)
+    print(f"Enabled the user {user.name}")
+    _print_lockout(store, user, settings)
 
 
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:
@@ -3752,6 +3848,7 @@ def _user_password(args: argparse.Namespace, settings: Settings) -> None:
     store.set_password(user.name, _hash_password(_ask_password(args), settings))
     _audit("user_password", user=user.name)
     print(f"Changed the password of {user.name} and ended the user's sessions")
+    _print_lockout(store, user, settings)
 
 
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
@@ -3881,7 +3978,8 @@ class _Command(NamedTuple):
 
 
 _COMMON_ARGUMENTS = (
-    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db)."),
+    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db). Other"
+              " users of this machine can see flags; put a password into JWTSERVER_DATABASE."),
     _argument("--secret-file FILE",
               "The file with the signing keys (default: jwtserver.key beside the database)."),
 )
@@ -3934,6 +4032,8 @@ _COMMANDS = (
              [_NAME, _NEW_SCOPE], ["user scope alice 'read write'"]),
     _Command("user disable", _user_disable, "Disable a user and end the sessions.", [_NAME]),
     _Command("user enable", _user_enable, "Allow a disabled user to sign in again.", [_NAME]),
+    _Command("user unlock", _user_unlock,
+             "End the lock-outs of a user after failed sign-ins.", [_NAME]),
     _Command("user logout", _user_logout, "End all sessions of a user.", [_NAME]),
     _Command("user import", _user_import, "Add all users of a CSV file, or none.", [_CSV_FILE],
              ["user import users.csv"]),

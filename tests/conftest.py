@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -117,9 +118,12 @@ HAS_POSTGRESQL = bool(find_spec("psycopg") and list(Path("/usr/lib/postgresql").
 
 
 class PostgreSQL:
-    """A PostgreSQL server with its own folder and port, from Debian's package."""
+    """A PostgreSQL server with its own folder and port, from Debian's package.
 
-    def __init__(self):
+    With `primary`, it is a read-only standby of that server.
+    """
+
+    def __init__(self, primary=None):
         self._bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
         memory = Path("/dev/shm")  # a schema is twenty files, and the tests make hundreds of them
         if not memory.is_dir() or shutil.disk_usage(memory).free < 2**30:
@@ -128,9 +132,14 @@ class PostgreSQL:
         self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         if self._user:
             shutil.chown(self.folder, "postgres")
-        port = free_port()
+        self.port = port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        if primary:
+            self._run("pg_basebackup", "--host=127.0.0.1", f"--port={primary.port}", "--no-sync",
+                      "--username=postgres", "--checkpoint=fast", "--write-recovery-conf")
+        else:
+            self._run(
+                "initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         with open(self.folder / "data" / "postgresql.conf", "a") as file:
             file.write(f"port = {port}\nlisten_addresses = '127.0.0.1'\n"
                        "fsync = off\nautovacuum = off\n"
@@ -147,22 +156,26 @@ class PostgreSQL:
     def stop(self, mode="fast"):
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
+    def promote(self):
+        self._run("pg_ctl", "-w", "promote")
+
 
 @pytest.fixture(scope="session")
 def start_postgresql():
-    """Starts one more PostgreSQL server."""
+    """Starts one more PostgreSQL server, or a standby of one."""
     servers = []
 
-    def start():
+    def start(primary=None):
         if not HAS_POSTGRESQL:
             pytest.skip("PostgreSQL or psycopg is not installed")
-        servers.append(PostgreSQL())
+        servers.append(PostgreSQL(primary))
         servers[-1].start()
         return servers[-1]
 
     yield start
     for server in servers:
-        server.stop("immediate")
+        with suppress(subprocess.CalledProcessError):  # a test has stopped it
+            server.stop("immediate")
         shutil.rmtree(server.folder)
 
 

@@ -906,6 +906,19 @@ def test_application_second_thread_uses_what_the_first_built(environment, monkey
     assert TestApp(jwtserver.application).get("/").text == "built meanwhile"
 
 
+def test_application_whose_database_cannot_answer_is_503_until_it_can(
+    environment, monkeypatch, tmp_path,
+):
+    monkeypatch.setenv("JWTSERVER_DATABASE", str(tmp_path / "later" / "users.db"))
+    client = TestApp(jwtserver.application)
+
+    answer = client.get("/health", status=503).json
+    os.mkdir(tmp_path / "later")
+
+    assert answer == {"success": False, "error": "The database cannot answer"}
+    client.get("/health", status=200)
+
+
 @pytest.mark.parametrize("variable, value", [
     ("JWTSERVER_TOKEN_LIFETIME", "0"), ("JWTSERVER_PROTECT", "nope"), ("JWTSERVER_SECRET", "short"),
 ])

@@ -1,18 +1,21 @@
 """Users in the database: no acknowledged change is lost, and every failure is one line."""
 
 import gc
+import io
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import jwtserver
-from jwtserver import Error, SettingsError, StoreError, clean_name, open_store
+from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_store
 from support import ROOT, for_each, user
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -63,7 +66,7 @@ def test_open_store_creates_a_file_for_the_owner_only():
     assert os.stat("jwtserver.db").st_mode & 0o777 == 0o600
     store.close()
     connection = sqlite3.connect("jwtserver.db")
-    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(jwtserver._MIGRATIONS),)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
@@ -95,7 +98,7 @@ def test_open_store_again_keeps_the_locks_of_this_process(store):
     (lambda: write("CREATE TABLE users (x)"), "another application"),
     (lambda: write("PRAGMA user_version = 1"), "another application"),
     (lambda: write(f"PRAGMA application_id = {jwtserver._APPLICATION_ID}",
-                   "PRAGMA user_version = 3"), "newer version"),
+                   f"PRAGMA user_version = {len(jwtserver._MIGRATIONS) + 1}"), "newer version"),
 ], ids=["text", "folder", "tables", "version", "newer"])
 def test_open_store_of_a_foreign_file_refuses_and_leaves_it(spoil, words):
     spoil()
@@ -290,6 +293,73 @@ def test_deleted_file_is_not_created_again(store):
         store.ping()
 
     assert not os.path.exists("jwtserver.db")
+
+
+# --- Lock-outs
+
+
+def fail(store, name, address, times, rate=Rate(5, 900)):
+    for _ in range(times):
+        store.count_failure(jwtserver.Attempt.of(name, address, rate), time.time())
+
+
+def is_locked(store, name, address):
+    try:
+        store.check_attempt(jwtserver.Attempt.of(name, address, Rate(5, 900)), time.time())
+    except jwtserver.LockedOut:
+        return True
+    return False
+
+
+def test_user_unlock_ends_the_lock_outs_of_one_user(store, capsys, caplog):
+    store.add_users([user("alice"), user("bob")])
+    for address in range(20):
+        fail(store, "alice", f"192.0.2.{address}", 5)
+    fail(store, "bob", "192.0.2.1", 5)
+    assert is_locked(store, "alice", "192.0.2.1") and is_locked(store, "alice", "192.0.2.99")
+
+    assert jwtserver.main(["user", "unlock", "alice"]) == 0
+
+    assert capsys.readouterr().out == (
+        "Ended the lock-outs of alice. An address with too many failures stays locked out\n")
+    assert 'user_unlock user="alice"' in caplog.messages
+    assert not is_locked(store, "alice", "192.0.2.1")
+    assert not is_locked(store, "alice", "192.0.2.99")
+    assert is_locked(store, "bob", "192.0.2.1")
+
+
+def test_user_unlock_of_an_unknown_user_is_refused(store, capsys):
+    assert jwtserver.main(["user", "unlock", "nobody"]) == 1
+
+    assert capsys.readouterr().err.startswith("jwtserver: there is no user 'nobody' in ")
+
+
+@pytest.mark.parametrize("addresses, times", [(1, 5), (20, 5)], ids=["address", "everywhere"])
+@pytest.mark.parametrize("command", ["password zoe --password-stdin", "enable zoe"])
+def test_change_of_a_user_who_is_locked_out_says_so(
+    store, capsys, monkeypatch, command, addresses, times,
+):
+    store.add_users([user("zoe"), user("bob")])
+    for address in range(addresses):
+        fail(store, "zoe", f"192.0.2.{address}", times)
+    monkeypatch.setattr("sys.stdin", io.StringIO("new\n"))
+
+    jwtserver.main(["user", *command.split()])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch("zoe is locked out for (900|8[0-9]{2}) seconds, at one address or more. To"
+                        " end this: python jwtserver.py user unlock zoe", lines[1])
+
+
+@pytest.mark.parametrize("times, rate", [(4, Rate(5, 900)), (5, Rate(5, 31622400))])
+def test_change_of_a_user_who_is_not_locked_out_says_nothing_of_it(store, capsys, times, rate):
+    """In the second case, a wrong clock has written the counter."""
+    store.add_users([user("zoe")])
+    fail(store, "zoe", "192.0.2.1", times, rate)
+
+    jwtserver.main(["user", "enable", "zoe"])
+
+    assert capsys.readouterr().out == "Enabled the user zoe\n"
 
 
 # --- Connections
