@@ -689,6 +689,7 @@ def password_iterations(encoded: Optional[str]) -> int:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
+#                   /api/__x__   /y/__x__/api   /default/api
 #   neither         /apix    /x/api      /x//y         the rule has no effect
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
@@ -701,8 +702,8 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 _TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
 _ODD_CHARACTER = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]")
-_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
-_SEPARATOR = re.compile(r"[/\\;?#]")
+_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /", ":$")
+_SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
 _LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
 _INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
@@ -712,6 +713,13 @@ _INVISIBLE = re.compile(  # control characters, and category Cf, which databases
     "\U000e0020-\U000e007f]")
 _PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
     dict.fromkeys(string.punctuation.replace("/", ""), "_"))
+# CherryPy, Pecan and TurboGears walk the attributes of objects, so they may read `/x/__self__/y` as
+# `/y`. For CherryPy and TurboGears, so is `/x/--self--/y`.
+_SIGN = "[!-.:-@[-`{-~]"  # ASCII punctuation except the slash
+_ATTRIBUTE = re.compile(
+    rf"(?:^|[/\\;?#])\s*{_SIGN}{{2}}[a-z][^/]{{0,40}}{_SIGN}{{2}}[.\s]*(?=[/\\;?#]|\Z)",
+    re.IGNORECASE)
+_HANDLERS = {"default", "_default", "index", "get_one"}  # they may read `/default/x` as `/x`
 _TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
 _MAX_ODD_PATH = 2048  # characters
@@ -726,6 +734,7 @@ class _Rule(NamedTuple):
     methods: FrozenSet[str]  # empty: all
     path: str  # with a slash at the end
     words: _Words
+    attributes: int  # how many of its segments are like `__x__`
     scopes: Optional[Scopes]  # None: exempt
 
 
@@ -736,6 +745,7 @@ class _Path(NamedTuple):
     canonical_readings: Sequence[_Words] = ()
     odd_readings: Sequence[_Words] = ()
     odd_words: FrozenSet[str] = frozenset()  # of all odd readings: a quick test for most rules
+    attributes: int = 0  # how many segments may lead to other objects, such as `__self__`
     readable: bool = True  # otherwise it could be any path
 
     def may_match(self, rule: _Rule) -> bool:
@@ -753,14 +763,17 @@ class _Path(NamedTuple):
 
 
 def _read_path(path: str) -> _Path:
-    if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
+    if (path.isascii() and path[:1] in ("", "/") and _is_canonical(path)
+            and not _ATTRIBUTE.search(path)):
         return _Path(path.rstrip("/") + "/", _canonical_words(path))
     readings = _decode_readings(path)
     if not readings:
         return _Path(readable=False)
     has_dots = any(map(_has_dot_segment, readings))
-    is_canonical = path[:1] == "/" and _is_canonical(readings[0]) and not has_dots
-    segment_count = len(_names(readings[0])) if is_canonical else None
+    attributes = max(len(_ATTRIBUTE.findall(text)) for text in readings)
+    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
+    climbs = has_dots or attributes > 0
+    segment_count = len(_names(readings[0])) if is_canonical and not climbs else None
     canonical, odd = [], []
     for text in readings:
         names = _names(text)
@@ -770,25 +783,18 @@ def _read_path(path: str) -> _Path:
         else:
             odd.append(_odd_words(text))
     certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
-    return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)))
+    odd_words = frozenset(chain.from_iterable(odd))
+    return _Path(certain_prefix, canonical, odd, odd_words, attributes)
 
 
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
-    """Read the two joined and, if `path` is odd, also combine their separate readings.
+    """Read the two joined. An application may also decode them separately, with the same result.
 
-    An application that decodes them separately may find another beginning than that of the joined
-    path. So no beginning is certain then.
+    It is unpredictable if both are odd, or if the path does not begin with a slash.
     """
-    joined = _read_path(mount + path)
-    if not inner.odd_readings:
-        return joined
-    outer = _read_path(mount)
-    combined = dict.fromkeys(
-        first + second for first in chain(outer.canonical_readings, outer.odd_readings)
-        for second in inner.odd_readings)
-    return joined._replace(
-        certain_prefix="/", odd_readings=[*joined.odd_readings, *combined],
-        odd_words=joined.odd_words.union(*combined))
+    if inner.odd_readings and (path[:1] != "/" or _read_path(mount).odd_readings):
+        return _Path(readable=False)
+    return _read_path(mount + path)
 
 
 def _decode_readings(path: str) -> List[str]:
@@ -904,7 +910,20 @@ def _words(folded_path: str) -> _Words:
 def _canonical_words(path: str) -> List[_Words]:
     """Return the words of a canonical path, once for each stem of its last segment."""
     above, _, last = _fold(path).rstrip("/").rpartition("/")
-    return [_words(f"{above}/{stem}") for stem in _stems(last)]
+    readings = [_words(f"{above}/{stem}") for stem in _stems(last)]
+    return readings + [words for reading in readings for words in _handler_arguments(reading)]
+
+
+def _handler_arguments(words: _Words) -> Iterable[_Words]:
+    """Return the path without a segment that is the name of a handler, once for each of these.
+
+    Rules have at most `_MAX_DEPTH` segments, so the rest of a longer path does not matter.
+    """
+    if _HANDLERS.isdisjoint(words):
+        return
+    for index, word in enumerate(words[:_MAX_DEPTH]):
+        if word in _HANDLERS:
+            yield words[:index] + words[index + 1:_MAX_DEPTH + 1]
 
 
 def _odd_words(path: str) -> _Words:
@@ -972,7 +991,7 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
     rank = (-len(words), not methods, scopes is not None)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, path, words, scopes)
+    return _Rule(rank, methods, path, words, len(_ATTRIBUTE.findall(path)), scopes)
 
 
 def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
@@ -986,7 +1005,8 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
             return
         if rule.methods and method not in rule.methods:
             continue
-        if path.certain_prefix.startswith(rule.path):
+        # An exemption must be for the object itself, not for what its attributes lead to.
+        if path.certain_prefix.startswith(rule.path) and path.attributes == rule.attributes:
             certain_rank = rule.rank
             yield rule
         elif path.may_match(rule):
@@ -1073,17 +1093,20 @@ class BearerAuthMiddleware:
     both: below the mount `/app`, write `exempt=["/public", "/app/public"]`.
 
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
-    segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
-    of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
-    segment. Some applications ignore letter case, accents, invisible characters, punctuation
-    (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and `/+a`). So a
-    path that differs from a rule only in these is protected by it, but never exempted.
+    segments, no `%`, `;`, `?`, `#`, `:$` or backslash, no control characters, no dot or space at
+    the end of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared
+    segment by segment. Some applications ignore letter case, accents, invisible characters,
+    punctuation (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and
+    `/+a`). So a path that differs from a rule only in these is protected by it, but never exempted.
+    CherryPy, Pecan and TurboGears may serve `/default/x`, `/_default/x`, `/index/x` and
+    `/get_one/x` as `/x`, so a rule for `/x` protects these too.
 
     Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
     `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
     with a line end, matches every rule. The scopes of all these rules add up. An exemption must be
     a beginning, in whole segments, of the canonical part of the path. A path with dot segments has
-    no canonical part.
+    no canonical part. A segment such as `__self__` or `--self--` leads these frameworks from one
+    object to another, so a path with it is not canonical, and only a rule with it can exempt it.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
     application looks names up under such a collation, protect the path above the names. If it
