@@ -249,6 +249,7 @@ class Settings(NamedTuple):
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
+    leeway: Annotated[int, _integer(MAX_LIFETIME, 0)] = 10  # seconds by which clocks may differ
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
@@ -504,7 +505,8 @@ def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> S
 
 def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
     return TokenSigner(
-        load_keys(settings), issuer=settings.issuer, audience=settings.audience, clock=clock)
+        load_keys(settings), issuer=settings.issuer, audience=settings.audience,
+        leeway=settings.leeway, clock=clock)
 
 
 # --- Users --------------------------------------------------------------------------------------

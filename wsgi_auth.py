@@ -334,12 +334,31 @@ def _check_header(header: Dict[str, Any]) -> None:
     token_type = header.get("typ", "JWT")
     if not isinstance(token_type, str) or token_type.lower() not in _TOKEN_TYPES:
         raise DecodeError("The token type must be JWT or at+jwt")
+    if not isinstance(header.get("kid", ""), str):  # RFC 7515 §4.1.4
+        raise DecodeError("The key ID must be a string")
 
 
-def _sign(header: bytes, claims: Claims, hmac_function: HMACFunction) -> str:
-    if not isinstance(claims, dict):
-        raise TypeError("claims must be a dict")
-    signing_input = header + b"." + _base64url_encode(_write_json(claims).encode())
+def _encode_header(headers: Mapping[str, Any]) -> bytes:
+    """Return the first part of a token, or raise InvalidTokenError if `decode` would reject it."""
+    try:
+        header = _write_json({"alg": "HS256", "typ": "JWT", **headers}).encode()
+    except (ValueError, RecursionError):
+        raise DecodeError("The header cannot be written as JSON") from None
+    _check_header(parse_json_object(header))
+    if len(header) > MAX_TOKEN_BYTES:
+        raise DecodeError("Token is too long")
+    return _base64url_encode(header)
+
+
+def _encode_payload(claims: Claims) -> bytes:
+    try:
+        return _write_json(claims).encode()
+    except RecursionError:
+        raise ValueError("the claims are nested too deeply") from None
+
+
+def _sign(header: bytes, payload: bytes, hmac_function: HMACFunction) -> str:
+    signing_input = header + b"." + _base64url_encode(payload)
     return (signing_input + b"." + hmac_function(signing_input)).decode()
 
 
@@ -372,6 +391,24 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
 # never read the clock: they get `now`, in seconds since 1970.
 
 _NUMBER_TYPES = (int, float)  # compared with type(), because bool is a subclass of int
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, _NUMBER_TYPES) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number")
+    float(value)  # raises OverflowError for an integer that could not be added to a float
+
+
+def _check_names(name: str, value: Any) -> StrOrList:
+    """Return text or None as it is, and a collection of names as a tuple."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a str or a list of str")
+    names = tuple(value)
+    if not all(isinstance(item, str) for item in names):
+        raise TypeError(f"{name} must be a str or a list of str")
+    return names
 
 
 def _validate_claims(
@@ -455,10 +492,10 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
     >>> encode({"sub": "alice"}, "k" * 32)[:42]
     'eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzd'
     """
-    header = {"alg": "HS256", "typ": "JWT", **(headers or {})}
-    _check_header(header)
-    encoded_header = _base64url_encode(_write_json(header).encode())
-    return _sign(encoded_header, claims, _hmac_functions(key)[0])
+    if not isinstance(claims, dict):
+        raise TypeError("claims must be a dict")
+    hmac_function = _hmac_functions(key)[0]
+    return _sign(_encode_header(headers or {}), _encode_payload(claims), hmac_function)
 
 
 def decode(
@@ -477,13 +514,21 @@ def decode(
     Raises:
         InvalidTokenError: the token is rejected; the subclass and message give the reason.
         InvalidKeyError: the key is unusable.
+        TypeError: another argument has the wrong type.
 
     >>> decode(encode({"sub": "alice"}, "k" * 32), "k" * 32)
     {'sub': 'alice'}
     """
-    claims = _verify_signature(token, _hmac_functions(key))
-    _validate_claims(
-        claims, require, time.time() if now is None else now, leeway, audience, issuer)
+    hmac_functions = _hmac_functions(key)
+    now = time.time() if now is None else now
+    _check_number("leeway", leeway)
+    _check_number("now", now)
+    audience, issuer = _check_names("audience", audience), _check_names("issuer", issuer)
+    if isinstance(require, str):
+        raise TypeError("require must be a list of str")
+    require = _check_names("require", require) or ()
+    claims = _verify_signature(token, hmac_functions)
+    _validate_claims(claims, require, now, leeway, audience, issuer)
     return claims
 
 
@@ -491,10 +536,12 @@ class TokenSigner:
     """Signs and verifies tokens under one policy.
 
     `keys` is a key or a list of keys: the first signs, all verify. `lifetime` and `leeway` are in
-    seconds. `clock` returns seconds since 1970. `decode` explains the other parameters.
+    seconds. `clock` returns seconds since 1970. `decode` explains the other parameters. The leeway
+    is ten seconds, because the clocks of two machines differ.
 
     Raises:
         InvalidKeyError: a key is unusable.
+        TypeError: another argument has the wrong type.
 
     >>> signer = TokenSigner("k" * 32, lifetime=600)
     >>> claims = signer.verify(signer.sign({"sub": "alice"}))
@@ -504,11 +551,15 @@ class TokenSigner:
 
     def __init__(
         self, keys: Keys, *, issuer: Optional[str] = None, audience: StrOrList = None,
-        lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
+        lifetime: float = 3600, leeway: float = 10, clock: Callable[[], float] = time.time,
     ) -> None:
         self._hmac_functions = _hmac_functions(keys)
+        _check_number("lifetime", lifetime)
+        _check_number("leeway", leeway)
+        if not isinstance(issuer, (str, type(None))) or not callable(clock):
+            raise TypeError("issuer must be a str, and clock a function")
         self.issuer = issuer
-        self.audience = audience
+        self.audience = _check_names("audience", audience)
         self.lifetime = lifetime
         self.leeway = leeway
         self.clock = clock
@@ -518,6 +569,7 @@ class TokenSigner:
 
         Raises:
             TypeError, ValueError: the claims are not a dict that JSON can express.
+            ValueError: `verify` would reject the token at any time.
         """
         now = int(self.clock())
         defaults = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
@@ -525,7 +577,16 @@ class TokenSigner:
             defaults["iss"] = self.issuer
         if self.audience is not None:
             defaults["aud"] = self.audience
-        return _sign(_STANDARD_HEADER, {**defaults, **claims}, self._hmac_functions[0])
+        payload = _encode_payload({**defaults, **claims})
+        token = _sign(_STANDARD_HEADER, payload, self._hmac_functions[0])
+        if len(token) > MAX_TOKEN_BYTES:
+            raise ValueError(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
+        try:  # with a leeway that accepts all times
+            _validate_claims(parse_json_object(payload), ("exp", "sub"), now, math.inf,
+                             self.audience, self.issuer)
+        except InvalidTokenError as error:
+            raise ValueError(f"the token would be rejected: {error}") from None
+        return token
 
     def verify(self, token: Union[str, bytes]) -> Claims:
         """Return the claims of a token that has `exp` and `sub` and satisfies the policy.

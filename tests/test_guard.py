@@ -122,7 +122,7 @@ def test_refusal_of_head_has_the_headers_and_no_body(authorization):
 
 
 def test_refusal_of_expired_token_says_that_it_expired():
-    old = TokenSigner(KEY, clock=lambda: NOW - 3600).sign({"sub": "alice"})
+    old = TokenSigner(KEY, clock=lambda: NOW - 3610).sign({"sub": "alice"})
 
     answer = call(guard(), authorization=f"Bearer {old}")
 
