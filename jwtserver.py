@@ -106,7 +106,7 @@ MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
-LEEWAY = 10  # seconds by which clocks may differ
+LEEWAY = 10  # seconds by which the clocks of machines may differ, if no setting says otherwise
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
@@ -254,6 +254,7 @@ class Settings(NamedTuple):
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
     # Seconds in which a refresh token may be presented again.
     refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30
+    leeway: Annotated[int, _integer(MAX_LIFETIME, 0)] = LEEWAY  # seconds
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
@@ -509,7 +510,8 @@ def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> S
 
 def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
     return TokenSigner(
-        load_keys(settings), issuer=settings.issuer, audience=settings.audience, clock=clock)
+        load_keys(settings), issuer=settings.issuer, audience=settings.audience,
+        leeway=settings.leeway, clock=clock)
 
 
 # --- Users --------------------------------------------------------------------------------------
@@ -1083,9 +1085,10 @@ class Store:
         StoreError: from each method, if the database cannot be used.
     """
 
-    def __init__(self, database: _Database) -> None:
+    def __init__(self, database: _Database, leeway: float = LEEWAY) -> None:
         self.database = database
         self.name = database.name
+        self._leeway = leeway  # seconds by which the clock that created a session may be ahead
 
     def close(self) -> None:
         """Close the idle connections of this process. The store can still be used."""
@@ -1299,7 +1302,7 @@ class Store:
         """The row of a session that has not ended. A wrong clock may have created a later one."""
         return self._fetch_one(
             f"SELECT {columns} FROM sessions WHERE id = ? AND expires > ? AND created <= ?",
-            session_id, now, now + LEEWAY)
+            session_id, now, now + self._leeway)
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
@@ -1350,13 +1353,16 @@ class Store:
         return int(count)
 
 
-def open_store(database: str) -> Store:
+def open_store(database: str, leeway: float = LEEWAY) -> Store:
     """Open the store in an SQLite file or a PostgreSQL database, and create what is missing.
+
+    `leeway`: seconds by which the clocks of machines may differ.
 
     Raises:
         SettingsError: the URL, psycopg or the database cannot be used.
     """
-    store = Store(_PostgreSQL(database) if _is_postgresql(database) else _SQLite(database))
+    store = Store(
+        _PostgreSQL(database) if _is_postgresql(database) else _SQLite(database), leeway)
     try:
         store.database.migrate(_MIGRATIONS)
     except StoreError as error:
@@ -2006,7 +2012,7 @@ def create_app(
 
 
 def _open_store_for_app(settings: Settings) -> Store:
-    store = open_store(settings.database)
+    store = open_store(settings.database, settings.leeway)
     if store.is_empty():
         logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
     store.close()  # the server may fork now; uWSGI gives no notice of it
@@ -3617,7 +3623,7 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
                     " choose another address with --host and --port") from None
     _raise_file_limit()
     with listener:
-        store = open_store(settings.database)
+        store = open_store(settings.database, settings.leeway)
         log = sys.stdout if args.access_log else None
         server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
         try:
@@ -3911,7 +3917,8 @@ def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
         claims = signer.verify(token)
     except InvalidTokenError as error:
         raise Error(f"the token is not valid: {error}") from None
-    if Service(open_store(settings.database), signer, settings, time.time).is_revoked(claims):
+    store = open_store(settings.database, settings.leeway)
+    if Service(store, signer, settings, time.time).is_revoked(claims):
         raise Error("the token is not valid: Token has been revoked")
     print(json.dumps(claims, indent=2))
 

@@ -117,7 +117,7 @@ def test_refusal_of_head_has_the_headers_and_no_body(authorization):
 
 
 def test_refusal_of_expired_token_says_that_it_expired():
-    old = TokenSigner(KEY, clock=lambda: NOW - 3600).sign({"sub": "alice"})
+    old = TokenSigner(KEY, clock=lambda: NOW - 3610).sign({"sub": "alice"})
 
     answer = call(guard(), authorization=f"Bearer {old}")
 
@@ -774,6 +774,87 @@ def test_path_that_is_long_and_odd_is_refused(path):
     assert status(path, authorization="Bearer x", protect=["/protected"]) == REFUSED
 
 
+# --- Attributes, handlers and streams ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [
+    "/public/__self__", "/public/__self__/", "/public/__self__/x", "/public/--self--/x",
+    "/public/._self_./x", "/public/~~func~~/__self__/x", "/public/__SELF__/x", "/public/__self_;/x",
+    "/public/;_self__/x", "/public/__self__;v=1/x", "/public/__self__./x", "/public/%5f_self__/x",
+    "/public/__sel%66__/x", "/public/__self\x01__/x", "/public/ __self__ /x",
+    "/public/a?__self__/x",
+    "/public/__self__\\x", "/public/x/__wrapped__", "/public/__thisclass__", "/public/_é_self__",
+    "/public/__name__/__self__", "/public//__self__",
+], ids=shown)
+def test_exemption_above_an_attribute_is_refused(path):
+    assert status(wsgi(path), exempt=["/public", "/public/__name__"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/x/__self__/protected", "/x/--self--/protected", "/index/__self__/protected/x",
+    "/__class__/protected", "/x/__self__/y/__self__/PROTECTED", "/__protected__/protected.json",
+])
+def test_path_that_leads_to_the_words_of_a_rule_over_an_attribute_is_refused(path):
+    assert status(path, protect=["/protected"]) == REFUSED
+    assert status(path, protect=["/protected/protected"]) == OPEN
+
+
+def test_path_with_an_attribute_needs_the_scopes_of_all_rules_that_it_contains():
+    protect = {"/": "user", "/public": (), "/admin": "admin"}
+
+    answer = call(guard(protect=protect), "/public/__self__/admin", authorization=bearer())
+
+    assert answer.headers["WWW-Authenticate"].endswith('scope="admin user"')
+
+
+@pytest.mark.parametrize("path", [
+    "/public/__x", "/public/x__", "/public/____", "/public/x__y__", "/public/_self_/x",
+    "/public/[[...slug]]/x", "/public/__init__.py", "/public/--flag--x", "/public/__x-y",
+    "/public/__" + "x" * 50 + "__",
+])
+def test_exemption_of_names_that_are_no_attributes_is_open(path):
+    assert status(path, exempt=["/public"]) == OPEN
+
+
+def test_rules_may_contain_attributes():
+    rules = {"protect": ["/", "/__health__/x"], "exempt": ["/__health__", "/a/__b__/c"]}
+    opened = ["/__health__", "/__health__/", "/__health__/y", "/a/__b__/c", "/a/__b__/c/d"]
+    closed = ["/__health__/x", "/__health__/__self__", "/a/__b__", "/x/__health__", "//__health__",
+              "/a/__b__/c/__d__", "/--health--", "/__health__/..", "/__health__/%5f_self__"]
+
+    assert {status(path, **rules) for path in opened} == {OPEN}
+    assert {status(path, **rules) for path in closed} == {REFUSED}
+    assert status("/__debug__/x", protect=["/__debug__"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/default/a/b", "/_default/a/b", "/-default/a/b/", "/index/a/b/c", "/a/default/b",
+    "/a/get_one/b", "/a/_default/b.json", "/A/Default/B", "/index/default/a/b", "/a/%69ndex/b",
+])
+def test_path_with_the_name_of_a_handler_is_refused(path):
+    assert status(path, protect=["/a/b", "/index/a/b"]) == REFUSED
+    assert status(path, exempt=["/a", "/index"], protect=["/", "/a/b", "/index/a/b"]) == REFUSED
+
+
+@pytest.mark.parametrize("path", [
+    "/index", "/index/x", "/x/index/a/b", "/a/index", "/a/default/x/b", "/defaults/a/b",
+    "/x/default/a/b", "/index" * 20_000, "/x" * 100 + "/default/a/b",
+], ids=shown)
+def test_path_with_the_name_of_a_handler_elsewhere_is_open(path):
+    assert status(path, protect=["/a/b"]) == OPEN
+    assert status("/public/index/x", exempt=["/public"]) == OPEN
+    assert status("/default/x", exempt=["/default"]) == OPEN
+
+
+@pytest.mark.parametrize("path", [
+    "/secret.txt::$DATA", "/secret.txt::$data", "/secret.txt%3a:$DATA", "/secret.txt.::$DATA",
+    "/secret.txt:$I30:$INDEX_ALLOCATION/x", "/Secret.txt::$INDEX_ALLOCATION/x",
+])
+def test_stream_of_a_protected_file_is_refused(path):
+    assert status(path, protect=["/secret.txt"]) == REFUSED
+    assert status(path, protect=["/secret.txt/x/y"]) == OPEN
+
+
 # --- Mounts, environ, headers -------------------------------------------------------------------
 
 
@@ -811,9 +892,21 @@ def test_mounted_path_that_both_readings_exempt_is_open():
     assert status("/public", mount="/app", exempt=["/public", "/app/public"]) == OPEN
 
 
+@pytest.mark.parametrize("mount", ["/app", wsgi("/été")])
 @pytest.mark.parametrize("path", ["/public//x", "/public/%41", "/public/x;v=1"])
-def test_mounted_path_that_is_not_canonical_is_not_exempt(path):
-    assert status(path, mount="/app", exempt=["/public", "/app/public"]) == REFUSED
+def test_mounted_path_that_is_odd_below_both_exemptions_is_open(mount, path):
+    exempt = ["/public", "/app/public", "/été/public"]
+
+    assert status(path, mount=mount, exempt=exempt) == OPEN
+    assert status(path, mount=mount, exempt=exempt[1:]) == REFUSED
+
+
+@pytest.mark.parametrize("mount, path", [
+    ("/app//", "/public//x"), ("/%61pp", "/public/%41"), ("/x/..", "/public/x;v=1"),
+    ("/app", "*"), ("/app", "http://h/public"),
+])
+def test_mounted_path_that_is_odd_and_not_predictable_is_refused(mount, path):
+    assert status(path, mount=mount, protect=["/a"]) == REFUSED
 
 
 @pytest.mark.parametrize("rule", ["/été/mañana", "/x/mañana"])

@@ -320,6 +320,16 @@ def test_session_that_a_clock_ahead_has_opened_ends_when_the_clock_is_right(clie
     assert store.is_open(sid, created - 10)
 
 
+def test_leeway_of_the_settings_holds_for_sessions_too(make, clock):
+    ahead, lenient, strict = make(), make(leeway=30), make(leeway=0)
+    token = sign_in(ahead)["token"]
+
+    clock.now -= 20
+
+    protected(lenient, token)
+    protected(strict, token, 401)
+
+
 def test_refresh_token_forged_from_a_session_id_ends_nothing(client, clock):
     answer = sign_in(client)
     sid = claims_of(answer, clock)["sid"]
