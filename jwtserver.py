@@ -66,7 +66,7 @@ import time
 import unicodedata
 import weakref
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial
@@ -2688,6 +2688,25 @@ def _state_timeouts(settings: Settings) -> Dict[str, float]:
         _State.LINGERING: LINGER_SECONDS}
 
 
+class _Queue(OrderedDict[_Connection, None]):
+    """Connections that wait for the event loop. No connection is in it twice."""
+
+    _newest_is_next = True
+
+    def put(self, connection: _Connection) -> None:
+        """Append a connection, unless it is there already."""
+        self[connection] = None
+
+    def take(self) -> _Connection:
+        """Remove the newest and the oldest connection in turn.
+
+        A client that comes after a burst does not wait for the whole burst. A client within the
+        burst waits at most twice as long as it would in order.
+        """
+        newest, self._newest_is_next = self._newest_is_next, not self._newest_is_next
+        return self.popitem(newest)[0]
+
+
 class _Server:
     """Serves an application over HTTP/1.1 connections that are kept open.
 
@@ -2720,8 +2739,8 @@ class _Server:
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
-        self._ready: Deque[_Connection] = deque()  # their requests wait to be answered
-        self._finished: Deque[_Connection] = deque()  # their responses wait to be sent
+        # Whose sockets have an event, whose requests wait, and whose responses wait to be sent.
+        self._active, self._ready, self._finished = _Queue(), _Queue(), _Queue()
         self._timeouts = _state_timeouts(settings)
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
@@ -2833,21 +2852,27 @@ class _Server:
             self._threads.discard(me)
 
     def _iterate(self) -> None:
-        """Send the finished responses, receive requests, and answer them until it is time to poll.
-        """
-        while self._finished:
-            self._attempt(self._send, self._finished.popleft())
+        """Poll, and do some of each kind of work."""
+        for connection in self._some_of(self._finished):
+            self._attempt(self._send, connection)
         self._poll()
-        now = self._clock()
-        end = now + POLL_INTERVAL
-        while self._ready and now < end:
-            if not self._respond(self._ready.popleft(), now):
+        complete = [connection for connection in self._some_of(self._active)
+                    if self._attempt(self._on_event, connection)]
+        for connection in reversed(complete):  # the newest one becomes the last one
+            self._make_ready(connection)
+        for connection in self._some_of(self._ready):
+            if not self._respond(connection):
                 return
-            now = self._clock()
 
-    def _respond(self, connection: _Connection, now: float) -> bool:
+    def _some_of(self, queue: _Queue) -> Iterator[_Connection]:
+        """Take connections from a queue for POLL_INTERVAL."""
+        end = self._clock() + POLL_INTERVAL
+        while queue and self._clock() < end:
+            yield queue.take()
+
+    def _respond(self, connection: _Connection) -> bool:
         """Answer a request; return whether this thread still has the loop."""
-        self._response_began = now
+        self._response_began = self._clock()
         try:
             connection.respond()
         except Exception:
@@ -2857,29 +2882,34 @@ class _Server:
             moved = self._loop_thread is not threading.current_thread()
             if not moved:
                 self._response_began, self._client_must_go = None, False
-        self._finished.append(connection)
+        self._finished.put(connection)
         if moved:
             self._wake()
         return not moved
 
-    def _attempt(self, step: Callable[[_Connection], None], connection: _Connection) -> None:
+    def _attempt(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
+        """Take a step and return its result, or False if it failed."""
         try:
-            step(connection)
+            return bool(step(connection))
         except (OSError, ValueError):  # the client has gone; ssl raises ValueError then
             self._close(connection)
         except Exception:
             logger.exception("A fault in the server")
             self._close(connection)
+        return False
 
     def _poll(self) -> None:
-        """Wait until a socket is ready, and receive what has arrived."""
+        """Wait until a socket can be read or written; accept connections."""
         longest_wait = EXPIRY_INTERVAL if self.stopping else SELECT_SECONDS
-        events = self._selector.select(0 if self._ready or self._finished else longest_wait)
-        for key, _ in events:
-            key.data()
+        waiting = self._active or self._ready or self._finished
+        for key, _ in self._selector.select(0 if waiting else longest_wait):
+            if isinstance(key.data, _Connection):
+                self._active.put(key.data)
+            else:
+                key.data()
         self._close_expired()
         if self.stopping:
-            self._shut_down(bool(events))
+            self._shut_down()
 
     def _on_wakeup(self) -> None:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
@@ -2914,8 +2944,8 @@ class _Server:
         self._enter(connection, connection.state)
         self._watch(connection, selectors.EVENT_READ)
 
-    def _on_event(self, connection: _Connection) -> None:
-        """The socket can be read or, in SENDING, written."""
+    def _on_event(self, connection: _Connection) -> bool:
+        """The socket can be read or, in SENDING, written. Return whether a request is complete."""
         state = connection.state
         if state == _State.RESPONDING:  # input is for the thread that answers, or for later
             self._watch(connection, 0)
@@ -2926,11 +2956,12 @@ class _Server:
         elif state == _State.LINGERING:
             self._discard_input(connection)
         elif connection.receive():
-            self._make_ready(connection)
+            return True
         elif connection.reading_state() not in (state, _State.IDLE):  # an empty line is no progress
             self._enter(connection, connection.reading_state())
         elif state == _State.READING_BODY:
             self._check_pace(connection, len(connection.received))
+        return False
 
     def _continue_handshake(self, connection: _Connection) -> None:
         with suppress(*self.would_block):
@@ -2946,7 +2977,7 @@ class _Server:
 
     def _make_ready(self, connection: _Connection) -> None:
         self._enter(connection, _State.RESPONDING)
-        self._ready.append(connection)
+        self._ready.put(connection)
 
     def _send(self, connection: _Connection) -> None:
         """Send queued bytes of a finished response, and then await the next request."""
@@ -2975,11 +3006,9 @@ class _Server:
         if not events:
             self._selector.unregister(connection.sock)
         elif connection.watched_events:
-            self._selector.modify(
-                connection.sock, events, self._selector.get_key(connection.sock).data)
+            self._selector.modify(connection.sock, events, connection)
         else:
-            self._selector.register(
-                connection.sock, events, partial(self._attempt, self._on_event, connection))
+            self._selector.register(connection.sock, events, connection)
         connection.watched_events = events
 
     def _enter(self, connection: _Connection, state: str) -> None:
@@ -3041,15 +3070,16 @@ class _Server:
         if connection.state in (_State.RESPONDING, _State.SENDING):
             connection.aborted = True  # the response may be incomplete
         self._timers[connection.state].pop(connection, None)
+        self._active.pop(connection, None)
         self._watch(connection, 0)
         connection.close()
 
-    def _shut_down(self, received: bool) -> None:
+    def _shut_down(self) -> None:
         """Accept no connections; close those without a request; end when all are closed."""
         if self._listener.fileno() >= 0:
             self._selector.unregister(self._listener)
             self._listener.close()
-        if not received:  # else a request may just have arrived on one of them
+        if not self._active:  # else a request may just have arrived on one of them
             for state in (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER):
                 for connection in list(self._timers[state]):
                     self._close(connection)

@@ -461,6 +461,59 @@ def test_loop_polls_although_requests_wait(clock, gate):
         assert gate.order.index("/x") < together - 1
 
 
+def test_queue_gives_the_newest_and_the_oldest_in_turn():
+    queue = jwtserver._Queue()
+    for number in (1, 2, 3, 2, 4, 5):
+        queue.put(number)
+
+    assert [queue.take() for _ in range(5)] == [5, 1, 4, 2, 3]
+
+
+def test_request_after_a_burst_does_not_wait_for_all_of_it(gate):
+    with serving(gate, threads=1) as server:
+        first, *burst, last = [connect(server) for _ in range(22)]
+        server.await_state(_State.IDLE, 22)
+        first.sendall(SLOW)
+        gate.await_requests(1)  # the loop stays in this response
+        for connection in burst:
+            connection.sendall(head(first=b"GET /burst HTTP/1.1"))
+        last.sendall(head())
+
+        gate.opened.set()
+
+        for connection in (last, first, *burst):
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+    assert gate.order.index("/x") <= 4
+
+
+def test_loop_answers_requests_between_expensive_events(gate, clock, monkeypatch):
+    """2,000 simultaneous TLS handshakes once delayed all other clients by seconds."""
+    with serving(gate, threads=1, clock=clock) as server:
+        first, *expensive, last = [connect(server) for _ in range(22)]
+        server.await_state(_State.IDLE, 22)
+        first.sendall(SLOW)
+        gate.await_requests(1)
+        receive, handled = jwtserver._Connection.receive, []
+
+        def expensive_receive(connection):
+            clock.now += 0.002
+            handled.append(connection)
+            return receive(connection)
+
+        monkeypatch.setattr(jwtserver._Connection, "receive", expensive_receive)
+        for connection in expensive:
+            connection.sendall(head(first=b"GET /burst HTTP/1.1")[:-1])
+        last.sendall(head())
+
+        gate.opened.set()
+
+        assert last.recv(12) == b"HTTP/1.1 200"
+        assert len(handled) < 10
+        for connection in (first, *expensive, last):
+            connection.close()
+
+
 def test_loop_sends_the_responses_of_an_iteration_although_it_moves(gate):
     with serving(gate, threads=2) as server:
         first, *others = [connect(server) for _ in range(6)]
