@@ -2421,7 +2421,7 @@ class _State:
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
 
-SEND_BYTES = 16 * 1024  # in one call: a TLS socket reports no progress within it
+SEND_BYTES = 16 * 1024  # in one call: a TLS record
 MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
@@ -2462,13 +2462,66 @@ class _Pace:
                 and self._seconds_waited <= self._grace + bytes_moved / self._rate)
 
 
+class _TLS:
+    """Encrypts and decrypts the bytes of one connection. It does no I/O.
+
+    Each call works on the bytes that it is given, so its time is bounded. An SSLSocket would read
+    for as long as a client sends KeyUpdate messages (RFC 8446 §4.6.3).
+    """
+
+    def __init__(self, context: "ssl.SSLContext") -> None:
+        import ssl
+        self._want_read = ssl.SSLWantReadError
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def decrypt(self, data: bytes) -> Optional[bytes]:
+        """Decrypt received bytes. Return None if they contain no data, and b"" at the end.
+
+        Raises:
+            ssl.SSLError: they violate the protocol.
+        """
+        decrypted = b""
+        if data:
+            self._incoming.write(data)
+            with suppress(self._want_read):
+                while self._incoming.pending:
+                    piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
+                    if not piece:
+                        return decrypted
+                    decrypted += piece
+        return decrypted or (None if data else b"")
+
+    def handshake_done(self) -> bool:
+        """Return whether the handshake is complete."""
+        return self._session.version() is not None
+
+    def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
+        """Encrypt bytes of a response."""
+        self._session.write(data)
+        return self._outgoing.read()
+
+    def end(self) -> None:
+        """Tell the client that nothing more will be sent."""
+        with suppress(self._want_read):
+            self._session.unwrap()
+
+    def outgoing(self) -> bytes:
+        """The bytes that the protocol itself wants to send."""
+        return self._outgoing.read()
+
+
+_WOULD_BLOCK = (BlockingIOError, socket.timeout)
+
+
 class _Connection:
     """A client's connection: received bytes, the request, and unsent bytes of the response."""
 
     def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
-        self.sock: Any = sock  # a socket, or one wrapped in TLS
+        self.sock = sock
         self.address = address[0] if isinstance(address, tuple) else ""
         self.server = server
+        self.tls = _TLS(server.tls) if server.tls else None
         self.state = _State.HANDSHAKE if server.tls else _State.IDLE
         self.state_since = 0.0
         self.watched_events = 0  # for which the selector watches the socket
@@ -2483,6 +2536,7 @@ class _Connection:
         # Of the short body that is being received, or of the response that is being sent.
         self.pace: Optional[_Pace] = None
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
+        self._in_transit: Union[bytes, memoryview] = b""  # offered to the socket; encrypted by TLS
         # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
         # time, so the last headers are kept with the parsed request.
         self._cached_header = b""
@@ -2496,9 +2550,8 @@ class _Connection:
         Raises:
             OSError: the client has closed the connection between two requests.
         """
-        try:
-            data = self.sock.recv(RECEIVE_BYTES)
-        except self.server.would_block:
+        data = self.receive_some()
+        if data is None:
             return False
         self.received += data
         if not data:
@@ -2542,20 +2595,32 @@ class _Connection:
         request = self._cached_request
         return _Request(request.environ.copy(), *request[1:])  # _replace() takes twice as long
 
+    def continue_handshake(self) -> bool:
+        """Receive a part of the TLS handshake, and answer it; return whether a request follows.
+
+        Raises:
+            OSError: the handshake has failed.
+        """
+        complete = self.receive()
+        self._in_transit = bytes(self._in_transit) + self.tls.outgoing()  # type: ignore[union-attr]
+        self.send_some()
+        return complete
+
     def reading_state(self) -> str:
         """The state in which the rest of a request is awaited."""
+        if self.tls and not self.tls.handshake_done():
+            return _State.HANDSHAKE
         if self.request is not _NO_REQUEST:
             return _State.READING_BODY
         return _State.READING_HEADER if self.received else _State.IDLE
 
     def shut_down_output(self) -> None:
         """Tell the client that nothing more will be sent."""
-        with suppress(OSError, ValueError):
-            if self.server.tls:
-                self.sock.unwrap()
         with suppress(OSError):
-            # The method of an SSL socket would forget its TLS state, and read plain bytes.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            if self.tls:
+                self.tls.end()
+                self.sock.send(self.tls.outgoing())
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket; with RST if the response is incomplete, so that the client sees it."""
@@ -2563,6 +2628,9 @@ class _Connection:
             with suppress(OSError):
                 self.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif self.tls:
+            with suppress(OSError):
+                self.sock.send(self.tls.outgoing())  # why the handshake has failed
         self.sock.close()
 
     # These methods run in the thread that answers the request: the event loop's, or a worker.
@@ -2601,12 +2669,10 @@ class _Connection:
         """Up to `size` bytes of a body; none if the client has gone or is too slow."""
         if not self.received:
             try:
-                # More than `size`: TLS must not keep decrypted bytes that no selector can see.
-                self.received = self.sock.recv(RECEIVE_BYTES)
-            except self.server.would_block:
-                self.received = self.server.wait_for_body(self, stream)
-            except (OSError, ValueError):
+                data = self.receive_some()
+            except OSError:
                 return b""
+            self.received = self.server.wait_for_body(self, stream) if data is None else data
         data, self.received = self.received[:size], self.received[size:]
         return data
 
@@ -2620,7 +2686,7 @@ class _Connection:
             self.queue(data)
             if not self.send_some():
                 self.server.wait_until_sent(self)
-        except (OSError, ValueError):
+        except OSError:
             raise _ClientGone from None
 
     # These methods run in the thread that owns the connection, whichever it is.
@@ -2629,28 +2695,44 @@ class _Connection:
         """Append to the unsent bytes."""
         self._unsent.extend(pieces)
 
-    def send_some(self) -> bool:
+    def receive_some(self) -> Optional[bytes]:
+        """Some bytes, b"" at their end, or None if there are none now.
+
+        Raises:
+            OSError: the client has closed the connection, or violates TLS.
+        """
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except _WOULD_BLOCK:
+            return None
+        return self.tls.decrypt(data) if self.tls else data
+
+    def send_some(self, max_sends: int = MAX_SENDS) -> bool:
         """Send unsent bytes until the socket takes no more; return whether all have been sent.
 
         Raises:
             OSError: the client has closed the connection.
         """
-        for _ in range(MAX_SENDS):
-            if not self._unsent:
-                return True
-            piece = self._unsent[0]
+        for _ in range(max_sends):
+            if not self._in_transit:
+                if not self._unsent:
+                    return True
+                self._in_transit = self._next_piece()
             try:
-                # A TLS socket that would have blocked must be offered the same bytes again.
-                sent = self.sock.send(
-                    piece if len(piece) <= SEND_BYTES else memoryview(piece)[:SEND_BYTES])
-            except self.server.would_block:
+                sent = self.sock.send(self._in_transit)
+            except _WOULD_BLOCK:
                 return False
             self.bytes_sent += sent
-            if sent == len(piece):
-                self._unsent.popleft()
-            else:
-                self._unsent[0] = memoryview(piece)[sent:]
-        return not self._unsent
+            self._in_transit = self._in_transit[sent:]
+        return not self._in_transit and not self._unsent
+
+    def _next_piece(self) -> Union[bytes, memoryview]:
+        """Take up to SEND_BYTES of the unsent bytes, and encrypt them."""
+        piece = self._unsent.popleft()
+        if len(piece) > SEND_BYTES:
+            self._unsent.appendleft(memoryview(piece)[SEND_BYTES:])
+            piece = memoryview(piece)[:SEND_BYTES]
+        return self.tls.encrypt(piece) if self.tls else piece
 
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
@@ -2722,7 +2804,6 @@ class _Server:
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
-        self.would_block = _would_block_errors(tls)
         self.environ = _base_environ(listener, "https" if tls else "http")
         self.environ["jwtserver.release_loop"] = self.release_loop
         self.stopping = False
@@ -2891,7 +2972,7 @@ class _Server:
         """Take a step and return its result, or False if it failed."""
         try:
             return bool(step(connection))
-        except (OSError, ValueError):  # the client has gone; ssl raises ValueError then
+        except OSError:  # the client has gone, or violates TLS
             self._close(connection)
         except Exception:
             logger.exception("A fault in the server")
@@ -2929,11 +3010,7 @@ class _Server:
         try:
             if sock.family != getattr(socket, "AF_UNIX", None):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            if self.tls:
-                sock.getpeername()  # raises if the client has gone; wrap_socket() leaks the socket
-                sock = self.tls.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False)
-        except (OSError, ValueError):  # the client has gone
+        except OSError:  # the client has gone
             sock.close()
             return
         if sum(map(len, self._timers.values())) >= self.settings.connections \
@@ -2952,7 +3029,10 @@ class _Server:
         elif state == _State.SENDING:
             self._send(connection)
         elif state == _State.HANDSHAKE:
-            self._continue_handshake(connection)
+            complete = connection.continue_handshake()
+            if connection.reading_state() != state:
+                self._enter(connection, connection.reading_state())
+            return complete
         elif state == _State.LINGERING:
             self._discard_input(connection)
         elif connection.receive():
@@ -2963,13 +3043,8 @@ class _Server:
             self._check_pace(connection, len(connection.received))
         return False
 
-    def _continue_handshake(self, connection: _Connection) -> None:
-        with suppress(*self.would_block):
-            connection.sock.do_handshake()
-            self._enter(connection, _State.IDLE)
-
     def _discard_input(self, connection: _Connection) -> None:
-        with suppress(*self.would_block):
+        with suppress(*_WOULD_BLOCK):
             size = len(connection.sock.recv(RECEIVE_BYTES))
             connection.bytes_discarded += size
             if not size or connection.bytes_discarded > MAX_DISCARDED_BYTES:
@@ -3090,14 +3165,15 @@ class _Server:
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
+        began = self._clock()
         stream.pace.begin_wait()
-        with self._waiting(connection) as may_wait, suppress(OSError, ValueError):
+        with self._waiting(connection) as may_wait, suppress(OSError):
             while stream.pace.record(stream.bytes_received):
-                with suppress(*self.would_block):
-                    data = bytes(connection.sock.recv(RECEIVE_BYTES))
+                data = connection.receive_some()
+                if data is not None:
                     stream.pace.record(stream.bytes_received + len(data))
                     return data
-                if not may_wait():
+                if self._clock() - began > RECHECK_SECONDS and not may_wait():
                     break
         return b""
 
@@ -3176,14 +3252,6 @@ class _Server:
 # part of the environ that is the same for all requests. It runs in the main thread at the start.
 
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
-
-
-def _would_block_errors(tls: Any) -> Tuple[Type[Exception], ...]:
-    """The exceptions of a socket that cannot be read or written now, or in time."""
-    if not tls:
-        return (BlockingIOError, socket.timeout)
-    import ssl
-    return (BlockingIOError, socket.timeout, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def _base_environ(listener: socket.socket, scheme: str) -> Environ:
