@@ -2747,6 +2747,7 @@ class _Connection:
 # that waits for another client drops that one as well.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
+MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
 IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
 SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is noticed by then
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
@@ -2847,8 +2848,9 @@ class _Server:
             self._run_loop()
         while not self._ended and self._clock() < self._deadline:
             busy = self._response_began is not None or self._ready or self._finished
-            time.sleep(POLL_INTERVAL if busy else IDLE_INTERVAL)
-            self._move_loop(POLL_INTERVAL)
+            patience = self._patience()
+            time.sleep(patience if busy else IDLE_INTERVAL)
+            self._move_loop(patience)
 
     def interrupt(self, *_: Any) -> None:
         """Handle a signal: finish the responses in progress; at the second one, exit at once."""
@@ -2882,6 +2884,16 @@ class _Server:
         with self._lock:
             return self._loop_thread is not threading.current_thread() or self._start_thread()
 
+    def _busy_threads(self) -> int:
+        return len(self._threads) - self._waiting_threads
+
+    def _patience(self) -> float:
+        """Seconds for which a response may keep the loop: fewer, the more threads are busy.
+
+        A hundred responses that sleep would otherwise keep it for half a second.
+        """
+        return max(MIN_PATIENCE, POLL_INTERVAL / max(1, self._busy_threads()))
+
     def _move_loop(self, min_seconds: float) -> None:
         """Move the loop, if the response in it began `min_seconds` ago."""
         with self._lock:
@@ -2891,8 +2903,7 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
-        busy = len(self._threads) - self._waiting_threads
-        if busy >= self.settings.threads:
+        if self._busy_threads() >= self.settings.threads:
             return False
         if self._clock() < self._retry_thread_at:
             return False

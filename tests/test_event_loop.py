@@ -420,6 +420,25 @@ def test_loop_moves_only_after_the_interval(clock, gate):
         gate.opened.set()
 
 
+def test_loop_moves_sooner_while_many_responses_take_long(clock, gate):
+    """110 responses that sleep once delayed all other clients by more than half a second."""
+    with serving(gate, clock=clock) as server:
+        slow = [connect(server) for _ in range(6)]
+        patience = []
+        for connection in slow:
+            connection.sendall(SLOW)
+            gate.await_requests(1)
+            patience.append(server._patience())
+            clock.now += 2 * patience[-1]
+            server._move_loop(patience[-1])
+        gate.opened.set()
+        for connection in slow:
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+
+    assert patience == [0.005 / busy for busy in (1, 2, 3, 4, 5)] + [jwtserver.MIN_PATIENCE]
+
+
 def test_loop_released_by_the_application_moves_at_once(clock, gate):
     def app(environ, start_response):
         if environ["PATH_INFO"] == "/slow":
