@@ -2830,6 +2830,7 @@ class _Server:
         self._lock = threading.Lock()  # of the attributes below
         self._threads: Set[threading.Thread] = set()  # the loop's, and the workers
         self._loop_thread: Optional[threading.Thread] = None
+        self._main_thread_serves = False  # because no other thread can be started
         self._response_began: Optional[float] = None  # of the response in the loop, if there is one
         self._waiting_threads = 0  # that wait for a client
         # The next waiting thread that rechecks must drop its client, to free a thread.
@@ -2844,8 +2845,10 @@ class _Server:
             started = self._start_thread()
         if not started:
             logger.error("No thread can be started: requests are answered one at a time")
-            self._loop_thread = threading.current_thread()
+            self._loop_thread, self._main_thread_serves = threading.current_thread(), True
             self._run_loop()
+            self._main_thread_serves = False
+            self._set_alarm(0)
         while not self._ended and self._clock() < self._deadline:
             busy = self._response_began is not None or self._ready or self._finished
             patience = self._patience()
@@ -2857,8 +2860,15 @@ class _Server:
         if self.stopping:
             os._exit(1)
         self._deadline = self._clock() + SHUTDOWN_TIMEOUT
+        if self._main_thread_serves:
+            self._set_alarm(SHUTDOWN_TIMEOUT)
         self.stopping = True
         self._wake()
+
+    def _set_alarm(self, seconds: float) -> None:
+        """End this process after so many seconds, although an application does not return."""
+        with suppress(AttributeError):  # Windows has no such timer
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def finish(self) -> None:
         """Close all sockets, after the loop has ended or the deadline has passed."""
@@ -3199,7 +3209,7 @@ class _Server:
         pace.begin_wait()
         with self._waiting(connection) as may_wait:
             while not finished:
-                finished = connection.send_some()
+                finished = connection.send_some(1)  # it may block for RECHECK_SECONDS
                 recheck = not finished and self._clock() - began > RECHECK_SECONDS
                 if not pace.record(connection.bytes_sent) or (recheck and not may_wait()):
                     raise _ClientGone

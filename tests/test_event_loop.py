@@ -769,6 +769,40 @@ def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_s
     assert len(body) == 20_000_000
 
 
+def test_client_that_keeps_the_loop_is_dropped_soon(no_thread_starts, clock):
+    waits = []
+
+    class SlowSocket:
+        """Takes a few bytes of each call, after almost all of the time that it may block."""
+
+        def __init__(self, sock):
+            self.sock = sock
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+        def send(self, data):
+            if not self.sock.gettimeout():
+                raise BlockingIOError
+            waits.append(0.9 * self.sock.gettimeout())
+            clock.now += waits[-1]
+            return self.sock.send(data[:10])
+
+    no_thread_starts(1)
+    with serving(streaming(5), clock=clock) as server:
+        enter = server._enter
+
+        def enter_slow(connection, state):
+            connection.sock = SlowSocket(connection.sock)
+            enter(connection, state)
+
+        server._enter = enter_slow
+        with pytest.raises(ConnectionResetError):
+            exchange(server, STREAM, end=False)
+
+    assert sum(waits) < 3 * jwtserver.RECHECK_SECONDS
+
+
 @pytest.mark.parametrize("data", [STREAM, put(LONG)])
 def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_THREADS", 2)

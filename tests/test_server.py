@@ -440,6 +440,29 @@ def app(environ, start_response):
     assert (server.process.returncode, "Traceback" in errors) == (0, False)
 
 
+def test_signal_ends_a_response_that_hangs_although_no_thread_could_be_started(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import pathlib, sys, threading, time
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+sys.modules["__main__"].SHUTDOWN_TIMEOUT = 0.1
+def app(environ, start_response):
+    pathlib.Path("begun").touch()
+    time.sleep(60)
+""")
+    server = start("--app", "mine:app", "--protect", "/x")
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head(first=b"GET / HTTP/1.1"))
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        with server.process:
+            server.process.stdout.read()
+            server.process.stderr.read()
+    assert server.process.returncode == -signal.SIGALRM
+
+
 def test_second_signal_ends_at_once(start, tmp_path):
     (tmp_path / "mine.py").write_text("""
 import pathlib, time
