@@ -67,7 +67,7 @@ import unicodedata
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -1858,10 +1858,21 @@ def create_app(
     own_paths = [path for path in behind_guard if path != "/protected"]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    application = Router(behind_guard, None if app is None else _with_nosniff(app))
+    application = Router(
+        behind_guard, None if app is None else _with_spare_thread(_with_nosniff(app)))
     guard = _with_guard(application, service, own_paths, protect)
     limited = _with_rate_limit(Router(public, guard), service, guard)
     return _with_cors(limited, settings.cors_origins)
+
+
+def _with_spare_thread(app: WSGIApplication) -> WSGIApplication:
+    """Keep the last thread of this module's server for the endpoints of the service."""
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if not environ.get("jwtserver.has_free_thread", lambda: True)():
+            raise HTTPError(503, "All threads are busy", ("Retry-After", "1"))
+        return app(environ, start_response)
+
+    return wrapped
 
 
 def _open_store_for_app(settings: Settings) -> Store:
@@ -2113,6 +2124,7 @@ class _BodyStream(io.RawIOBase):
         self.pace = connection.server.new_pace(_State.READING_BODY)
         self.continue_pending = request.expects_continue
         self._cut_off = False
+        self.is_over = False  # the response has ended
 
     def readable(self) -> bool:
         """Return True."""
@@ -2209,6 +2221,8 @@ class _Handler(SimpleHandler):
         self._fields = ""
         self._length: Optional[int] = None  # the Content-Length given by the application
         self._remaining = 0  # bytes of it that are still to be sent
+        # A thread of the application may write although the response has ended.
+        self._lock = threading.Lock()
         self._is_over = False
         self.keep_alive = request.keep_alive
         self.body_bytes_sent = 0
@@ -2239,7 +2253,10 @@ class _Handler(SimpleHandler):
                 self._connection.aborted = self._framing is _Framing.UNTIL_CLOSE
             self.handle_error()
         finally:
-            self._is_over = True
+            with self._lock:
+                self._is_over = True
+            if self._body:
+                self._connection.end_body(self._body)
 
     def finish_response(self) -> None:
         """Send the iterable that the application returned, piece by piece."""
@@ -2274,18 +2291,20 @@ class _Handler(SimpleHandler):
         """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
-        if self._is_over:
-            raise AssertionError("write() after the end of the response")
-        is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-        self._send(data, is_last_piece)
+        with self._lock:
+            if self._is_over:
+                raise AssertionError("write() after the end of the response")
+            is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+            self._send(data, is_last_piece)
 
     def finish_content(self) -> None:
         """End the response."""
-        if not self.headers_sent:
-            self._send(b"", True)
-        self._is_over = True
-        if self._framing is _Framing.CHUNKED:
-            self._connection.queue(b"0\r\n\r\n")
+        with self._lock:
+            if not self.headers_sent:
+                self._send(b"", True)
+            self._is_over = True
+            if self._framing is _Framing.CHUNKED:
+                self._connection.queue(b"0\r\n\r\n")
         if self._remaining:
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
@@ -2474,6 +2493,8 @@ class _TLS:
         self._want_read = ssl.SSLWantReadError
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # An application may read the request in one thread and write the response in another.
+        self._lock = threading.Lock()
 
     def decrypt(self, data: bytes) -> Optional[bytes]:
         """Decrypt received bytes. Return None if they contain no data, and b"" at the end.
@@ -2483,8 +2504,8 @@ class _TLS:
         """
         decrypted = b""
         if data:
-            self._incoming.write(data)
-            with suppress(self._want_read):
+            with self._lock, suppress(self._want_read):
+                self._incoming.write(data)
                 while self._incoming.pending:
                     piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
                     if not piece:
@@ -2498,8 +2519,9 @@ class _TLS:
 
     def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
         """Encrypt bytes of a response."""
-        self._session.write(data)
-        return self._outgoing.read()
+        with self._lock:
+            self._session.write(data)
+            return self._outgoing.read()
 
     def end(self) -> None:
         """Tell the client that nothing more will be sent."""
@@ -2517,10 +2539,13 @@ _WOULD_BLOCK = (BlockingIOError, socket.timeout)
 class _Connection:
     """A client's connection: received bytes, the request, and unsent bytes of the response."""
 
-    def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
+    def __init__(
+        self, sock: socket.socket, address: Any, server: "_Server", environ: Environ,
+    ) -> None:
         self.sock = sock
         self.address = address[0] if isinstance(address, tuple) else ""
         self.server = server
+        self.environ = environ  # the part that is the same for all requests
         self.tls = _TLS(server.tls) if server.tls else None
         self.state = _State.HANDSHAKE if server.tls else _State.IDLE
         self.state_since = 0.0
@@ -2531,6 +2556,7 @@ class _Connection:
         self.error: Optional[Response] = None  # the response to a malformed request
         self.keep_alive = True
         self.aborted = False  # the response cannot be completed
+        self._body_lock = threading.Lock()
         self.bytes_sent = 0  # of the current response
         self.bytes_discarded = 0  # while lingering
         # Of the short body that is being received, or of the response that is being sent.
@@ -2589,7 +2615,7 @@ class _Connection:
         header, self.received, self._searched = data[:end], data[end:], 0
         if header != self._cached_header:
             _check_header_size(header)
-            environ = {**self.server.environ, "REMOTE_ADDR": self.address}
+            environ = {**self.environ, "REMOTE_ADDR": self.address}
             self._cached_request = _parse_request(header, environ)
             self._cached_header = header if len(header) <= MAX_CACHED_HEADER_BYTES else b""
         request = self._cached_request
@@ -2667,14 +2693,22 @@ class _Connection:
 
     def receive_body(self, size: int, stream: "_BodyStream") -> bytes:
         """Up to `size` bytes of a body; none if the client has gone or is too slow."""
-        if not self.received:
-            try:
-                data = self.receive_some()
-            except OSError:
+        with self._body_lock:
+            if stream.is_over:
                 return b""
-            self.received = self.server.wait_for_body(self, stream) if data is None else data
-        data, self.received = self.received[:size], self.received[size:]
-        return data
+            if not self.received:
+                try:
+                    data = self.receive_some()
+                except OSError:
+                    return b""
+                self.received = self.server.wait_for_body(self, stream) if data is None else data
+            data, self.received = self.received[:size], self.received[size:]
+            return data
+
+    def end_body(self, stream: "_BodyStream") -> None:
+        """Let a thread that still reads a body take no bytes that follow it."""
+        with self._body_lock:
+            stream.is_over = True
 
     def send(self, data: bytes) -> None:
         """Send a piece of the response before the application continues (PEP 3333).
@@ -2753,7 +2787,10 @@ SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is n
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
 RECHECK_SECONDS = 0.2  # that a thread waits for its client before it checks whether it still may
 MAX_ACCEPTS = 64  # connections, before the loop serves others
+ACCEPT_PAUSE_SECONDS = 0.1  # after the process has run out of files
+_RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 MAX_WAITING_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
+LOG_BUSY_SECONDS = 60.0  # between two lines in the log about it
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
 GC_THRESHOLD = 10_000  # objects; each request creates and destroys a few dozen of them
 LINGER_SECONDS = 10.0  # for a client that still uploads to notice the response
@@ -2797,7 +2834,7 @@ class _Server:
     """
 
     def __init__(
-        self, app: WSGIApplication, listener: socket.socket, settings: Settings,
+        self, app: WSGIApplication, listeners: Sequence[socket.socket], settings: Settings,
         tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -2805,21 +2842,23 @@ class _Server:
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
-        self.environ = _base_environ(listener, "https" if tls else "http")
-        self.environ["jwtserver.release_loop"] = self.release_loop
         self.stopping = False
         self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
         self._clock = clock
-        self._listener = listener
-        listener.setblocking(False)
-        if listener.family in (socket.AF_INET, socket.AF_INET6):
-            _limit_kernel_buffer(listener)
+        self._listeners = listeners
+        for listener in listeners:
+            listener.setblocking(False)
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                _limit_kernel_buffer(listener)
         self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
         for wakeup in (self._wakeup_sender, self._wakeup_receiver):
             wakeup.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._max_connections = min(
+            settings.connections, _connection_limit(self._selector, settings.threads))
+        self._accept_again_at = -math.inf  # infinity while connections are accepted
+        self._resume_accepting()
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
         # Whose sockets have an event, whose requests wait, and whose responses wait to be sent.
         self._active, self._ready, self._finished = _Queue(), _Queue(), _Queue()
@@ -2836,6 +2875,7 @@ class _Server:
         # The next waiting thread that rechecks must drop its client, to free a thread.
         self._client_must_go = False
         self._retry_thread_at = 0.0
+        self._log_busy_at = -math.inf  # not again before that time
 
     # These methods run in the main thread.
 
@@ -2880,9 +2920,9 @@ class _Server:
             thread.join(min(SHUTDOWN_TIMEOUT, max(1.0, remaining) if is_loop else remaining))
         for connection in [each for timers in self._timers.values() for each in list(timers)]:
             self._close(connection)
-        for closable in (self._listener, self._selector, self._wakeup_sender,
-                         self._wakeup_receiver):
-            closable.close()
+        for sock in (*self._listeners, self._wakeup_sender, self._wakeup_receiver):
+            sock.close()
+        self._selector.close()
 
     # These methods run in any thread.
 
@@ -2893,6 +2933,20 @@ class _Server:
         """
         with self._lock:
             return self._loop_thread is not threading.current_thread() or self._start_thread()
+
+    def has_free_thread(self) -> bool:
+        """Return whether another thread could take the loop from one that is called now.
+
+        The last thread is for the endpoints of the service, and not for the user's application.
+        """
+        if self._busy_threads() < self.settings.threads:
+            return True
+        now = self._clock()
+        if now >= self._log_busy_at:
+            self._log_busy_at = now + LOG_BUSY_SECONDS
+            logger.warning("All %d threads are busy: the application gets no more requests now."
+                           " JWTSERVER_THREADS can be higher", self.settings.threads)
+        return False
 
     def _busy_threads(self) -> int:
         return len(self._threads) - self._waiting_threads
@@ -2913,7 +2967,7 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
-        if self._busy_threads() >= self.settings.threads:
+        if not self.has_free_thread():
             return False
         if self._clock() < self._retry_thread_at:
             return False
@@ -3012,21 +3066,41 @@ class _Server:
         self._close_expired()
         if self.stopping:
             self._shut_down()
+        else:
+            self._resume_accepting()
 
     def _on_wakeup(self) -> None:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
 
-    def _accept(self) -> None:
+    def _resume_accepting(self) -> None:
+        if self._clock() < self._accept_again_at or self._accept_again_at == math.inf:
+            return
+        self._accept_again_at = math.inf
+        for listener in self._listeners:
+            environ = _base_environ(listener, "https" if self.tls else "http")
+            environ["jwtserver.release_loop"] = self.release_loop
+            environ["jwtserver.has_free_thread"] = self.has_free_thread
+            self._selector.register(
+                listener, selectors.EVENT_READ, partial(self._accept, listener, environ))
+
+    def _pause_accepting(self) -> None:
+        self._accept_again_at = self._clock() + ACCEPT_PAUSE_SECONDS
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+
+    def _accept(self, listener: socket.socket, environ: Environ) -> None:
         for _ in range(MAX_ACCEPTS):
             try:
-                sock, address = self._listener.accept()
+                sock, address = listener.accept()
             except OSError as error:  # there are no more, or there are too many open files
-                if error.errno in (errno.EMFILE, errno.ENFILE):
+                if error.errno in _RESOURCE_ERRORS:
+                    # The file of the evicted connection is for the database, not for the next one.
                     self._evict_oldest()
+                    self._pause_accepting()
                 return
-            self._open_connection(sock, address)
+            self._open_connection(sock, address, environ)
 
-    def _open_connection(self, sock: socket.socket, address: Any) -> None:
+    def _open_connection(self, sock: socket.socket, address: Any, environ: Environ) -> None:
         sock.setblocking(False)
         try:
             if sock.family != getattr(socket, "AF_UNIX", None):
@@ -3034,11 +3108,11 @@ class _Server:
         except OSError:  # the client has gone
             sock.close()
             return
-        if sum(map(len, self._timers.values())) >= self.settings.connections \
+        if sum(map(len, self._timers.values())) >= self._max_connections \
                 and not self._evict_oldest():
             sock.close()
             return
-        connection = _Connection(sock, address, self)
+        connection = _Connection(sock, address, self, environ)
         self._enter(connection, connection.state)
         self._watch(connection, selectors.EVENT_READ)
 
@@ -3172,9 +3246,10 @@ class _Server:
 
     def _shut_down(self) -> None:
         """Accept no connections; close those without a request; end when all are closed."""
-        if self._listener.fileno() >= 0:
-            self._selector.unregister(self._listener)
-            self._listener.close()
+        if self._accept_again_at == math.inf:
+            self._pause_accepting()
+        for listener in self._listeners:
+            listener.close()
         if not self._active:  # else a request may just have arrived on one of them
             for state in (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER):
                 for connection in list(self._timers[state]):
@@ -3273,6 +3348,8 @@ class _Server:
 # part of the environ that is the same for all requests. It runs in the main thread at the start.
 
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
+MAX_SELECT_SOCKETS = 512  # that select() takes on Windows
+RESERVED_FILES = 64  # for the log, the key file and the like, and four for each thread's database
 
 
 def _base_environ(listener: socket.socket, scheme: str) -> Environ:
@@ -3299,18 +3376,48 @@ def _socket_address(listener: socket.socket) -> Tuple[str, int]:
     return name[:2] if isinstance(name, tuple) else (str(name), 0)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: the one that systemd hands over (sd_listen_fds(3)), or a new one.
+def _listen(host: str, port: int) -> List[socket.socket]:
+    """The sockets that systemd hands over (sd_listen_fds(3)), or a new one.
 
     Raises:
         OSError: the address cannot be used.
+        Error: a socket that is handed over cannot be used.
     """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") > "0":
-        return socket.socket(fileno=LISTEN_FD)
+    count = os.environ.get("LISTEN_FDS", "0")
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and count != "0":
+        if not count.isdecimal():
+            raise Error(f"the variable LISTEN_FDS must be a number, and is {count}")
+        return _inherited_listeners(int(count))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both_families = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(
-        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)
+    return [socket.create_server(
+        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)]
+
+
+def _inherited_listeners(count: int) -> List[socket.socket]:
+    listeners: List[socket.socket] = []
+    for number in range(LISTEN_FD, LISTEN_FD + count):
+        with suppress(OSError):
+            listeners.append(socket.socket(fileno=number))
+            if listeners[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+        for listener in listeners:
+            listener.close()
+        raise Error(f"file descriptor {number}, from LISTEN_FDS, is not a listening socket")
+    return listeners
+
+
+def _connection_limit(selector: selectors.BaseSelector, threads: int) -> float:
+    """How many connections can be open while files remain for the database and the key file."""
+    limit = math.inf
+    if isinstance(selector, selectors.SelectSelector):
+        limit = MAX_SELECT_SOCKETS // 2  # the rest is for the server's own sockets
+    with suppress(ImportError):  # Windows has no limit of files
+        import resource
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY:
+            limit = min(limit, files - min(files // 2, RESERVED_FILES + 4 * threads))
+    return limit
 
 
 def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
@@ -3322,6 +3429,7 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of TLS 1.2: no CBC (RFC 9325 §4.2)
     context.load_cert_chain(certificate, key)
     return context
 
@@ -3348,22 +3456,27 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
         hint = "; is its key in --tls-key?" if readable and not args.tls_key else ""
         raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
     try:
-        listener = _listen(args.host, args.port)
+        listeners = _listen(args.host, args.port)
     except OSError as error:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
                     " choose another address with --host and --port") from None
     _raise_file_limit()
-    with listener:
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
         store = open_store(settings.database)
         log = sys.stdout if args.access_log else None
-        server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
+        server = _Server(create_app(settings, app=app, store=store), listeners, settings, tls, log)
         try:
             demo = _add_demo_user(store, settings) if store.is_empty() else None
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.interrupt)
-            _print_greeting(_server_url(args.host, listener, tls), settings, store, demo,
+            if tls and hasattr(signal, "SIGHUP"):
+                signal.signal(signal.SIGHUP, partial(
+                    _reload_certificate, server, args.tls_cert, args.tls_key))
+            _print_greeting(_server_url(args.host, listeners[0], tls), settings, store, demo,
                             "/" if app else "/protected")
             # Garbage collection took 10 % of the request time; exclude what is loaded so far.
             gc.freeze()
@@ -3371,6 +3484,19 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
             server.serve_forever()
         finally:
             server.finish()
+
+
+def _reload_certificate(
+    server: _Server, certificate: str, key: Optional[str], *signal_arguments: Any,
+) -> None:
+    """Handle a signal: use the certificate that is in the file now, for new connections."""
+    try:
+        server.tls = _tls_context(certificate, key)
+    except OSError as error:
+        logger.error("%s cannot be used, and the old certificate stays: %s",
+                     certificate, error.strerror or error)
+    else:
+        logger.info("The certificate in %s is used for new connections", certificate)
 
 
 def _raise_file_limit() -> None:

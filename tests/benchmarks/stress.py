@@ -276,7 +276,7 @@ def check_handshakes(port, count):
 def check_key_updates(port):
     """Send KeyUpdate messages without a pause for eight seconds."""
     connection = connect(port, tls=True)
-    library = ctypes.CDLL("libssl.so.3")  # the one that Python's ssl uses
+    library = ctypes.CDLL(ssl._ssl.__file__)
     library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.SSL_do_handshake.argtypes = [ctypes.c_void_p]
     # struct PySSLSocket: PyObject_HEAD, PyObject *Socket, SSL *ssl
