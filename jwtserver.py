@@ -69,8 +69,8 @@ import time
 import unicodedata
 import weakref
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
-from contextlib import contextmanager, suppress
+from collections import OrderedDict, defaultdict, deque
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -2003,12 +2003,23 @@ def create_app(
     own_paths = [path for path in behind_guard if path != "/protected"]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    application = Router(behind_guard, None if app is None else _with_nosniff(app))
+    application = Router(
+        behind_guard, None if app is None else _with_spare_thread(_with_nosniff(app)))
     guard = _with_guard(application, service, own_paths, protect)
     exceptions = _with_exceptions(guard, service, [*public, *own_paths])
     limited = _with_rate_limit(Router(public, exceptions), service, guard)
     return _with_proxy_headers(
         _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
+
+
+def _with_spare_thread(app: WSGIApplication) -> WSGIApplication:
+    """Keep the last thread of this module's server for the endpoints of the service."""
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if not environ.get("jwtserver.has_free_thread", lambda: True)():
+            raise HTTPError(503, "All threads are busy", ("Retry-After", "1"))
+        return app(environ, start_response)
+
+    return wrapped
 
 
 def _open_store_for_app(settings: Settings) -> Store:
@@ -2438,11 +2449,17 @@ class _BodyStream(io.RawIOBase):
         self.pace = connection.server.new_pace(_State.READING_BODY)
         self.continue_pending = request.expects_continue
         self._failure: Optional[Tuple[int, str]] = None
+        self._lock = threading.Lock()  # held by the thread that reads
 
     @property
     def is_complete(self) -> bool:
         """The whole body has been received."""
         return self._decoder.is_complete if self._decoder else not self._remaining
+
+    def end(self) -> None:
+        """Let a thread that still reads take no bytes that follow the body."""
+        with self._lock:
+            self._failure = self._failure or (408, "The response has ended")
 
     def readable(self) -> bool:
         """Return True."""
@@ -2458,10 +2475,11 @@ class _BodyStream(io.RawIOBase):
         if self.continue_pending:
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.continue_pending = False
-        try:
-            data = b"" if self._failure else self._receive(len(buffer))
-        except HTTPError as error:
-            self._failure = error.status, error.message
+        with self._lock:
+            try:
+                data = b"" if self._failure else self._receive(len(buffer))
+            except HTTPError as error:
+                self._failure = error.status, error.message
         if self._failure:
             raise _BodyError(*self._failure)
         buffer[:len(data)] = data
@@ -2567,6 +2585,8 @@ class _Handler(SimpleHandler):
         self._fields = ""
         self._length: Optional[int] = None  # the Content-Length given by the application
         self._remaining = 0  # bytes of it that are still to be sent
+        # A thread of the application may write although the response has ended.
+        self._lock = threading.Lock()
         self._is_over = False
         self.keep_alive = request.keep_alive
         self.body_bytes_sent = 0
@@ -2596,7 +2616,10 @@ class _Handler(SimpleHandler):
             else:
                 self._answer_error(HTTPError(500, "Internal server error"))
         finally:
-            self._is_over = True
+            with self._lock:
+                self._is_over = True
+            if self._body:
+                self._body.end()
 
     def _answer_error(self, error: HTTPError) -> None:
         environ = {"REQUEST_METHOD": self._method}
@@ -2640,18 +2663,20 @@ class _Handler(SimpleHandler):
         """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
-        if self._is_over:
-            raise AssertionError("write() after the end of the response")
-        is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-        self._send(data, is_last_piece)
+        with self._lock:
+            if self._is_over:
+                raise AssertionError("write() after the end of the response")
+            is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+            self._send(data, is_last_piece)
 
     def finish_content(self) -> None:
         """End the response."""
-        if not self.headers_sent:
-            self._send(b"", True)
-        self._is_over = True
-        if self._framing is _Framing.CHUNKED:
-            self._connection.queue(b"0\r\n\r\n")
+        with self._lock:
+            if not self.headers_sent:
+                self._send(b"", True)
+            self._is_over = True
+            if self._framing is _Framing.CHUNKED:
+                self._connection.queue(b"0\r\n\r\n")
         if self._remaining:
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
@@ -2785,7 +2810,7 @@ class _State:
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
 
-SEND_BYTES = 16 * 1024  # in one call: a TLS socket reports no progress within it
+SEND_BYTES = 16 * 1024  # in one call: a TLS record
 MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
@@ -2826,13 +2851,72 @@ class _Pace:
                 and self._seconds_waited <= self._grace + bytes_moved / self._rate)
 
 
+class _TLS:
+    """Encrypts and decrypts the bytes of one connection. It does no I/O.
+
+    Each call works on the bytes that it is given, so its time is bounded. An SSLSocket would read
+    for as long as a client sends KeyUpdate messages (RFC 8446 §4.6.3).
+    """
+
+    def __init__(self, context: "ssl.SSLContext") -> None:
+        import ssl
+        self._want_read = ssl.SSLWantReadError
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # An application may read the request in one thread and write the response in another.
+        self._lock = threading.Lock()
+
+    def decrypt(self, data: bytes) -> Optional[bytes]:
+        """Decrypt received bytes. Return None if they contain no data, and b"" at the end.
+
+        Raises:
+            ssl.SSLError: they violate the protocol.
+        """
+        decrypted = b""
+        if data:
+            with self._lock, suppress(self._want_read):
+                self._incoming.write(data)
+                while self._incoming.pending:
+                    piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
+                    if not piece:
+                        return decrypted
+                    decrypted += piece
+        return decrypted or (None if data else b"")
+
+    def handshake_done(self) -> bool:
+        """Return whether the handshake is complete."""
+        return self._session.version() is not None
+
+    def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
+        """Encrypt bytes of a response."""
+        with self._lock:
+            self._session.write(data)
+            return self._outgoing.read()
+
+    def end(self) -> None:
+        """Tell the client that nothing more will be sent."""
+        with suppress(self._want_read):
+            self._session.unwrap()
+
+    def outgoing(self) -> bytes:
+        """The bytes that the protocol itself wants to send."""
+        return self._outgoing.read()
+
+
+_WOULD_BLOCK = (BlockingIOError, socket.timeout)
+
+
 class _Connection:
     """A client's connection: received bytes, the request, and unsent bytes of the response."""
 
-    def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
-        self.sock: Any = sock  # a socket, or one wrapped in TLS
+    def __init__(
+        self, sock: socket.socket, address: Any, server: "_Server", environ: Environ,
+    ) -> None:
+        self.sock = sock
         self.address = address[0] if isinstance(address, tuple) else ""
         self.server = server
+        self.environ = environ  # the part that is the same for all requests
+        self.tls = _TLS(server.tls) if server.tls else None
         self.state = _State.HANDSHAKE if server.tls else _State.IDLE
         self.state_since = 0.0
         self.watched_events = 0  # for which the selector watches the socket
@@ -2848,6 +2932,7 @@ class _Connection:
         # Of the short body that is being received, or of the response that is being sent.
         self.pace: Optional[_Pace] = None
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
+        self._in_transit: Union[bytes, memoryview] = b""  # offered to the socket; encrypted by TLS
         # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
         # time, so the last headers are kept with the parsed request.
         self._cached_header = b""
@@ -2861,9 +2946,8 @@ class _Connection:
         Raises:
             OSError: the client has closed the connection between two requests.
         """
-        try:
-            data = self.sock.recv(RECEIVE_BYTES)
-        except self.server.would_block:
+        data = self.receive_some()
+        if data is None:
             return False
         self.received += data
         if not data:
@@ -2919,27 +3003,39 @@ class _Connection:
         header = data[:end]
         if header != self._cached_header:
             _check_header_size(header)
-            environ = {**self.server.environ, "REMOTE_ADDR": self.address}
+            environ = {**self.environ, "REMOTE_ADDR": self.address}
             self._cached_request = _parse_request(header, environ)
             self._cached_header = header if len(header) <= MAX_CACHED_HEADER_BYTES else b""
         self.received, self._searched = data[end:], 0
         request = self._cached_request
         return _Request(request.environ.copy(), *request[1:])  # _replace() takes twice as long
 
+    def continue_handshake(self) -> bool:
+        """Receive a part of the TLS handshake, and answer it; return whether a request follows.
+
+        Raises:
+            OSError: the handshake has failed.
+        """
+        complete = self.receive()
+        self._in_transit = bytes(self._in_transit) + self.tls.outgoing()  # type: ignore[union-attr]
+        self.send_some()
+        return complete
+
     def reading_state(self) -> str:
         """The state in which the rest of a request is awaited."""
+        if self.tls and not self.tls.handshake_done():
+            return _State.HANDSHAKE
         if self.request is not _NO_REQUEST:
             return _State.READING_BODY
         return _State.READING_HEADER if self.received else _State.IDLE
 
     def shut_down_output(self) -> None:
         """Tell the client that nothing more will be sent."""
-        with suppress(OSError, ValueError):
-            if self.server.tls:
-                self.sock.unwrap()
         with suppress(OSError):
-            # The method of an SSL socket would forget its TLS state, and read plain bytes.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            if self.tls:
+                self.tls.end()
+                self.sock.send(self.tls.outgoing())
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket; with RST if the response is incomplete, so that the client sees it."""
@@ -2947,6 +3043,9 @@ class _Connection:
             with suppress(OSError):
                 self.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif self.tls:
+            with suppress(OSError):
+                self.sock.send(self.tls.outgoing())  # why the handshake has failed
         self.sock.close()
 
     # These methods run in the thread that answers the request: the event loop's, or a worker.
@@ -2987,12 +3086,11 @@ class _Connection:
     def receive_body(self, stream: "_BodyStream") -> bool:
         """Receive bytes of a body; return False if the client has gone or is too slow."""
         try:
-            # As many as come: TLS must not keep decrypted bytes that no selector can see.
-            data = self.sock.recv(RECEIVE_BYTES)
-        except self.server.would_block:
-            data = self.server.wait_for_body(self, stream)
-        except (OSError, ValueError):
+            data = self.receive_some()
+        except OSError:
             return False
+        if data is None:
+            data = self.server.wait_for_body(self, stream)
         self.received += data
         return bool(data)
 
@@ -3006,7 +3104,7 @@ class _Connection:
             self.queue(data)
             if not self.send_some():
                 self.server.wait_until_sent(self)
-        except (OSError, ValueError):
+        except OSError:
             raise _ClientGone from None
 
     # These methods run in the thread that owns the connection, whichever it is.
@@ -3015,28 +3113,44 @@ class _Connection:
         """Append to the unsent bytes."""
         self._unsent.extend(pieces)
 
-    def send_some(self) -> bool:
+    def receive_some(self) -> Optional[bytes]:
+        """Some bytes, b"" at their end, or None if there are none now.
+
+        Raises:
+            OSError: the client has closed the connection, or violates TLS.
+        """
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except _WOULD_BLOCK:
+            return None
+        return self.tls.decrypt(data) if self.tls else data
+
+    def send_some(self, max_sends: int = MAX_SENDS) -> bool:
         """Send unsent bytes until the socket takes no more; return whether all have been sent.
 
         Raises:
             OSError: the client has closed the connection.
         """
-        for _ in range(MAX_SENDS):
-            if not self._unsent:
-                return True
-            piece = self._unsent[0]
+        for _ in range(max_sends):
+            if not self._in_transit:
+                if not self._unsent:
+                    return True
+                self._in_transit = self._next_piece()
             try:
-                # A TLS socket that would have blocked must be offered the same bytes again.
-                sent = self.sock.send(
-                    piece if len(piece) <= SEND_BYTES else memoryview(piece)[:SEND_BYTES])
-            except self.server.would_block:
+                sent = self.sock.send(self._in_transit)
+            except _WOULD_BLOCK:
                 return False
             self.bytes_sent += sent
-            if sent == len(piece):
-                self._unsent.popleft()
-            else:
-                self._unsent[0] = memoryview(piece)[sent:]
-        return not self._unsent
+            self._in_transit = self._in_transit[sent:]
+        return not self._in_transit and not self._unsent
+
+    def _next_piece(self) -> Union[bytes, memoryview]:
+        """Take up to SEND_BYTES of the unsent bytes, and encrypt them."""
+        piece = self._unsent.popleft()
+        if len(piece) > SEND_BYTES:
+            self._unsent.appendleft(memoryview(piece)[SEND_BYTES:])
+            piece = memoryview(piece)[:SEND_BYTES]
+        return self.tls.encrypt(piece) if self.tls else piece
 
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
@@ -3051,12 +3165,16 @@ class _Connection:
 # that waits for another client drops that one as well.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
+MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
 IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
 SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is noticed by then
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
 RECHECK_SECONDS = 0.2  # that a thread waits for its client before it checks whether it still may
 MAX_ACCEPTS = 64  # connections, before the loop serves others
+ACCEPT_PAUSE_SECONDS = 0.1  # after the process has run out of files
+_RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 MAX_WAITING_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
+LOG_BUSY_SECONDS = 60.0  # between two lines in the log about it
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
 GC_THRESHOLD = 10_000  # objects; each request creates and destroys a few dozen of them
 LINGER_SECONDS = 10.0  # for a client that still uploads to notice the response
@@ -3074,6 +3192,25 @@ def _state_timeouts(settings: Settings) -> Dict[str, float]:
         _State.LINGERING: LINGER_SECONDS}
 
 
+class _Queue(OrderedDict[_Connection, None]):
+    """Connections that wait for the event loop. No connection is in it twice."""
+
+    _newest_is_next = True
+
+    def put(self, connection: _Connection) -> None:
+        """Append a connection, unless it is there already."""
+        self[connection] = None
+
+    def take(self) -> _Connection:
+        """Remove the newest and the oldest connection in turn.
+
+        A client that comes after a burst does not wait for the whole burst. A client within the
+        burst waits at most twice as long as it would in order.
+        """
+        newest, self._newest_is_next = self._newest_is_next, not self._newest_is_next
+        return self.popitem(newest)[0]
+
+
 class _Server:
     """Serves an application over HTTP/1.1 connections that are kept open.
 
@@ -3081,7 +3218,7 @@ class _Server:
     """
 
     def __init__(
-        self, app: WSGIApplication, listener: socket.socket, settings: Settings,
+        self, app: WSGIApplication, listeners: Sequence[socket.socket], settings: Settings,
         tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -3089,25 +3226,26 @@ class _Server:
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
-        self.would_block = _would_block_errors(tls)
-        self.environ = _base_environ(listener, "https" if tls else "http")
-        self.environ["jwtserver.release_loop"] = self.release_loop
         self.stopping = False
         self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
         self._clock = clock
-        self._listener = listener
-        listener.setblocking(False)
-        if listener.family in (socket.AF_INET, socket.AF_INET6):
-            _limit_kernel_buffer(listener)
+        self._listeners = listeners
+        for listener in listeners:
+            listener.setblocking(False)
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                _limit_kernel_buffer(listener)
         self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
         for wakeup in (self._wakeup_sender, self._wakeup_receiver):
             wakeup.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._max_connections = min(
+            settings.connections, _connection_limit(self._selector, settings.threads))
+        self._accept_again_at = -math.inf  # infinity while connections are accepted
+        self._resume_accepting()
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
-        self._ready: Deque[_Connection] = deque()  # their requests wait to be answered
-        self._finished: Deque[_Connection] = deque()  # their responses wait to be sent
+        # Whose sockets have an event, whose requests wait, and whose responses wait to be sent.
+        self._active, self._ready, self._finished = _Queue(), _Queue(), _Queue()
         self._timeouts = _state_timeouts(settings)
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
@@ -3115,11 +3253,13 @@ class _Server:
         self._lock = threading.Lock()  # of the attributes below
         self._threads: Set[threading.Thread] = set()  # the loop's, and the workers
         self._loop_thread: Optional[threading.Thread] = None
+        self._main_thread_serves = False  # because no other thread can be started
         self._response_began: Optional[float] = None  # of the response in the loop, if there is one
         self._waiting_threads = 0  # that wait for a client
         # The next waiting thread that rechecks must drop its client, to free a thread.
         self._client_must_go = False
         self._retry_thread_at = 0.0
+        self._log_busy_at = -math.inf  # not again before that time
 
     # These methods run in the main thread.
 
@@ -3129,20 +3269,30 @@ class _Server:
             started = self._start_thread()
         if not started:
             logger.error("No thread can be started: requests are answered one at a time")
-            self._loop_thread = threading.current_thread()
+            self._loop_thread, self._main_thread_serves = threading.current_thread(), True
             self._run_loop()
+            self._main_thread_serves = False
+            self._set_alarm(0)
         while not self._ended and self._clock() < self._deadline:
             busy = self._response_began is not None or self._ready or self._finished
-            time.sleep(POLL_INTERVAL if busy else IDLE_INTERVAL)
-            self._move_loop(POLL_INTERVAL)
+            patience = self._patience()
+            time.sleep(patience if busy else IDLE_INTERVAL)
+            self._move_loop(patience)
 
     def interrupt(self, *_: Any) -> None:
         """Handle a signal: finish the responses in progress; at the second one, exit at once."""
         if self.stopping:
             os._exit(1)
         self._deadline = self._clock() + SHUTDOWN_TIMEOUT
+        if self._main_thread_serves:
+            self._set_alarm(SHUTDOWN_TIMEOUT)
         self.stopping = True
         self._wake()
+
+    def _set_alarm(self, seconds: float) -> None:
+        """End this process after so many seconds, although an application does not return."""
+        with suppress(AttributeError):  # Windows has no such timer
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def finish(self) -> None:
         """Close all sockets, after the loop has ended or the deadline has passed."""
@@ -3154,9 +3304,9 @@ class _Server:
             thread.join(min(SHUTDOWN_TIMEOUT, max(1.0, remaining) if is_loop else remaining))
         for connection in [each for timers in self._timers.values() for each in list(timers)]:
             self._close(connection)
-        for closable in (self._listener, self._selector, self._wakeup_sender,
-                         self._wakeup_receiver):
-            closable.close()
+        for sock in (*self._listeners, self._wakeup_sender, self._wakeup_receiver):
+            sock.close()
+        self._selector.close()
 
     # These methods run in any thread.
 
@@ -3168,6 +3318,30 @@ class _Server:
         with self._lock:
             return self._loop_thread is not threading.current_thread() or self._start_thread()
 
+    def has_free_thread(self) -> bool:
+        """Return whether another thread could take the loop from one that is called now.
+
+        The last thread is for the endpoints of the service, and not for the user's application.
+        """
+        if self._busy_threads() < self.settings.threads:
+            return True
+        now = self._clock()
+        if now >= self._log_busy_at:
+            self._log_busy_at = now + LOG_BUSY_SECONDS
+            logger.warning("All %d threads are busy: the application gets no more requests now."
+                           " JWTSERVER_THREADS can be higher", self.settings.threads)
+        return False
+
+    def _busy_threads(self) -> int:
+        return len(self._threads) - self._waiting_threads
+
+    def _patience(self) -> float:
+        """Seconds for which a response may keep the loop: fewer, the more threads are busy.
+
+        A hundred responses that sleep would otherwise keep it for half a second.
+        """
+        return max(MIN_PATIENCE, POLL_INTERVAL / max(1, self._busy_threads()))
+
     def _move_loop(self, min_seconds: float) -> None:
         """Move the loop, if the response in it began `min_seconds` ago."""
         with self._lock:
@@ -3177,8 +3351,7 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
-        busy = len(self._threads) - self._waiting_threads
-        if busy >= self.settings.threads:
+        if not self.has_free_thread():
             return False
         if self._clock() < self._retry_thread_at:
             return False
@@ -3219,21 +3392,27 @@ class _Server:
             self._threads.discard(me)
 
     def _iterate(self) -> None:
-        """Send the finished responses, receive requests, and answer them until it is time to poll.
-        """
-        while self._finished:
-            self._attempt(self._send, self._finished.popleft())
+        """Poll, and do some of each kind of work."""
+        for connection in self._some_of(self._finished):
+            self._attempt(self._send, connection)
         self._poll()
-        now = self._clock()
-        end = now + POLL_INTERVAL
-        while self._ready and now < end:
-            if not self._respond(self._ready.popleft(), now):
+        complete = [connection for connection in self._some_of(self._active)
+                    if self._attempt(self._on_event, connection)]
+        for connection in reversed(complete):  # the newest one becomes the last one
+            self._make_ready(connection)
+        for connection in self._some_of(self._ready):
+            if not self._respond(connection):
                 return
-            now = self._clock()
 
-    def _respond(self, connection: _Connection, now: float) -> bool:
+    def _some_of(self, queue: _Queue) -> Iterator[_Connection]:
+        """Take connections from a queue for POLL_INTERVAL."""
+        end = self._clock() + POLL_INTERVAL
+        while queue and self._clock() < end:
+            yield queue.take()
+
+    def _respond(self, connection: _Connection) -> bool:
         """Answer a request; return whether this thread still has the loop."""
-        self._response_began = now
+        self._response_began = self._clock()
         try:
             connection.respond()
         except Exception:
@@ -3243,88 +3422,108 @@ class _Server:
             moved = self._loop_thread is not threading.current_thread()
             if not moved:
                 self._response_began, self._client_must_go = None, False
-        self._finished.append(connection)
+        self._finished.put(connection)
         if moved:
             self._wake()
         return not moved
 
-    def _attempt(self, step: Callable[[_Connection], None], connection: _Connection) -> None:
+    def _attempt(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
+        """Take a step and return its result, or False if it failed."""
         try:
-            step(connection)
-        except (OSError, ValueError):  # the client has gone; ssl raises ValueError then
+            return bool(step(connection))
+        except OSError:  # the client has gone, or violates TLS
             self._close(connection)
         except Exception:
             logger.exception("A fault in the server")
             self._close(connection)
+        return False
 
     def _poll(self) -> None:
-        """Wait until a socket is ready, and receive what has arrived."""
+        """Wait until a socket can be read or written; accept connections."""
         longest_wait = EXPIRY_INTERVAL if self.stopping else SELECT_SECONDS
-        events = self._selector.select(0 if self._ready or self._finished else longest_wait)
-        for key, _ in events:
-            key.data()
+        waiting = self._active or self._ready or self._finished
+        for key, _ in self._selector.select(0 if waiting else longest_wait):
+            if isinstance(key.data, _Connection):
+                self._active.put(key.data)
+            else:
+                key.data()
         self._close_expired()
         if self.stopping:
-            self._shut_down(bool(events))
+            self._shut_down()
+        else:
+            self._resume_accepting()
 
     def _on_wakeup(self) -> None:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
 
-    def _accept(self) -> None:
+    def _resume_accepting(self) -> None:
+        if self._clock() < self._accept_again_at or self._accept_again_at == math.inf:
+            return
+        self._accept_again_at = math.inf
+        for listener in self._listeners:
+            environ = _base_environ(listener, "https" if self.tls else "http")
+            environ["jwtserver.release_loop"] = self.release_loop
+            environ["jwtserver.has_free_thread"] = self.has_free_thread
+            self._selector.register(
+                listener, selectors.EVENT_READ, partial(self._accept, listener, environ))
+
+    def _pause_accepting(self) -> None:
+        self._accept_again_at = self._clock() + ACCEPT_PAUSE_SECONDS
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+
+    def _accept(self, listener: socket.socket, environ: Environ) -> None:
         for _ in range(MAX_ACCEPTS):
             try:
-                sock, address = self._listener.accept()
+                sock, address = listener.accept()
             except OSError as error:  # there are no more, or there are too many open files
-                if error.errno in (errno.EMFILE, errno.ENFILE):
+                if error.errno in _RESOURCE_ERRORS:
+                    # The file of the evicted connection is for the database, not for the next one.
                     self._evict_oldest()
+                    self._pause_accepting()
                 return
-            self._open_connection(sock, address)
+            self._open_connection(sock, address, environ)
 
-    def _open_connection(self, sock: socket.socket, address: Any) -> None:
+    def _open_connection(self, sock: socket.socket, address: Any, environ: Environ) -> None:
         sock.setblocking(False)
         try:
             if sock.family != getattr(socket, "AF_UNIX", None):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            if self.tls:
-                sock.getpeername()  # raises if the client has gone; wrap_socket() leaks the socket
-                sock = self.tls.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False)
-        except (OSError, ValueError):  # the client has gone
+        except OSError:  # the client has gone
             sock.close()
             return
-        if sum(map(len, self._timers.values())) >= self.settings.connections \
+        if sum(map(len, self._timers.values())) >= self._max_connections \
                 and not self._evict_oldest():
             sock.close()
             return
-        connection = _Connection(sock, address, self)
+        connection = _Connection(sock, address, self, environ)
         self._enter(connection, connection.state)
         self._watch(connection, selectors.EVENT_READ)
 
-    def _on_event(self, connection: _Connection) -> None:
-        """The socket can be read or, in SENDING, written."""
+    def _on_event(self, connection: _Connection) -> bool:
+        """The socket can be read or, in SENDING, written. Return whether a request is complete."""
         state = connection.state
         if state == _State.RESPONDING:  # input is for the thread that answers, or for later
             self._watch(connection, 0)
         elif state == _State.SENDING:
             self._send(connection)
         elif state == _State.HANDSHAKE:
-            self._continue_handshake(connection)
+            complete = connection.continue_handshake()
+            if connection.reading_state() != state:
+                self._enter(connection, connection.reading_state())
+            return complete
         elif state == _State.LINGERING:
             self._discard_input(connection)
         elif connection.receive():
-            self._make_ready(connection)
+            return True
         elif connection.reading_state() not in (state, _State.IDLE):  # an empty line is no progress
             self._enter(connection, connection.reading_state())
         elif state == _State.READING_BODY:
             self._check_pace(connection, connection.body_bytes_received())
-
-    def _continue_handshake(self, connection: _Connection) -> None:
-        with suppress(*self.would_block):
-            connection.sock.do_handshake()
-            self._enter(connection, _State.IDLE)
+        return False
 
     def _discard_input(self, connection: _Connection) -> None:
-        with suppress(*self.would_block):
+        with suppress(*_WOULD_BLOCK):
             size = len(connection.sock.recv(RECEIVE_BYTES))
             connection.bytes_discarded += size
             if not size or connection.bytes_discarded > MAX_DISCARDED_BYTES:
@@ -3332,7 +3531,7 @@ class _Server:
 
     def _make_ready(self, connection: _Connection) -> None:
         self._enter(connection, _State.RESPONDING)
-        self._ready.append(connection)
+        self._ready.put(connection)
 
     def _send(self, connection: _Connection) -> None:
         """Send queued bytes of a finished response, and then await the next request."""
@@ -3361,11 +3560,9 @@ class _Server:
         if not events:
             self._selector.unregister(connection.sock)
         elif connection.watched_events:
-            self._selector.modify(
-                connection.sock, events, self._selector.get_key(connection.sock).data)
+            self._selector.modify(connection.sock, events, connection)
         else:
-            self._selector.register(
-                connection.sock, events, partial(self._attempt, self._on_event, connection))
+            self._selector.register(connection.sock, events, connection)
         connection.watched_events = events
 
     def _enter(self, connection: _Connection, state: str) -> None:
@@ -3427,15 +3624,17 @@ class _Server:
         if connection.state in (_State.RESPONDING, _State.SENDING):
             connection.aborted = True  # the response may be incomplete
         self._timers[connection.state].pop(connection, None)
+        self._active.pop(connection, None)
         self._watch(connection, 0)
         connection.close()
 
-    def _shut_down(self, received: bool) -> None:
+    def _shut_down(self) -> None:
         """Accept no connections; close those without a request; end when all are closed."""
-        if self._listener.fileno() >= 0:
-            self._selector.unregister(self._listener)
-            self._listener.close()
-        if not received:  # else a request may just have arrived on one of them
+        if self._accept_again_at == math.inf:
+            self._pause_accepting()
+        for listener in self._listeners:
+            listener.close()
+        if not self._active:  # else a request may just have arrived on one of them
             for state in (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER):
                 for connection in list(self._timers[state]):
                     self._close(connection)
@@ -3446,14 +3645,15 @@ class _Server:
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
+        began = self._clock()
         stream.pace.begin_wait()
-        with self._waiting(connection) as may_wait, suppress(OSError, ValueError):
+        with self._waiting(connection) as may_wait, suppress(OSError):
             while stream.pace.record(stream.bytes_received):
-                with suppress(*self.would_block):
-                    data = bytes(connection.sock.recv(RECEIVE_BYTES))
+                data = connection.receive_some()
+                if data is not None:
                     stream.pace.record(stream.bytes_received + len(data))
                     return data
-                if not may_wait():
+                if self._clock() - began > RECHECK_SECONDS and not may_wait():
                     break
         return b""
 
@@ -3468,7 +3668,7 @@ class _Server:
         pace.begin_wait()
         with self._waiting(connection) as may_wait:
             while not finished:
-                finished = connection.send_some()
+                finished = connection.send_some(1)  # it may block for RECHECK_SECONDS
                 recheck = not finished and self._clock() - began > RECHECK_SECONDS
                 if not pace.record(connection.bytes_sent) or (recheck and not may_wait()):
                     raise _ClientGone
@@ -3532,14 +3732,8 @@ class _Server:
 # part of the environ that is the same for all requests. It runs in the main thread at the start.
 
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
-
-
-def _would_block_errors(tls: Any) -> Tuple[Type[Exception], ...]:
-    """The exceptions of a socket that cannot be read or written now, or in time."""
-    if not tls:
-        return (BlockingIOError, socket.timeout)
-    import ssl
-    return (BlockingIOError, socket.timeout, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+MAX_SELECT_SOCKETS = 512  # that select() takes on Windows
+RESERVED_FILES = 64  # for the log, the key file and the like, and four for each thread's database
 
 
 def _base_environ(listener: socket.socket, scheme: str) -> Environ:
@@ -3566,18 +3760,48 @@ def _socket_address(listener: socket.socket) -> Tuple[str, int]:
     return name[:2] if isinstance(name, tuple) else (str(name), 0)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: the one that systemd hands over (sd_listen_fds(3)), or a new one.
+def _listen(host: str, port: int) -> List[socket.socket]:
+    """The sockets that systemd hands over (sd_listen_fds(3)), or a new one.
 
     Raises:
         OSError: the address cannot be used.
+        Error: a socket that is handed over cannot be used.
     """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") > "0":
-        return socket.socket(fileno=LISTEN_FD)
+    count = os.environ.get("LISTEN_FDS", "0")
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and count != "0":
+        if not count.isdecimal():
+            raise Error(f"the variable LISTEN_FDS must be a number, and is {count}")
+        return _inherited_listeners(int(count))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both_families = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(
-        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)
+    return [socket.create_server(
+        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)]
+
+
+def _inherited_listeners(count: int) -> List[socket.socket]:
+    listeners: List[socket.socket] = []
+    for number in range(LISTEN_FD, LISTEN_FD + count):
+        with suppress(OSError):
+            listeners.append(socket.socket(fileno=number))
+            if listeners[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+        for listener in listeners:
+            listener.close()
+        raise Error(f"file descriptor {number}, from LISTEN_FDS, is not a listening socket")
+    return listeners
+
+
+def _connection_limit(selector: selectors.BaseSelector, threads: int) -> float:
+    """How many connections can be open while files remain for the database and the key file."""
+    limit = math.inf
+    if isinstance(selector, selectors.SelectSelector):
+        limit = MAX_SELECT_SOCKETS // 2  # the rest is for the server's own sockets
+    with suppress(ImportError):  # Windows has no limit of files
+        import resource
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY:
+            limit = min(limit, files - min(files // 2, RESERVED_FILES + 4 * threads))
+    return limit
 
 
 def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
@@ -3589,6 +3813,7 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of TLS 1.2: no CBC (RFC 9325 §4.2)
     context.load_cert_chain(certificate, key)
     return context
 
@@ -3615,22 +3840,27 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
         hint = "; is its key in --tls-key?" if readable and not args.tls_key else ""
         raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
     try:
-        listener = _listen(args.host, args.port)
+        listeners = _listen(args.host, args.port)
     except OSError as error:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
                     " choose another address with --host and --port") from None
     _raise_file_limit()
-    with listener:
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
         store = open_store(settings.database, settings.leeway)
         log = sys.stdout if args.access_log else None
-        server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
+        server = _Server(create_app(settings, app=app, store=store), listeners, settings, tls, log)
         try:
             demo = _add_demo_user(store, settings) if store.is_empty() else None
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.interrupt)
-            _print_greeting(_server_url(args.host, listener, tls), settings, store, demo,
+            if tls and hasattr(signal, "SIGHUP"):
+                signal.signal(signal.SIGHUP, partial(
+                    _reload_certificate, server, args.tls_cert, args.tls_key))
+            _print_greeting(_server_url(args.host, listeners[0], tls), settings, store, demo,
                             "/" if app else "/protected")
             # Garbage collection took 10 % of the request time; exclude what is loaded so far.
             gc.freeze()
@@ -3638,6 +3868,19 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
             server.serve_forever()
         finally:
             server.finish()
+
+
+def _reload_certificate(
+    server: _Server, certificate: str, key: Optional[str], *signal_arguments: Any,
+) -> None:
+    """Handle a signal: use the certificate that is in the file now, for new connections."""
+    try:
+        server.tls = _tls_context(certificate, key)
+    except OSError as error:
+        logger.error("%s cannot be used, and the old certificate stays: %s",
+                     certificate, error.strerror or error)
+    else:
+        logger.info("The certificate in %s is used for new connections", certificate)
 
 
 def _raise_file_limit() -> None:
