@@ -72,6 +72,7 @@ class Client:
 
 @contextlib.contextmanager
 def service_folder():
+    """The folder of the fixture `folder`."""
     folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
     for name in ("jwtserver.py", "wsgi_auth.py"):
         shutil.copy(support.ROOT / name, folder)
@@ -84,6 +85,7 @@ def service_folder():
 
 @contextlib.contextmanager
 def processes_in(folder):
+    """The function of the fixture `start`, for the servers in a folder."""
     processes = []
     (folder / "log").touch()
 

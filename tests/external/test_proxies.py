@@ -148,8 +148,8 @@ def proxy(request, backend, open_start):
         command = [program, "run"]
     with open_start(folder) as start:
         client = start(command, port, path="/api/", HOME=str(folder))
-        while client("/api/")[0] == 404:  # Traefik reads the second file while it serves already
-            pass
+        # Traefik serves before it has read its second file.
+        assert any(client("/api/")[0] == 401 for _ in range(2000))
         yield client
 
 
@@ -284,3 +284,15 @@ def test_nginx_asks_verify_before_files(proxy, backend):
     assert proxy("/index.html")[0] == proxy("/")[0] == 401
     assert proxy("/index.html", token=token)[2] == b"a page"
     assert proxy("/verify", token=token)[0] == 404
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", PROXIES, indirect=True)
+def test_proxy_upgrades_only_to_websocket(proxy, backend):
+    token = proxy.sign_in()[2]["token"]
+
+    for protocols in [["websocket"], ["h2c"], ["h2c, websocket"], ["h2c", "websocket"], []]:
+        headers = [("Connection", "Upgrade"), *(("Upgrade", protocol) for protocol in protocols)]
+        application = ask(proxy, "/api/", headers, token)[2]["application"]
+        allowed = ["websocket"] if protocols == ["websocket"] else ["websocket", None]
+        assert application.get("HTTP_UPGRADE") in allowed
