@@ -488,10 +488,10 @@ def test_enable_and_an_upgraded_hash_end_no_session(client, make, store):
 def test_guard_without_the_database_answers_503(client, store, monkeypatch, database):
     token = sign_in(client)["token"]
 
-    def connection(database):
+    def take(database, idle):
         raise database.store_error("disk I/O error")
 
-    monkeypatch.setattr(type(store.database), "connection", connection)
+    monkeypatch.setattr(type(store.database), "take", take)
 
     answer = protected(client, token, 503).json
     assert answer == {"success": False, "error": "The database cannot answer"}
