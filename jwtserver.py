@@ -101,6 +101,9 @@ __version__ = "0.4.0"
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
 MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
+MAX_SCOPE_LENGTH = 2048  # characters: with the longest name, a token fits into 8 KiB of headers
+# Bytes of Remote-User and Remote-Scope. nginx accepts 4 KiB for all headers of /verify.
+MAX_VERIFY_BYTES = 3072
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
@@ -1825,6 +1828,8 @@ class Service:
             # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
+        if sum(len(value.encode()) for _, value in headers) > MAX_VERIFY_BYTES:
+            raise HTTPError(403, "The token's subject and scope are too long for a header")
         return Response.of(204, None, *(
             (name, value.encode().decode("latin-1")) for name, value in headers))
 
@@ -3519,7 +3524,11 @@ def _clean_scope(scope: str) -> str:
         raise Error(str(error)) from None
     if "," in scope:
         raise Error(f"separate scopes with spaces, not commas: {scope!r}")
-    return " ".join(names)
+    scope = " ".join(names)
+    if len(scope) > MAX_SCOPE_LENGTH:
+        raise Error(f"the scopes have {len(scope)} characters; more than {MAX_SCOPE_LENGTH} do not"
+                    " fit into the headers that proxies accept")
+    return scope
 
 
 def _new_user(name: str, password_hash: str, scope: str = "") -> User:
