@@ -102,11 +102,15 @@ __version__ = "0.4.0"
 MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
 MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
+MAX_SCOPE_LENGTH = 2048  # characters: with the longest name, a token fits into 8 KiB of headers
+# Bytes of Remote-User and Remote-Scope. nginx accepts 4 KiB for all headers of /verify.
+MAX_VERIFY_BYTES = 3072
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
 LEEWAY = 10  # seconds by which the clocks of machines may differ, if no setting says otherwise
+FILE_INTERVAL = 0.5  # seconds between two checks of the SQLite file, for guarded requests
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
@@ -385,10 +389,15 @@ def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
     """Create a file atomically. If two processes try at once, both continue with the same file."""
     draft = _write_draft(path, lines)
     try:
-        with suppress(FileExistsError):
-            os.link(draft, path)  # unlike a rename, a link never replaces a file
+        os.link(draft, path)  # unlike a rename, a link never replaces a file
+    except FileExistsError:
+        pass
+    except (OSError, AttributeError):  # a file system, such as FAT, or a system without hard links
+        if not path.exists():  # of two processes that start at once, the second replaces the file
+            os.replace(draft, path)
     finally:
-        os.unlink(draft)
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
@@ -740,8 +749,9 @@ class _PooledConnection:
 
     def __enter__(self) -> DatabaseConnection:
         self._idle = self._database.pools[os.getpid()]
-        self._connection = self._database.take(self._idle)
-        return self._connection
+        connection: DatabaseConnection = self._database.take(self._idle)
+        self._connection = connection
+        return connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
         if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
@@ -797,10 +807,10 @@ class _Database(ABC):
         SQLite's BEGIN IMMEDIATE already does.
         """
 
-    def ping(self) -> None:
-        """Raise StoreError if open connections still work but the database file was deleted."""
+    def recheck(self) -> None:
+        """Let the next `take` check that the database is the same, although it did so just now."""
 
-    def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
+    def take(self, idle: List[Any]) -> Any:
         """Take an idle connection from this list, or open one."""
         try:
             return idle.pop()
@@ -817,6 +827,11 @@ class _Database(ABC):
 
     def connection(self) -> _PooledConnection:
         """Lend a connection to a `with` block."""
+        self.recheck()
+        return _PooledConnection(self)
+
+    def quick_connection(self) -> _PooledConnection:
+        """Lend one whose database may have been replaced in the last half second."""
         return _PooledConnection(self)
 
     @contextmanager
@@ -836,8 +851,28 @@ def _one_line(problem: object) -> str:
     return " ".join(str(problem).split())
 
 
+_FileID = Optional[Tuple[int, int]]  # device and inode of a file; None if there is none
+
+
+def _file_id(path: str) -> _FileID:
+    with suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
+
+
+class _SQLiteConnection(sqlite3.Connection):
+    """A connection that knows the database file that it has opened, and the files of its log."""
+
+    file: _FileID
+    log: Dict[str, _FileID]
+
+
 class _SQLite(_Database):
-    """An SQLite file, which the processes of one machine may share."""
+    """An SQLite file, which the processes of one machine may share.
+
+    If another file has replaced it, as when a backup is restored, new connections use the new file.
+    """
 
     driver_error = sqlite3.Error
     begin = "BEGIN IMMEDIATE"  # no other process can write until the transaction ends
@@ -846,12 +881,64 @@ class _SQLite(_Database):
         super().__init__()
         self._path = Path(path).absolute()  # the application may change the current folder
         self.name = str(self._path)
+        self._file: _FileID = None  # at the last check
+        self._checked_at = -math.inf
 
-    def connect(self) -> DatabaseConnection:
+    def connect(self) -> _SQLiteConnection:
         """Open the file. It must exist: after a deletion, an empty one would lose all users."""
-        return sqlite3.connect(
+        file = _file_id(self.name)  # before it is opened: it may be replaced at any time
+        connection = sqlite3.connect(
             f"{self._path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
-            isolation_level=None, check_same_thread=False)
+            isolation_level=None, check_same_thread=False, factory=_SQLiteConnection)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log
+        except sqlite3.Error:
+            connection.close()
+            raise
+        connection.file = file
+        connection.log = {path: _file_id(path) for path in (f"{self.name}-wal", f"{self.name}-shm")}
+        return connection
+
+    def recheck(self) -> None:
+        self._checked_at = -math.inf
+
+    def take(self, idle: List[Any]) -> Any:
+        """Take a connection to the file that is there now, and close those to an earlier file."""
+        if time.monotonic() - self._checked_at > FILE_INTERVAL:
+            self._check_file()
+        while True:
+            connection = super().take(idle)
+            if connection.file == self._file:
+                return connection
+            self._close_replaced(connection)
+
+    def _check_file(self) -> None:
+        try:
+            status = os.stat(self.name)
+        except OSError as error:
+            raise self.store_error(error.strerror) from error
+        file = status.st_dev, status.st_ino
+        if self._file not in (None, file):
+            logger.warning("Another file has replaced %s, and is used from now on", self.name)
+        self._file, self._checked_at = file, time.monotonic()
+
+    def _close_replaced(self, connection: _SQLiteConnection) -> None:
+        """Close a connection whose file was replaced, and delete its log.
+
+        SQLite would apply the log to the new file. Other processes do the same. With the lock, one
+        of them comes first, and the others see that the log is not the one that they have open.
+        """
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._check_file()
+            if connection.file != self._file:
+                for path, file in connection.log.items():
+                    if file and file == _file_id(path):
+                        os.unlink(path)
+        except (sqlite3.Error, OSError) as error:
+            raise self.store_error(error) from error
+        finally:
+            connection.close()
 
     def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
         """Create the file if it is missing, and bring its tables up to date."""
@@ -860,6 +947,7 @@ class _SQLite(_Database):
             version = self.read_version(connection)
             if version <= len(migrations):  # otherwise it must stay as it is
                 _use_wal(connection)
+        self.close()  # that connection may not know the log
         if version != len(migrations):  # otherwise, do not wait for processes that write
             super().migrate(migrations)
 
@@ -873,7 +961,8 @@ class _SQLite(_Database):
             if self._path.is_dir():
                 raise self.store_error(os.strerror(errno.EISDIR))
             if not self._path.exists():
-                _create_file(self._path)
+                with suppress(FileExistsError):  # another process was first
+                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as error:
             raise self.store_error(error.strerror) from error
 
@@ -889,10 +978,6 @@ class _SQLite(_Database):
     def write_version(self, connection: DatabaseConnection, version: int) -> None:
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {version}")
-
-    def ping(self) -> None:
-        if not self._path.exists():
-            raise self.store_error(os.strerror(errno.ENOENT))
 
 
 def _use_wal(connection: DatabaseConnection) -> None:
@@ -974,13 +1059,13 @@ class _PostgreSQL(_Database):
     def connect(self) -> DatabaseConnection:
         return _PostgreSQLConnection(self.psycopg, self._options)
 
-    def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
+    def take(self, idle: List[Any]) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
-        connection: Any = super().take(idle)
+        connection = super().take(idle)
         while not connection.is_usable():
             connection.close()
             connection = super().take(idle)
-        return connection  # type: ignore[no-any-return]
+        return connection
 
     def read_version(self, connection: DatabaseConnection) -> int:
         connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
@@ -1069,6 +1154,9 @@ _MIGRATIONS = (
      "ALTER TABLE users ADD COLUMN otp_secret TEXT NOT NULL DEFAULT ''",
      "ALTER TABLE users ADD COLUMN otp_step INTEGER NOT NULL DEFAULT 0"),
 )
+# A session that was created in the future, beyond the leeway, was created with a wrong clock.
+_FIND_OPEN_SESSION = "SELECT * FROM sessions WHERE id = ? AND expires > ? AND created <= ?"
+_IS_OPEN = _FIND_OPEN_SESSION.replace("*", "1")
 # A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
@@ -1097,7 +1185,6 @@ class Store:
     def ping(self) -> None:
         """Check that the database can answer."""
         self.is_empty()
-        self.database.ping()
 
     def _fetch_one(self, statement: str, *values: Any) -> Any:
         with self.database.connection() as connection:
@@ -1274,7 +1361,10 @@ class Store:
             RefreshError: the token is refused, and may have ended its session.
         """
         match = _REFRESH_TOKEN.fullmatch(token)
-        while match and (row := self._fetch_open(_session_id(match["family"]), now)):
+        while match and (row := self._fetch_one(
+            _FIND_OPEN_SESSION,
+            _session_id(match["family"]), now, now + self._leeway,
+        )):
             session = Session(*row)
             try:
                 rotated, next_token = _rotate(session, token, now, grace)
@@ -1298,15 +1388,11 @@ class Store:
             " WHERE id = ? AND refresh_hash = ?", new.refreshed, new.refresh_hash,
             new.previous_hash, new.salt, old.id, old.refresh_hash) > 0
 
-    def _fetch_open(self, session_id: str, now: float, columns: str = "*") -> Any:
-        """The row of a session that has not ended. A wrong clock may have created a later one."""
-        return self._fetch_one(
-            f"SELECT {columns} FROM sessions WHERE id = ? AND expires > ? AND created <= ?",
-            session_id, now, now + self._leeway)
-
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
-        return self._fetch_open(session_id, now, "1") is not None
+        with self.database.quick_connection() as connection:
+            found = connection.execute(_IS_OPEN, (session_id, now, now + self._leeway))
+            return found.fetchone() is not None
 
     def find_session_of(self, refresh_token: str, now: float) -> Optional[Tuple[str, str]]:
         """The ID and user of the session that a refresh token belongs to, even an old token.
@@ -1786,6 +1872,8 @@ class Service:
             # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
+        if len(user.encode()) + len(scope.encode()) > MAX_VERIFY_BYTES:
+            raise HTTPError(403, "The token's subject and scope are too long for a header")
         required = _query_scopes(environ)
         if not set(required).issubset(scope.split(" ")):
             raise HTTPError(403, "Insufficient scope", (
@@ -3986,7 +4074,11 @@ def _clean_scope(scope: str) -> str:
         raise Error(str(error)) from None
     if "," in scope:
         raise Error(f"separate scopes with spaces, not commas: {scope!r}")
-    return " ".join(names)
+    scope = " ".join(names)
+    if len(scope) > MAX_SCOPE_LENGTH:
+        raise Error(f"the scopes have {len(scope)} characters; more than {MAX_SCOPE_LENGTH} do not"
+                    " fit into the headers that proxies accept")
+    return scope
 
 
 def _new_user(name: str, password_hash: str, scope: str = "") -> User:

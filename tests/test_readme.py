@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import jwtserver
-from support import ENVIRONMENT, ROOT, free_port
+from support import ENVIRONMENT, ROOT, free_port, store_with, user
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -130,3 +130,18 @@ def test_readme_python_examples_run(tmp_path, monkeypatch):
             lambda status, headers: statuses.append(status))
 
     assert statuses == ["401 Unauthorized"] * 2
+
+
+def test_readme_backup_beside_a_server_is_complete_and_private(shell, tmp_path):
+    (command,) = re.findall(r"^    (.*\.backup\(.*)$", README, re.MULTILINE)
+    store = store_with(str(tmp_path / "empty" / "jwtserver.db"), user("alice"))
+    assert (tmp_path / "empty" / "jwtserver.db-wal").stat().st_size
+
+    output_of(shell(command))
+
+    copy = tmp_path / "empty" / "copy.db"
+    assert copy.stat().st_mode & 0o777 == 0o600
+    restored = jwtserver.open_store(str(copy))
+    assert restored.all_users() == store.all_users()
+    restored.close()
+    store.close()

@@ -5,13 +5,14 @@ import re
 import shlex
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import jwtserver
-from support import ROOT
+from support import ROOT, store_with, user
 from wsgi_auth import InvalidSignatureError, decode
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -143,6 +144,37 @@ def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, 
     statuses = [client.sign_in("wrong")[0] for _ in range(5)]
     assert statuses == [401, 401, 401, 429, 429]
     assert client.sign_in()[0] == 429
+
+
+OPEN_CONNECTION = """
+store = jwtserver.open_store(os.environ["JWTSERVER_DATABASE"])
+application = jwtserver.create_app(app=show_process, store=store)
+store.ping()  # leaves a connection in the pool of the process that forks
+"""
+
+
+@pytest.mark.parametrize("name", ["uwsgi", "gunicorn gthread --preload"])
+@pytest.mark.parametrize("more", ["", OPEN_CONNECTION], ids=["closed", "open"])
+def test_workers_forked_after_the_import_share_no_connection_to_postgresql(
+    name, more, start, free_port, folder, postgresql_url,
+):
+    """uWSGI forks without running Python's fork hooks."""
+    (folder / "workers.py").write_text(WORKERS + more)
+    store_with(postgresql_url, user("alice")).close()
+    port = free_port()
+    client = start(command_for(name, SEVERAL_PROCESSES[name], port), port,
+                   JWTSERVER_DATABASE=postgresql_url)
+
+    def work(number):
+        status, _, answer = client.sign_in()
+        assert status == 200
+        workers = [client("/", token=answer["token"]) for _ in range(5)]
+        assert {status for status, _, _ in workers} == {200}
+        assert client("/refresh", {"refresh_token": answer["refresh_token"]})[0] == 200
+        return {worker for _, _, worker in workers}
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set().union(*pool.map(work, range(24)))) > 1
 
 
 def apache_command(folder, port, script="jwtserver.py", processes=2):
