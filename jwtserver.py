@@ -9,7 +9,7 @@ The endpoints:
     POST /authenticate  {"username": …, "password": …}, as JSON or as a form: sign in, get tokens
     POST /refresh       {"refresh_token": …}: get new tokens for the same session
     POST /logout        with `Authorization: Bearer TOKEN`: end the session
-    any  /verify        with the same header: 204, for a proxy that asks who sent a request
+    any  /verify        with the same header: who sent a request, for a proxy that asks
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  a description of the endpoints for programs
@@ -44,6 +44,7 @@ The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you
 
 import argparse
 import base64
+import codecs
 import csv
 import errno
 import gc
@@ -72,8 +73,8 @@ import time
 import unicodedata
 import weakref
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
-from contextlib import contextmanager, suppress
+from collections import OrderedDict, defaultdict, deque
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial, wraps
 from html import escape
@@ -108,11 +109,15 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
 MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
 MAX_LABEL = 100  # characters
+MAX_SCOPE_LENGTH = 2048  # characters: with the longest name, a token fits into 8 KiB of headers
+# Bytes of Remote-User and Remote-Scope. nginx accepts 4 KiB for all headers of /verify.
+MAX_VERIFY_BYTES = 3072
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
-LEEWAY = 10  # seconds by which clocks may differ
+LEEWAY = 10  # seconds by which the clocks of machines may differ, if no setting says otherwise
+FILE_INTERVAL = 0.5  # seconds between two checks of the SQLite file, for guarded requests
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
@@ -269,11 +274,12 @@ class Settings(NamedTuple):
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
     # Seconds in which a refresh token may be presented again.
     refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30
+    leeway: Annotated[int, _integer(MAX_LIFETIME, 0)] = LEEWAY  # seconds
     cookie: Annotated[Optional[str], _parse_cookie] = "jwtserver"  # for browsers; None: no pages
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
     login_failures: Annotated[Rate, _parse_rate] = Rate(5, 900)  # per user and address
     rate_limit: Annotated[Optional[Rate], _parse_rate] = None  # of requests, per client
-    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # at the end of X-Forwarded-For
+    trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # by X-Forwarded-*
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
     optional: Annotated[Sequence[str], _parse_rule_list] = ()
@@ -401,10 +407,15 @@ def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
     """Create a file atomically. If two processes try at once, both continue with the same file."""
     draft = _write_draft(path, lines)
     try:
-        with suppress(FileExistsError):
-            os.link(draft, path)  # unlike a rename, a link never replaces a file
+        os.link(draft, path)  # unlike a rename, a link never replaces a file
+    except FileExistsError:
+        pass
+    except (OSError, AttributeError):  # a file system, such as FAT, or a system without hard links
+        if not path.exists():  # of two processes that start at once, the second replaces the file
+            os.replace(draft, path)
     finally:
-        os.unlink(draft)
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
@@ -536,7 +547,8 @@ def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> S
 
 def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
     return TokenSigner(
-        load_keys(settings), issuer=settings.issuer, audience=settings.audience, clock=clock)
+        load_keys(settings), issuer=settings.issuer, audience=settings.audience,
+        leeway=settings.leeway, clock=clock)
 
 
 # --- Users --------------------------------------------------------------------------------------
@@ -818,8 +830,9 @@ class _PooledConnection:
 
     def __enter__(self) -> DatabaseConnection:
         self._idle = self._database.pools[os.getpid()]
-        self._connection = self._database.take(self._idle)
-        return self._connection
+        connection: DatabaseConnection = self._database.take(self._idle)
+        self._connection = connection
+        return connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
         if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
@@ -875,10 +888,10 @@ class _Database(ABC):
         SQLite's BEGIN IMMEDIATE already does.
         """
 
-    def ping(self) -> None:
-        """Raise StoreError if open connections still work but the database file was deleted."""
+    def recheck(self) -> None:
+        """Let the next `take` check that the database is the same, although it did so just now."""
 
-    def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
+    def take(self, idle: List[Any]) -> Any:
         """Take an idle connection from this list, or open one."""
         try:
             return idle.pop()
@@ -895,6 +908,11 @@ class _Database(ABC):
 
     def connection(self) -> _PooledConnection:
         """Lend a connection to a `with` block."""
+        self.recheck()
+        return _PooledConnection(self)
+
+    def quick_connection(self) -> _PooledConnection:
+        """Lend one whose database may have been replaced in the last half second."""
         return _PooledConnection(self)
 
     @contextmanager
@@ -914,8 +932,28 @@ def _one_line(problem: object) -> str:
     return " ".join(str(problem).split())
 
 
+_FileID = Optional[Tuple[int, int]]  # device and inode of a file; None if there is none
+
+
+def _file_id(path: str) -> _FileID:
+    with suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
+
+
+class _SQLiteConnection(sqlite3.Connection):
+    """A connection that knows the database file that it has opened, and the files of its log."""
+
+    file: _FileID
+    log: Dict[str, _FileID]
+
+
 class _SQLite(_Database):
-    """An SQLite file, which the processes of one machine may share."""
+    """An SQLite file, which the processes of one machine may share.
+
+    If another file has replaced it, as when a backup is restored, new connections use the new file.
+    """
 
     driver_error = sqlite3.Error
     begin = "BEGIN IMMEDIATE"  # no other process can write until the transaction ends
@@ -924,12 +962,64 @@ class _SQLite(_Database):
         super().__init__()
         self._path = Path(path).absolute()  # the application may change the current folder
         self.name = str(self._path)
+        self._file: _FileID = None  # at the last check
+        self._checked_at = -math.inf
 
-    def connect(self) -> DatabaseConnection:
+    def connect(self) -> _SQLiteConnection:
         """Open the file. It must exist: after a deletion, an empty one would lose all users."""
-        return sqlite3.connect(
+        file = _file_id(self.name)  # before it is opened: it may be replaced at any time
+        connection = sqlite3.connect(
             f"{self._path.as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT,
-            isolation_level=None, check_same_thread=False)
+            isolation_level=None, check_same_thread=False, factory=_SQLiteConnection)
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # opens the log
+        except sqlite3.Error:
+            connection.close()
+            raise
+        connection.file = file
+        connection.log = {path: _file_id(path) for path in (f"{self.name}-wal", f"{self.name}-shm")}
+        return connection
+
+    def recheck(self) -> None:
+        self._checked_at = -math.inf
+
+    def take(self, idle: List[Any]) -> Any:
+        """Take a connection to the file that is there now, and close those to an earlier file."""
+        if time.monotonic() - self._checked_at > FILE_INTERVAL:
+            self._check_file()
+        while True:
+            connection = super().take(idle)
+            if connection.file == self._file:
+                return connection
+            self._close_replaced(connection)
+
+    def _check_file(self) -> None:
+        try:
+            status = os.stat(self.name)
+        except OSError as error:
+            raise self.store_error(error.strerror) from error
+        file = status.st_dev, status.st_ino
+        if self._file not in (None, file):
+            logger.warning("Another file has replaced %s, and is used from now on", self.name)
+        self._file, self._checked_at = file, time.monotonic()
+
+    def _close_replaced(self, connection: _SQLiteConnection) -> None:
+        """Close a connection whose file was replaced, and delete its log.
+
+        SQLite would apply the log to the new file. Other processes do the same. With the lock, one
+        of them comes first, and the others see that the log is not the one that they have open.
+        """
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._check_file()
+            if connection.file != self._file:
+                for path, file in connection.log.items():
+                    if file and file == _file_id(path):
+                        os.unlink(path)
+        except (sqlite3.Error, OSError) as error:
+            raise self.store_error(error) from error
+        finally:
+            connection.close()
 
     def migrate(self, migrations: Sequence[Sequence[str]]) -> None:
         """Create the file if it is missing, and bring its tables up to date."""
@@ -938,6 +1028,7 @@ class _SQLite(_Database):
             version = self.read_version(connection)
             if version <= len(migrations):  # otherwise it must stay as it is
                 _use_wal(connection)
+        self.close()  # that connection may not know the log
         if version != len(migrations):  # otherwise, do not wait for processes that write
             super().migrate(migrations)
 
@@ -951,7 +1042,8 @@ class _SQLite(_Database):
             if self._path.is_dir():
                 raise self.store_error(os.strerror(errno.EISDIR))
             if not self._path.exists():
-                _create_file(self._path)
+                with suppress(FileExistsError):  # another process was first
+                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except OSError as error:
             raise self.store_error(error.strerror) from error
 
@@ -967,10 +1059,6 @@ class _SQLite(_Database):
     def write_version(self, connection: DatabaseConnection, version: int) -> None:
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {version}")
-
-    def ping(self) -> None:
-        if not self._path.exists():
-            raise self.store_error(os.strerror(errno.ENOENT))
 
 
 def _use_wal(connection: DatabaseConnection) -> None:
@@ -991,10 +1079,17 @@ class _PostgreSQLConnection:
     """A connection of psycopg that takes `?` for a value, as SQLite does."""
 
     def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
-        self._connection = psycopg.connect(**options, autocommit=True)
+        self._connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
         self._poll = select.poll()
         self._poll.register(self._connection.fileno(), select.POLLIN)
-        self._connection.execute(f"SET statement_timeout = {int(1000 * BUSY_TIMEOUT)}")
+        _, process_id = self._connection.execute(
+            "SELECT set_config('statement_timeout', %s, false), pg_backend_pid()",
+            [str(int(1000 * BUSY_TIMEOUT))]).fetchone()
+        # Prepared statements belong to a process of the server. PgBouncer changes it between
+        # transactions, and invents the ID that the client knows. Without prepared statements, a
+        # look-up costs the server three times as much (69 µs, not 23).
+        if process_id == self._connection.info.backend_pid:
+            self._connection.prepare_threshold = 5  # psycopg's default
 
     def execute(self, statement: str, values: Any = None) -> Any:
         return self._connection.execute(statement.replace("?", "%s"), values)
@@ -1034,20 +1129,24 @@ class _PostgreSQL(_Database):
         if "@" in options.get("dbname", ""):  # as after a slash in the password
             raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
                                 "database, with special characters percent-encoded (/ is %2F)")
-        self.name = f"database {options.get('dbname', '')} at {options.get('host', 'localhost')}"
-        self._options = {"connect_timeout": int(BUSY_TIMEOUT),
+        defaults = {option.keyword.decode(): (option.val or b"").decode()
+                    for option in self.psycopg.pq.Conninfo.get_defaults()}  # PGHOST, PGSERVICE, …
+        known = {**defaults, **options}
+        self.name = f"database {known['dbname']} at {known['host'] or 'localhost'}"
+        # Of several hosts, use the one that can write. A standby may not know the latest logout.
+        self._options = {"connect_timeout": int(BUSY_TIMEOUT), "target_session_attrs": "read-write",
                          "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
 
     def connect(self) -> DatabaseConnection:
         return _PostgreSQLConnection(self.psycopg, self._options)
 
-    def take(self, idle: List[DatabaseConnection]) -> DatabaseConnection:
+    def take(self, idle: List[Any]) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
-        connection: Any = super().take(idle)
+        connection = super().take(idle)
         while not connection.is_usable():
             connection.close()
             connection = super().take(idle)
-        return connection  # type: ignore[no-any-return]
+        return connection
 
     def read_version(self, connection: DatabaseConnection) -> int:
         connection.execute("CREATE TABLE IF NOT EXISTS jwtserver (version INTEGER NOT NULL)")
@@ -1137,6 +1236,9 @@ _MIGRATIONS = (
      "ALTER TABLE users ADD COLUMN otp_secret TEXT NOT NULL DEFAULT ''",
      "ALTER TABLE users ADD COLUMN otp_step INTEGER NOT NULL DEFAULT 0"),
 )
+# A session that was created in the future, beyond the leeway, was created with a wrong clock.
+_FIND_OPEN_SESSION = "SELECT * FROM sessions WHERE id = ? AND expires > ? AND created <= ?"
+_IS_OPEN = _FIND_OPEN_SESSION.replace("*", "1")
 # A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
@@ -1153,9 +1255,10 @@ class Store:
         StoreError: from each method, if the database cannot be used.
     """
 
-    def __init__(self, database: _Database) -> None:
+    def __init__(self, database: _Database, leeway: float = LEEWAY) -> None:
         self.database = database
         self.name = database.name
+        self._leeway = leeway  # seconds by which the clock that created a session may be ahead
 
     def close(self) -> None:
         """Close the idle connections of this process. The store can still be used."""
@@ -1164,7 +1267,6 @@ class Store:
     def ping(self) -> None:
         """Check that the database can answer."""
         self.is_empty()
-        self.database.ping()
 
     def _fetch_one(self, statement: str, *values: Any) -> Any:
         with self.database.connection() as connection:
@@ -1389,8 +1491,7 @@ class Store:
             RefreshError: the token is refused, and may have ended its session.
         """
         match = _REFRESH_TOKEN.fullmatch(token)
-        while match and (row := self._fetch_open(_session_id(match["family"]), now)):
-            session = Session(*row)
+        while match and (session := self.find_session(_session_id(match["family"]), now)):
             try:
                 rotated, next_token = _rotate(session, token, now, grace)
                 if rotated != session:
@@ -1416,19 +1517,23 @@ class Store:
             new.refresh_hash, new.previous_hash, new.salt, new.key_fingerprint, old.id,
             old.refresh_hash) > 0
 
-    def _fetch_open(self, session_id: str, now: float, columns: str = "*") -> Any:
-        """The row of a session that has not ended. A wrong clock may have created a later one."""
-        return self._fetch_one(
-            f"SELECT {columns} FROM sessions WHERE id = ? AND expires > ? AND created <= ?",
-            session_id, now, now + LEEWAY)
-
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
-        return self._fetch_open(session_id, now, "1") is not None
+        with self.database.quick_connection() as connection:
+            found = connection.execute(_IS_OPEN, (session_id, now, now + self._leeway))
+            return found.fetchone() is not None
+
+    def find_session_of(self, refresh_token: str, now: float) -> Optional[Session]:
+        """The session that a refresh token belongs to, even an old token.
+
+        Only the client knows the family, so it is enough to end the session.
+        """
+        match = _REFRESH_TOKEN.fullmatch(refresh_token)
+        return self.find_session(_session_id(match["family"]), now) if match else None
 
     def find_session(self, session_id: str, now: float) -> Optional[Session]:
         """The session with this ID, or None if it has ended."""
-        row = self._fetch_open(session_id, now)
+        row = self._fetch_one(_FIND_OPEN_SESSION, session_id, now, now + self._leeway)
         return Session(*row) if row else None
 
     def sessions_of(self, name: str, now: float) -> List[Session]:
@@ -1436,7 +1541,7 @@ class Store:
         with self.database.connection() as connection:
             rows = connection.execute(
                 "SELECT * FROM sessions WHERE user_name = ? AND expires > ? AND created <= ?"
-                " ORDER BY created DESC, id", [name, now, now + LEEWAY])
+                " ORDER BY created DESC, id", [name, now, now + self._leeway])
             return [Session(*row) for row in rows]
 
     def end_session(self, session_id: str) -> bool:
@@ -1475,13 +1580,16 @@ class Store:
                 [now, now - lifetime]).fetchall())
 
 
-def open_store(database: str) -> Store:
+def open_store(database: str, leeway: float = LEEWAY) -> Store:
     """Open the store in an SQLite file or a PostgreSQL database, and create what is missing.
+
+    `leeway`: seconds by which the clocks of machines may differ.
 
     Raises:
         SettingsError: the URL, psycopg or the database cannot be used.
     """
-    store = Store(_PostgreSQL(database) if _is_postgresql(database) else _SQLite(database))
+    store = Store(
+        _PostgreSQL(database) if _is_postgresql(database) else _SQLite(database), leeway)
     try:
         store.database.migrate(_MIGRATIONS)
     except StoreError as error:
@@ -1510,6 +1618,14 @@ class HTTPError(Exception):
         self.members = members  # more members of the JSON
 
 
+class _BodyError(OSError):
+    """The rest of a request body is malformed, or has not arrived: `wsgi.input` raises it."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 _NOSNIFF = ("X-Content-Type-Options", "nosniff")
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
@@ -1527,7 +1643,7 @@ class Response(NamedTuple):
         line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
             return cls(line, [_NOSNIFF, *headers], b"")
-        body = json.dumps(content).encode()
+        body = json.dumps(content).encode() + b"\n"
         described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         return cls(line, [*described, _NOSNIFF, *headers], body)
 
@@ -1552,9 +1668,7 @@ def _read_body(environ: Environ) -> bytes:
     if len(length) > 9 or int(length or 0) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
     expected = int(length or MAX_BODY_BYTES + 1)
-    body = b""
-    while len(body) < expected and (chunk := environ["wsgi.input"].read(expected - len(body))):
-        body += chunk
+    body = _read_input(environ["wsgi.input"].read, expected)
     if len(body) > MAX_BODY_BYTES:
         raise HTTPError(413, f"The body is longer than {MAX_BODY_BYTES} bytes")
     if length and len(body) < expected:
@@ -1562,9 +1676,24 @@ def _read_body(environ: Environ) -> bytes:
     return body
 
 
+def _read_input(read: Callable[[int], bytes], expected: int) -> bytes:
+    body = b""
+    try:
+        while len(body) < expected and (piece := read(expected - len(body))):
+            body += piece
+    except _BodyError:
+        raise  # this module's server answers with its status
+    except Exception:  # each server has its own errors for a body that is malformed or cut off
+        raise HTTPError(400, "The body cannot be read") from None
+    return body
+
+
 def _read_fields(environ: Environ) -> Dict[str, Any]:
     """Read the fields of a JSON or form body. A name that occurs twice is refused."""
-    body = _read_body(environ)
+    body = _read_body(environ).removeprefix(codecs.BOM_UTF8)  # RFC 8259 §8.1: may be ignored
+    if environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
+        raise HTTPError(415, "The body must have no Content-Encoding",
+                        ("Accept-Encoding", "identity"))  # RFC 9110 §15.5.16
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
         try:
@@ -1675,6 +1804,8 @@ class Router:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
             response = route.respond(environ)
+        except _BodyError:
+            raise  # this module's server answers it
         except Exception as error:
             response = route.error_response(_http_error(error, environ))
             # PEP 3333: exc_info replaces a response that an application has started, but not sent.
@@ -1761,20 +1892,6 @@ def _for_this_process(items: Dict[int, _Item], create: Callable[[], _Item]) -> _
     if process_id not in items:
         items.setdefault(process_id, create())  # atomic: all threads get the same item
     return items[process_id]
-
-
-def client_address(environ: Environ, trusted_proxies: int) -> str:
-    """The address of the client, as seen by the outermost trusted proxy.
-
-    Each proxy appends the address that it received the request from to X-Forwarded-For. Earlier
-    entries can be forged.
-    """
-    hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    if 0 < trusted_proxies <= len(hops):
-        hop = re.sub(r"^\[(.*)\](:\d+)?$|^([\d.]+):\d+$", r"\1\3", hops[-trusted_proxies].strip())
-        with suppress(ValueError):  # a proxy may hide the address
-            return str(ipaddress.ip_address(hop))
-    return str(environ.get("REMOTE_ADDR", ""))
 
 
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
@@ -2022,17 +2139,45 @@ class Service:
         _audit("session_end", user=own.user_name, address=self.address(environ), session=session.id)
         return Response.of(204)
 
+    def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
+        """End the session of the refresh token in the body; return None if there is none.
+
+        An unknown token gets the same response: its session has ended (RFC 7009 §2.2).
+        """
+        has_length = environ.get("CONTENT_LENGTH") not in (None, "", "0")
+        if not has_length and not environ.get("wsgi.input_terminated"):
+            return None
+        fields = _read_fields(environ)
+        if not fields.get("refresh_token"):
+            return None
+        token = _required_field(fields, "refresh_token")
+        session = self.store.find_session_of(token, self.clock())
+        if session:
+            self.store.end_session(session.id)
+            _audit("logout", user=session.user_name, address=self.address(environ),
+                   session=session.id)
+        return Response.of(204)
+
     def verify(self, environ: Environ) -> Response:
-        """Tell a proxy that the token is valid, and the name of its user."""
+        """Tell a proxy that the token is valid, and the name and scopes of its user."""
         claims = _claims(environ)
-        scope = claims.get("scope", "")
-        headers = [("Remote-User", claims["sub"]), ("Remote-Scope", scope)]
-        for _, value in headers:
+        user, scope = claims["sub"], claims.get("scope", "")
+        for value in (user, scope):
             # A proxy could read such a value as another user. No user here has such a name.
             if not isinstance(value, str) or value != value.strip() or _UNSENDABLE.search(value):
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
-        return Response.of(204, None, *(
-            (name, value.encode().decode("latin-1")) for name, value in headers))
+        if len(user.encode()) + len(scope.encode()) > MAX_VERIFY_BYTES:
+            raise HTTPError(403, "The token's subject and scope are too long for a header")
+        required = _query_scopes(environ)
+        if not set(required).issubset(scope.split(" ")):
+            raise HTTPError(403, "Insufficient scope", (
+                "WWW-Authenticate",
+                f'Bearer realm="api", error="insufficient_scope", scope="{" ".join(required)}"'))
+        # Not 204: Envoy's ext_authz admits a request only after 200.
+        return Response.of(
+            200, {"user": user, "scope": scope},
+            ("Remote-User", user.encode().decode("latin-1")),
+            ("Remote-Scope", scope.encode().decode("latin-1")))
 
     def cookie_header(self, environ: Environ, token: str, seconds: int) -> Tuple[str, str]:
         """A header that sets the cookie for some seconds; 0 deletes it."""
@@ -2054,11 +2199,11 @@ class Service:
     def health(self, environ: Environ) -> Response:
         """Check that the database can answer."""
         self.store.ping()
-        return Response.of(200, {"status": "ok"})
+        return Response.of(200, {"status": "ok"}, ("Cache-Control", "no-store"))
 
     def address(self, environ: Environ) -> str:
-        """The address of the client."""
-        return client_address(environ, self.settings.trusted_proxies)
+        """The address of the client; `_apply_forwarded` has put it there."""
+        return str(environ.get("REMOTE_ADDR", ""))
 
 
 def _claims(environ: Environ) -> Claims:
@@ -2067,6 +2212,23 @@ def _claims(environ: Environ) -> Claims:
         raise HTTPError(401, "An authorization header is required",
                         ("WWW-Authenticate", 'Bearer realm="api"'))
     return claims
+
+
+def _query_scopes(environ: Environ) -> Sequence[str]:
+    """The scopes that `/verify?scope=…` requires.
+
+    With Caddy's `uri /verify`, the query is the client's own. So a parameter must only ever require
+    more of the client, and parameters with other names are ignored.
+    """
+    query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    values = [value for name, value in query if name == "scope"]
+    if not values:
+        return ()
+    with suppress(ValueError):
+        scopes = parse_scopes(values[0])
+        if scopes and len(values) == 1:
+            return scopes
+    raise HTTPError(400, "`scope` must be given once, as names that are separated by spaces")
 
 
 _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
@@ -2359,7 +2521,9 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
             pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
-        "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
+        "/verify": Route({"*": Operation(
+            service.verify, schema=_object(user=_STRING, scope=_STRING), errors=(400, 403),
+        )}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
@@ -2387,20 +2551,24 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
-    document = Response.of(200, _describe(routes))
+    no_cache = ("Cache-Control", "no-cache")  # a restart with other settings changes both
+    document = Response.of(200, _describe(routes, prefix), no_cache)
     listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],
-        "openapi": document_path}, ("Vary", "Accept"))
+        "openapi": document_path}, ("Vary", "Accept"), no_cache)
     return routes
 
 
-def _describe(routes: Mapping[str, Route]) -> Dict[str, Any]:
+def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     """The OpenAPI document of these routes (https://spec.openapis.org/oas/v3.1.0)."""
+    # Relative to the document, so that it is right below a mount and behind a proxy as well.
+    root = "/".join([".."] * prefix.count("/")) or "."
     return {
         "openapi": "3.1.0",
         "info": {"title": "jwtserver", "version": __version__,
                  "description": "Sign-in with JSON Web Tokens"},
+        "servers": [{"url": root}],
         "paths": {
             path: {method.lower(): _describe_operation(route, method)
                    for method in (_METHODS if "*" in route.methods else route.methods)}
@@ -2452,9 +2620,11 @@ def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict
 
 # --- The application ----------------------------------------------------------------------------
 #
-# Design: `create_app` composes the service from layers. From the outside in: CORS, the rate limit,
-# the public endpoints, the guard, then the other endpoints and the application. Only /health stands
-# in front of the rate limit. Each Router turns the errors of all layers inside it into responses.
+# Design: `create_app` composes the service from layers. From the outside in: the headers of
+# proxies, CORS, the rate limit, the public endpoints, the guard, then the other endpoints and the
+# application. Only /health stands in front of the rate limit. Each Router turns the errors of all
+# layers inside it into responses. Only the first layer reads X-Forwarded-For, -Proto and -Host. All
+# others find the address, scheme and host where every WSGI application expects them.
 
 
 def create_app(
@@ -2484,14 +2654,27 @@ def create_app(
     own_paths = [path for path in behind_guard if path != "/protected" and "{" not in path]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    application = Router(behind_guard, None if app is None else _with_nosniff(app))
+    application = Router(
+        behind_guard, None if app is None else _with_spare_thread(_with_nosniff(app)))
     guard = pages.guard = _with_guard(application, pages, own_paths, protect)
-    limited = _with_rate_limit(Router(public, guard), service, guard)
-    return _with_cors(limited, settings.cors_origins)
+    exceptions = _with_exceptions(guard, service, [*public, *own_paths])
+    limited = _with_rate_limit(Router(public, exceptions), service, guard)
+    return _with_proxy_headers(
+        _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
+
+
+def _with_spare_thread(app: WSGIApplication) -> WSGIApplication:
+    """Keep the last thread of this module's server for the endpoints of the service."""
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if not environ.get("jwtserver.has_free_thread", lambda: True)():
+            raise HTTPError(503, "All threads are busy", ("Retry-After", "1"))
+        return app(environ, start_response)
+
+    return wrapped
 
 
 def _open_store_for_app(settings: Settings) -> Store:
-    store = open_store(settings.database)
+    store = open_store(settings.database, settings.leeway)
     if store.is_empty():
         logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
     store.close()  # the server may fork now; uWSGI gives no notice of it
@@ -2512,6 +2695,32 @@ def _with_guard(
     except ValueError as error:
         raise SettingsError("JWTSERVER_PROTECT (--protect), JWTSERVER_EXEMPT or JWTSERVER_OPTIONAL:"
                             f" {error}") from None
+
+
+def _with_exceptions(
+    guard: BearerAuthMiddleware, service: Service, endpoints: Sequence[str],
+) -> WSGIApplication:
+    """Answer what the guard would refuse only because there is no valid token.
+
+    An endpoint with a slash at its end is not found; a token would not help. A refresh token is
+    enough to log out.
+    """
+    slash_paths = {f"{path}/" for path in endpoints if path != "/"}
+    logout_path = f"{service.settings.prefix}/logout"
+    exceptions = frozenset([*slash_paths, logout_path])
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path in exceptions and guard.protects(environ) and guard.authenticate(environ) is None:
+            if path in slash_paths:
+                raise HTTPError(404, "Not found")
+            if environ["REQUEST_METHOD"] == "POST":
+                response = service.logout_by_refresh_token(environ)
+                if response:
+                    return _send_response(response, environ, start_response)
+        return guard(environ, start_response)
+
+    return wrapped
 
 
 def _with_rate_limit(
@@ -2542,25 +2751,82 @@ def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
         raise SettingsError(f"JWTSERVER_CORS_ORIGINS: {error}") from None
 
 
+# With a port, as some proxies write it: `[2001:db8::1]:4711`, `192.0.2.1:4711`
+_FORWARDED_ADDRESS = re.compile(r"\[(.*)\](?::\d+)?|([\d.]+):\d+")
+# Traefik sends ws and wss for WebSockets. PEP 3333 allows only http and https.
+_FORWARDED_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+
+def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
+    """Apply the headers that only a proxy may send, and remove those that no proxy sends here."""
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        # A proxy sends these to other applications, after it has asked /verify. Here a client has
+        # sent them, perhaps as `Remote_User`: under cheroot and granian that is the same key.
+        environ.pop("HTTP_REMOTE_USER", None)
+        environ.pop("HTTP_REMOTE_SCOPE", None)
+        if proxies:
+            _apply_forwarded(environ, proxies)
+        return app(environ, start_response)
+
+    return wrapped
+
+
+def _apply_forwarded(environ: Environ, proxies: int) -> None:
+    """Set the address, scheme and host that the outermost of the trusted proxies has seen.
+
+    Each proxy appends the address of its client to X-Forwarded-For, so a request with a shorter
+    list has not passed through all of them. Most proxies replace the other two headers, so one
+    value may come from the outermost proxy. Values further to the left can be forged. A value that
+    is not an address, a scheme or a host is ignored.
+    """
+    addresses = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    if len(addresses) >= proxies:
+        address = addresses[-proxies].strip()
+        match = _FORWARDED_ADDRESS.fullmatch(address)
+        with suppress(ValueError):  # a proxy may hide the address
+            environ["REMOTE_ADDR"] = str(ipaddress.ip_address(
+                (match[1] or match[2]) if match else address))
+    scheme, host = [
+        environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")[-proxies:][0].strip()
+        for name in ("PROTO", "HOST")]
+    if scheme.lower() in _FORWARDED_SCHEMES:
+        environ["wsgi.url_scheme"] = _FORWARDED_SCHEMES[scheme.lower()]
+    if host and _HOST.fullmatch(host):
+        environ["HTTP_HOST"] = host
+
+
 _built: Optional[WSGIApplication] = None
+
+
+def _build_once() -> WSGIApplication:
+    global _built
+    with _for_this_process(_build_locks, threading.Lock):
+        if _built is None:
+            _built = create_app()
+    return _built
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """The WSGI application that the environment configures, built at the first request."""
-    global _built
-    if _built is None:
-        with _for_this_process(_build_locks, threading.Lock):
-            if _built is None:
-                _built = create_app()
-    return _built(environ, start_response)
+    try:
+        app = _built or _build_once()
+    except SettingsError as error:
+        if not isinstance(error.__cause__, StoreError):
+            raise
+        # The database cannot answer now, but perhaps when the next request comes.
+        response = _NO_ROUTE.error_response(_http_error(error.__cause__, environ))
+        return _send_response(response, environ, start_response)
+    return app(environ, start_response)
 
 
 # --- HTTP: requests -----------------------------------------------------------------------------
 #
 # Design: wsgiref parses headers with an e-mail parser, which is lenient. On a connection that stays
 # open, leniency becomes request smuggling: what one parser takes for a body, another takes for a
-# request (RFC 9112 §11.2). So headers are parsed by RFC 9112's grammar, or rejected with an error
-# that closes the connection. Parsing runs in the event loop and does no I/O.
+# request (RFC 9112 §11.2). So headers and chunks are parsed by RFC 9112's grammar, or rejected with
+# an error that closes the connection. Parsing does no I/O and runs in the event loop. A short body
+# is received there as well. A longer one is a stream, received while the application reads it.
 
 _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # RFC 9112 §3: request-line = method SP request-target SP HTTP-version
@@ -2568,20 +2834,32 @@ _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 # RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, without obs-fold
 # RFC 9110 §5.5: field-vchar = VCHAR / obs-text
-_FIELDS = re.compile(rf"(?:{_TCHAR}+:[\t -~\x80-\xff]*\r\n)*")
+_FIELD = rf"{_TCHAR}+:[\t -~\x80-\xff]*\r\n"
+_FIELDS = re.compile(f"(?:{_FIELD})*")
 # RFC 9110 §7.2: Host = uri-host [ ":" port ]
 # RFC 3986 §3.2.2: reg-name = *( unreserved / pct-encoded / sub-delims )
 _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?", re.ASCII)
 # RFC 9112 §3.2: origin-form = absolute-path [ "?" query ], absolute-form = absolute-URI
-_TARGET = re.compile(r"(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.IGNORECASE)
+# RFC 3986 allows " < > [ \ ] ^ ` { | } nowhere. In queries, browsers send all of them but " < >.
+_TARGET = re.compile(
+    r"""(?:https?://([^/?#]+))?(/[^?#"<>[\\\]^`{|}]*)?(?:\?([^#"<>]*))?""", re.IGNORECASE)
 # RFC 9110 §8.6: Content-Length = 1*DIGIT
 _CONTENT_LENGTH = re.compile("[0-9]+")
+_ORIGIN_FIELD = re.compile(r"\r\norigin:[\t ]*([!-~]+)[\t ]*\r\n", re.IGNORECASE)
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")  # RFC 9112 §2.2
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")  # RFC 9112 §2.2: allowed before a request line
 _FIRST_BYTE = re.compile(_TCHAR.encode() + rb"|\r?$")
 _SINGLETON_FIELDS = (
     "HTTP_HOST", "HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE", "HTTP_TRANSFER_ENCODING")
+# RFC 9112 §7.1: chunk = chunk-size [ chunk-ext ] CRLF chunk-data CRLF
+#   chunk-ext = *( BWS ";" BWS chunk-ext-name [ BWS "=" BWS ( token / quoted-string ) ] )
+_QUOTED_STRING = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = (rf"[\t ]*;[\t ]*{_TCHAR}+"
+              rf"(?:[\t ]*=[\t ]*(?:{_TCHAR}+|{_QUOTED_STRING}))?")
+_CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:{_EXTENSION})*\r\n".encode())
+_CHUNK_END = re.compile(rb"\r\n")
+_TRAILER = re.compile(_FIELD.encode() + rb"|(\r\n)")
 
 _COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
@@ -2589,6 +2867,8 @@ MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
 MAX_CACHED_HEADER_BYTES = 2048  # per connection
+MAX_CHUNK_LINE_BYTES = 4096  # the size and extensions of a chunk, or a trailer field
+MAX_TRAILER_BYTES = 16 * 1024  # of all trailer fields
 RECEIVE_BYTES = 16 * 1024  # at least a TLS record (RFC 8446 §5.1), so that none is left half read
 
 
@@ -2596,14 +2876,15 @@ class _Request(NamedTuple):
     """A parsed request without its body."""
 
     environ: Environ
-    line: str  # the request line as received
-    length: int  # of the body, in bytes
-    received_first: int  # bytes of the body that are received before the application runs
-    keep_alive: bool  # the connection may serve another request
-    expects_continue: bool  # the client waits for 100 Continue before it sends the body
+    line: str = "-"  # the request line as received
+    length: int = 0  # of the body, in bytes; 0 if it is chunked
+    is_chunked: bool = False
+    received_first: int = 0  # bytes of the body that are received before the application runs
+    keep_alive: bool = False  # the connection may serve another request
+    expects_continue: bool = False  # the client waits for 100 Continue before it sends the body
 
 
-_NO_REQUEST = _Request({}, "", 0, 0, False, False)  # until one has been parsed
+_NO_REQUEST = _Request({})  # until one has been parsed
 
 
 def _parse_request(header: bytes, environ: Environ) -> _Request:
@@ -2627,7 +2908,10 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
     _parse_target(target, environ)
     if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
         raise HTTPError(400, "Malformed Host header")
-    length = _body_length(environ)
+    is_chunked = "HTTP_TRANSFER_ENCODING" in environ
+    length = 0 if is_chunked else _body_length(environ)
+    if is_chunked:
+        _check_chunked(environ)
     keep_alive, expects_continue = version == "1.1", False
     if "HTTP_CONNECTION" in environ:
         options = [option.strip(" \t") for option in environ["HTTP_CONNECTION"].lower().split(",")]
@@ -2635,10 +2919,11 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
     if "HTTP_EXPECT" in environ and version == "1.1":
         if environ["HTTP_EXPECT"].lower() not in ("", "100-continue"):
             raise HTTPError(417, "The only supported expectation is 100-continue")
-        expects_continue = bool(environ["HTTP_EXPECT"] and length)
+        expects_continue = bool(environ["HTTP_EXPECT"] and (length or is_chunked))
     # A short body is received first, so that a slow client costs no thread.
     received_first = 0 if length > MAX_BODY_BYTES or expects_continue else length
-    return _Request(environ, line[0], length, received_first, keep_alive, expects_continue)
+    return _Request(
+        environ, line[0], length, is_chunked, received_first, keep_alive, expects_continue)
 
 
 def _parse_fields(text: str, start: int, environ: Environ) -> None:
@@ -2680,14 +2965,8 @@ def _parse_target(target: str, environ: Environ) -> None:
 
 
 def _body_length(environ: Environ) -> int:
-    """The length of the body in bytes (RFC 9112 §6.3); an ambiguous one is rejected."""
+    """The length of a body that is not chunked, in bytes (RFC 9112 §6.3)."""
     length = environ.pop("HTTP_CONTENT_LENGTH", None)
-    if "HTTP_TRANSFER_ENCODING" in environ:
-        if length is not None:
-            raise HTTPError(400, "Both Content-Length and Transfer-Encoding")
-        if environ["HTTP_TRANSFER_ENCODING"].lower() == "chunked":
-            raise HTTPError(411, "The request needs a Content-Length")
-        raise HTTPError(501, "Unsupported Transfer-Encoding")
     if length is None:
         return 0
     if not _CONTENT_LENGTH.fullmatch(length):
@@ -2697,6 +2976,19 @@ def _body_length(environ: Environ) -> int:
         raise HTTPError(413, "The body is too long")
     environ["CONTENT_LENGTH"] = length
     return int(length)
+
+
+def _check_chunked(environ: Environ) -> None:
+    """Reject a body whose end another server could find elsewhere (RFC 9112 §6.1, §11.2)."""
+    if "HTTP_CONTENT_LENGTH" in environ:
+        raise HTTPError(400, "Both Content-Length and Transfer-Encoding")
+    # Removed, because the application gets the decoded body. Bottle would decode it again.
+    if environ.pop("HTTP_TRANSFER_ENCODING").lower() != "chunked":
+        raise HTTPError(400, "The only supported Transfer-Encoding is chunked")
+    if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+        raise HTTPError(400, "Transfer-Encoding in an HTTP/1.0 request")
+    del environ["CONTENT_LENGTH"]
+    environ["wsgi.input_terminated"] = True  # read() finds the end of the body
 
 
 def _check_partial_header(data: bytes, searched: int) -> None:
@@ -2728,20 +3020,100 @@ def _check_header_size(header: bytes) -> None:
         raise HTTPError(431, "The header is too long")
 
 
-class _BodyError(OSError):
-    """The rest of a request body has not arrived."""
+def _rejected_request(received: bytes) -> _Request:
+    """What is known of a request that cannot be parsed: perhaps its method, path and origin.
+
+    They decide whether the error has a body, and which CORS headers and member it has.
+    """
+    text = received.decode("latin-1")
+    line = _REQUEST_LINE.match(text)
+    if not line:
+        return _Request({"REQUEST_METHOD": "-", "PATH_INFO": ""})
+    environ = {"REQUEST_METHOD": line[1], "PATH_INFO": ""}
+    with suppress(HTTPError):
+        _parse_target(line[2], environ)
+    origin = _ORIGIN_FIELD.search(text, line.end() - 2)
+    if origin:
+        environ["HTTP_ORIGIN"] = origin[1]
+    return _Request(environ, line[0])
+
+
+class _ChunkedDecoder:
+    """Decodes a chunked body as its bytes arrive (RFC 9112 §7.1). It drops extensions and trailers.
+    """
+
+    def __init__(self) -> None:
+        self.content = bytearray()  # decoded, and not taken yet
+        self.is_complete = False
+        self._undecoded = b""  # a part of a line
+        self._expected = _CHUNK_SIZE  # the line that follows the data of this chunk
+        self._remaining = 0  # bytes of data in this chunk
+        self._trailer_bytes = 0
+
+    def decode(self, data: bytes) -> bytes:
+        """Decode some bytes; return those after the end of the body.
+
+        Raises:
+            HTTPError: the body is malformed.
+        """
+        data, position = self._undecoded + data, 0
+        while not self.is_complete:
+            if self._remaining:
+                piece = data[position:position + self._remaining]
+                self.content += piece
+                self._remaining -= len(piece)
+                position += len(piece)
+            line_end = data.find(b"\n", position, position + MAX_CHUNK_LINE_BYTES) + 1
+            if not line_end:
+                break
+            self._decode_line(data, position, line_end)
+            position = line_end
+        if len(data) - position >= MAX_CHUNK_LINE_BYTES and not self.is_complete:
+            raise HTTPError(400, "A line of the chunked body is too long")
+        self._undecoded = b"" if self.is_complete else data[position:]
+        return data[position:] if self.is_complete else b""
+
+    def _decode_line(self, data: bytes, start: int, end: int) -> None:
+        line = self._expected.fullmatch(data, start, end)
+        if not line:
+            raise HTTPError(400, "Malformed chunked body")
+        if self._expected is _CHUNK_END:
+            self._expected = _CHUNK_SIZE
+        elif self._expected is _CHUNK_SIZE:
+            self._remaining = int(line[1], 16)
+            self._expected = _CHUNK_END if self._remaining else _TRAILER
+        else:
+            self.is_complete = line[1] is not None
+            self._trailer_bytes += end - start
+            if self._trailer_bytes > MAX_TRAILER_BYTES:
+                raise HTTPError(400, "The trailers of the body are too long")
 
 
 class _BodyStream(io.RawIOBase):
     """A long request body, received while the application reads it."""
 
-    def __init__(self, connection: "_Connection", request: _Request) -> None:
+    def __init__(
+        self, connection: "_Connection", request: _Request,
+        decoder: Optional[_ChunkedDecoder] = None,
+    ) -> None:
         self._connection = connection
-        self.remaining = request.length
+        self._decoder = decoder
+        self._remaining = request.length
         self.bytes_received = 0
         self.pace = connection.server.new_pace(_State.READING_BODY)
         self.continue_pending = request.expects_continue
-        self._cut_off = False
+        self._failure: Optional[Tuple[int, str]] = None
+        self._lock = threading.Lock()  # held by the thread that reads
+
+    @property
+    def is_complete(self) -> bool:
+        """The whole body has been received."""
+        return self._decoder.is_complete if self._decoder else not self._remaining
+
+    def end(self) -> None:
+        """Let a thread that still reads take no bytes that follow the body."""
+        with self._lock:
+            self._failure = self._failure or (408, "The response has ended")
 
     def readable(self) -> bool:
         """Return True."""
@@ -2751,20 +3123,43 @@ class _BodyStream(io.RawIOBase):
         """Receive some bytes; none at the end of the body.
 
         Raises:
-            _BodyError: the client has closed the connection, or sends too slowly.
+            _BodyError: the client has closed the connection, sends too slowly, or the body is
+                malformed. The next call raises it again: bytes after a gap are of no use.
         """
         if self.continue_pending:
             self._connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.continue_pending = False
-        size = min(len(buffer), self.remaining)
-        data = self._connection.receive_body(size, self) if size and not self._cut_off else b""
-        if size and not data:
-            self._cut_off = True  # for ever: bytes that arrive later must not follow a gap
-            raise _BodyError("the request body is incomplete")
+        with self._lock:
+            try:
+                data = b"" if self._failure else self._receive(len(buffer))
+            except HTTPError as error:
+                self._failure = error.status, error.message
+        if self._failure:
+            raise _BodyError(*self._failure)
         buffer[:len(data)] = data
-        self.remaining -= len(data)
         self.bytes_received += len(data)
         return len(data)
+
+    def _receive(self, size: int) -> bytes:
+        data = self._take(size)
+        while size and not data and not self.is_complete:
+            if not self._connection.receive_body(self):
+                raise HTTPError(408, "The request body is incomplete")
+            data = self._take(size)
+        return data
+
+    def _take(self, size: int) -> bytes:
+        """Take up to `size` bytes of the body from those that have been received."""
+        connection = self._connection
+        if self._decoder is None:
+            size = min(size, self._remaining)
+            data, connection.received = connection.received[:size], connection.received[size:]
+            self._remaining -= len(data)
+            return data
+        connection.received = self._decoder.decode(connection.received)
+        content = bytes(self._decoder.content[:size])
+        del self._decoder.content[:size]
+        return content
 
 
 class _BodyReader(io.BufferedReader):
@@ -2803,6 +3198,13 @@ _UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
 MAX_JOINED_BYTES = 64 * 1024  # a longer body is not copied to be sent together with its headers
 
 
+def _error_application(error: HTTPError, path: str, settings: Settings) -> WSGIApplication:
+    """Answers with an error of the server, in the same form as the service at this path."""
+    uses_message = path in (f"{settings.prefix}/authenticate", f"{settings.prefix}/refresh")
+    response = Route({}, "message" if uses_message else "error").error_response(error)
+    return _with_cors(partial(_send_response, response), settings.cors_origins)
+
+
 class _Framing(Enum):
     """How a client finds the end of a response (RFC 9112 §6.3)."""
 
@@ -2822,8 +3224,6 @@ class _Handler(SimpleHandler):
     headers: Any = None
     result: Any = None
     headers_sent = False
-    error_headers = [("Content-Type", "application/json"), _NOSNIFF]
-    error_body = b'{"success": false, "error": "Internal server error"}'
 
     def __init__(
         self, connection: "_Connection", request: _Request, body: Optional[_BodyStream] = None,
@@ -2833,11 +3233,14 @@ class _Handler(SimpleHandler):
         self.environ = request.environ
         # Copied, because the application may change its environ.
         self._method = request.environ["REQUEST_METHOD"]
+        self._path = request.environ["PATH_INFO"]
         self._version = request.environ.get("SERVER_PROTOCOL")
         self._framing = _Framing.UNTIL_CLOSE
         self._fields = ""
         self._length: Optional[int] = None  # the Content-Length given by the application
         self._remaining = 0  # bytes of it that are still to be sent
+        # A thread of the application may write although the response has ended.
+        self._lock = threading.Lock()
         self._is_over = False
         self.keep_alive = request.keep_alive
         self.body_bytes_sent = 0
@@ -2853,22 +3256,33 @@ class _Handler(SimpleHandler):
             self.finish_response()
         except _ClientGone:
             raise
-        except _BodyError:
+        except _BodyError as error:
             if self.headers_sent:
                 raise _ClientGone from None
             self.keep_alive = False
-            response = _NO_ROUTE.error_response(HTTPError(408, "The request body is incomplete"))
-            self.result = _send_response(
-                response, self.environ, self.start_response, sys.exc_info())
-            self.finish_response()
+            self._answer_error(HTTPError(error.status, str(error)))
         except BaseException:  # SystemExit too: it would end the thread of the event loop
+            logger.exception("A fault in the application")
             if self.headers_sent:
                 self.keep_alive = False
                 # The end of the connection would look like the end of the response.
                 self._connection.aborted = self._framing is _Framing.UNTIL_CLOSE
-            self.handle_error()
+            else:
+                self._answer_error(HTTPError(500, "Internal server error"))
         finally:
-            self._is_over = True
+            with self._lock:
+                self._is_over = True
+            if self._body:
+                self._body.end()
+
+    def _answer_error(self, error: HTTPError) -> None:
+        environ = {"REQUEST_METHOD": self._method}
+        if "HTTP_ORIGIN" in self.environ:
+            environ["HTTP_ORIGIN"] = self.environ["HTTP_ORIGIN"]
+        application = _error_application(error, self._path, self._connection.server.settings)
+        self.headers = None  # of the response that failed
+        self.result = application(environ, self.start_response)
+        self.finish_response()
 
     def finish_response(self) -> None:
         """Send the iterable that the application returned, piece by piece."""
@@ -2903,18 +3317,20 @@ class _Handler(SimpleHandler):
         """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
-        if self._is_over:
-            raise AssertionError("write() after the end of the response")
-        is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-        self._send(data, is_last_piece)
+        with self._lock:
+            if self._is_over:
+                raise AssertionError("write() after the end of the response")
+            is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+            self._send(data, is_last_piece)
 
     def finish_content(self) -> None:
         """End the response."""
-        if not self.headers_sent:
-            self._send(b"", True)
-        self._is_over = True
-        if self._framing is _Framing.CHUNKED:
-            self._connection.queue(b"0\r\n\r\n")
+        with self._lock:
+            if not self.headers_sent:
+                self._send(b"", True)
+            self._is_over = True
+            if self._framing is _Framing.CHUNKED:
+                self._connection.queue(b"0\r\n\r\n")
         if self._remaining:
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
@@ -2944,7 +3360,7 @@ class _Handler(SimpleHandler):
             raise AssertionError("start_response was not called")
         self.headers_sent = True
         framing = self._choose_framing(body_length)
-        if self._body and (self._body.continue_pending or self._body.remaining):
+        if self._body and (self._body.continue_pending or not self._body.is_complete):
             self.keep_alive = False  # the rest of the body may never come, or be long
             self._body.continue_pending = False  # 100 Continue would now be part of the response
         if not self.keep_alive or self._connection.server.stopping:
@@ -2973,10 +3389,6 @@ class _Handler(SimpleHandler):
         if hasattr(self.result, "close"):
             self.result.close()
 
-    def log_exception(self, exc_info: Any) -> None:
-        """Log the exception that the application has raised."""
-        logger.error("A fault in the application", exc_info=exc_info)
-
 
 @lru_cache(maxsize=256)  # most applications repeat a few sets of headers
 def _format_fields(
@@ -2993,6 +3405,8 @@ def _format_fields(
     if status[:3] == "204":  # RFC 9110 §8.6
         dropped.add("content-length")
     headers = tuple(field for field in headers if field[0].lower() not in dropped)
+    if any(":" in name for name, _ in headers):  # the first colon ends the name for a client
+        raise ValueError("a header name with a colon")
     fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
     if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
             or fields.count("\n") != len(headers):
@@ -3050,7 +3464,7 @@ class _State:
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
 
-SEND_BYTES = 16 * 1024  # in one call: a TLS socket reports no progress within it
+SEND_BYTES = 16 * 1024  # in one call: a TLS record
 MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
@@ -3091,20 +3505,80 @@ class _Pace:
                 and self._seconds_waited <= self._grace + bytes_moved / self._rate)
 
 
+class _TLS:
+    """Encrypts and decrypts the bytes of one connection. It does no I/O.
+
+    Each call works on the bytes that it is given, so its time is bounded. An SSLSocket would read
+    for as long as a client sends KeyUpdate messages (RFC 8446 §4.6.3).
+    """
+
+    def __init__(self, context: "ssl.SSLContext") -> None:
+        import ssl
+        self._want_read = ssl.SSLWantReadError
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        # An application may read the request in one thread and write the response in another.
+        self._lock = threading.Lock()
+
+    def decrypt(self, data: bytes) -> Optional[bytes]:
+        """Decrypt received bytes. Return None if they contain no data, and b"" at the end.
+
+        Raises:
+            ssl.SSLError: they violate the protocol.
+        """
+        decrypted = b""
+        if data:
+            with self._lock, suppress(self._want_read):
+                self._incoming.write(data)
+                while self._incoming.pending:
+                    piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
+                    if not piece:
+                        return decrypted
+                    decrypted += piece
+        return decrypted or (None if data else b"")
+
+    def handshake_done(self) -> bool:
+        """Return whether the handshake is complete."""
+        return self._session.version() is not None
+
+    def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
+        """Encrypt bytes of a response."""
+        with self._lock:
+            self._session.write(data)
+            return self._outgoing.read()
+
+    def end(self) -> None:
+        """Tell the client that nothing more will be sent."""
+        with suppress(self._want_read):
+            self._session.unwrap()
+
+    def outgoing(self) -> bytes:
+        """The bytes that the protocol itself wants to send."""
+        return self._outgoing.read()
+
+
+_WOULD_BLOCK = (BlockingIOError, socket.timeout)
+
+
 class _Connection:
     """A client's connection: received bytes, the request, and unsent bytes of the response."""
 
-    def __init__(self, sock: socket.socket, address: Any, server: "_Server") -> None:
-        self.sock: Any = sock  # a socket, or one wrapped in TLS
+    def __init__(
+        self, sock: socket.socket, address: Any, server: "_Server", environ: Environ,
+    ) -> None:
+        self.sock = sock
         self.address = address[0] if isinstance(address, tuple) else ""
         self.server = server
+        self.environ = environ  # the part that is the same for all requests
+        self.tls = _TLS(server.tls) if server.tls else None
         self.state = _State.HANDSHAKE if server.tls else _State.IDLE
         self.state_since = 0.0
         self.watched_events = 0  # for which the selector watches the socket
         self.received = b""  # and not parsed yet
         self._searched = 0  # bytes of it that contain no end of a header
         self.request = _NO_REQUEST
-        self.error: Optional[Response] = None  # the response to a malformed request
+        self._decoder: Optional[_ChunkedDecoder] = None  # of the chunked body that arrives
+        self.error: Optional[WSGIApplication] = None  # answers a malformed request
         self.keep_alive = True
         self.aborted = False  # the response cannot be completed
         self.bytes_sent = 0  # of the current response
@@ -3112,6 +3586,7 @@ class _Connection:
         # Of the short body that is being received, or of the response that is being sent.
         self.pace: Optional[_Pace] = None
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
+        self._in_transit: Union[bytes, memoryview] = b""  # offered to the socket; encrypted by TLS
         # Most clients repeat their headers on each request. Parsing takes a fifth of a response's
         # time, so the last headers are kept with the parsed request.
         self._cached_header = b""
@@ -3125,9 +3600,8 @@ class _Connection:
         Raises:
             OSError: the client has closed the connection between two requests.
         """
-        try:
-            data = self.sock.recv(RECEIVE_BYTES)
-        except self.server.would_block:
+        data = self.receive_some()
+        if data is None:
             return False
         self.received += data
         if not data:
@@ -3141,17 +3615,35 @@ class _Connection:
         try:
             if self.request is _NO_REQUEST:
                 self.request = self._next_request()
+            if self.request.is_chunked:
+                return self._has_chunks()
         except HTTPError as error:
             self.reject(error)
         request = self.request
         return request is not _NO_REQUEST and len(self.received) >= request.received_first
 
+    def _has_chunks(self) -> bool:
+        """Decode a chunked body; return whether it is complete, or too long to be received first.
+        """
+        self._decoder = self._decoder or _ChunkedDecoder()
+        self.received = self._decoder.decode(self.received)
+        return (self._decoder.is_complete or len(self._decoder.content) > MAX_BODY_BYTES
+                or self.request.expects_continue)
+
+    def body_bytes_received(self) -> int:
+        """The bytes of the short body that is being received."""
+        return len(self._decoder.content if self._decoder else self.received)
+
     def reject(self, error: HTTPError) -> None:
         """Answer with an error instead of calling the application."""
-        environ = {"REQUEST_METHOD": "-", "REMOTE_ADDR": self.address, "PATH_INFO": ""}
-        self.request = _Request(environ, "-", 0, 0, False, False)
+        request = self.request
+        if request is _NO_REQUEST:
+            request = _rejected_request(self.received)
+        environ = {**request.environ, "REMOTE_ADDR": self.address}
+        environ.pop("HTTP_ACCESS_CONTROL_REQUEST_METHOD", None)  # a preflight gets the error too
+        self.request, self._decoder = _Request(environ, request.line), None
         # Not the exception: its traceback refers to this connection, and would keep it in memory.
-        self.error = _NO_ROUTE.error_response(error)
+        self.error = _error_application(error, environ["PATH_INFO"], self.server.settings)
 
     def _next_request(self) -> _Request:
         data = self.received
@@ -3162,29 +3654,42 @@ class _Connection:
             _check_partial_header(data, self._searched)
             self._searched = len(data)
             return _NO_REQUEST
-        header, self.received, self._searched = data[:end], data[end:], 0
+        header = data[:end]
         if header != self._cached_header:
             _check_header_size(header)
-            environ = {**self.server.environ, "REMOTE_ADDR": self.address}
+            environ = {**self.environ, "REMOTE_ADDR": self.address}
             self._cached_request = _parse_request(header, environ)
             self._cached_header = header if len(header) <= MAX_CACHED_HEADER_BYTES else b""
+        self.received, self._searched = data[end:], 0
         request = self._cached_request
         return _Request(request.environ.copy(), *request[1:])  # _replace() takes twice as long
 
+    def continue_handshake(self) -> bool:
+        """Receive a part of the TLS handshake, and answer it; return whether a request follows.
+
+        Raises:
+            OSError: the handshake has failed.
+        """
+        complete = self.receive()
+        self._in_transit = bytes(self._in_transit) + self.tls.outgoing()  # type: ignore[union-attr]
+        self.send_some()
+        return complete
+
     def reading_state(self) -> str:
         """The state in which the rest of a request is awaited."""
+        if self.tls and not self.tls.handshake_done():
+            return _State.HANDSHAKE
         if self.request is not _NO_REQUEST:
             return _State.READING_BODY
         return _State.READING_HEADER if self.received else _State.IDLE
 
     def shut_down_output(self) -> None:
         """Tell the client that nothing more will be sent."""
-        with suppress(OSError, ValueError):
-            if self.server.tls:
-                self.sock.unwrap()
         with suppress(OSError):
-            # The method of an SSL socket would forget its TLS state, and read plain bytes.
-            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            if self.tls:
+                self.tls.end()
+                self.sock.send(self.tls.outgoing())
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket; with RST if the response is incomplete, so that the client sees it."""
@@ -3192,6 +3697,9 @@ class _Connection:
             with suppress(OSError):
                 self.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        elif self.tls:
+            with suppress(OSError):
+                self.sock.send(self.tls.outgoing())  # why the handshake has failed
         self.sock.close()
 
     # These methods run in the thread that answers the request: the event loop's, or a worker.
@@ -3200,17 +3708,20 @@ class _Connection:
         """Answer the request. Its last bytes may only be queued."""
         self.bytes_sent, self.pace = 0, None
         request, self.request, body = self.request, _NO_REQUEST, None
-        if not request.length:
+        decoder, self._decoder = self._decoder, None
+        if not request.length and not decoder:
             request.environ["wsgi.input"] = io.BytesIO()
+        elif decoder and decoder.is_complete:
+            request.environ["wsgi.input"] = io.BytesIO(decoder.content)
         elif request.received_first:
             request.environ["wsgi.input"] = io.BytesIO(self.received[:request.length])
             self.received = self.received[request.length:]
         else:
-            body = _BodyStream(self, request)
+            body = _BodyStream(self, request, decoder)
             request.environ["wsgi.input"] = _BodyReader(body)
         application = self.server.app
         if self.error is not None:
-            application = partial(_send_response, self.error)
+            application = self.error
         elif request.environ["PATH_INFO"] == "*":  # about the server itself (RFC 9110 §9.3.7)
             application = partial(_send_response, Response.of(204))
         self._run(request, body, application)
@@ -3226,18 +3737,16 @@ class _Connection:
         self.keep_alive = handler.keep_alive
         self.server.log_access(request, handler)
 
-    def receive_body(self, size: int, stream: "_BodyStream") -> bytes:
-        """Up to `size` bytes of a body; none if the client has gone or is too slow."""
-        if not self.received:
-            try:
-                # More than `size`: TLS must not keep decrypted bytes that no selector can see.
-                self.received = self.sock.recv(RECEIVE_BYTES)
-            except self.server.would_block:
-                self.received = self.server.wait_for_body(self, stream)
-            except (OSError, ValueError):
-                return b""
-        data, self.received = self.received[:size], self.received[size:]
-        return data
+    def receive_body(self, stream: "_BodyStream") -> bool:
+        """Receive bytes of a body; return False if the client has gone or is too slow."""
+        try:
+            data = self.receive_some()
+        except OSError:
+            return False
+        if data is None:
+            data = self.server.wait_for_body(self, stream)
+        self.received += data
+        return bool(data)
 
     def send(self, data: bytes) -> None:
         """Send a piece of the response before the application continues (PEP 3333).
@@ -3249,7 +3758,7 @@ class _Connection:
             self.queue(data)
             if not self.send_some():
                 self.server.wait_until_sent(self)
-        except (OSError, ValueError):
+        except OSError:
             raise _ClientGone from None
 
     # These methods run in the thread that owns the connection, whichever it is.
@@ -3258,28 +3767,44 @@ class _Connection:
         """Append to the unsent bytes."""
         self._unsent.extend(pieces)
 
-    def send_some(self) -> bool:
+    def receive_some(self) -> Optional[bytes]:
+        """Some bytes, b"" at their end, or None if there are none now.
+
+        Raises:
+            OSError: the client has closed the connection, or violates TLS.
+        """
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except _WOULD_BLOCK:
+            return None
+        return self.tls.decrypt(data) if self.tls else data
+
+    def send_some(self, max_sends: int = MAX_SENDS) -> bool:
         """Send unsent bytes until the socket takes no more; return whether all have been sent.
 
         Raises:
             OSError: the client has closed the connection.
         """
-        for _ in range(MAX_SENDS):
-            if not self._unsent:
-                return True
-            piece = self._unsent[0]
+        for _ in range(max_sends):
+            if not self._in_transit:
+                if not self._unsent:
+                    return True
+                self._in_transit = self._next_piece()
             try:
-                # A TLS socket that would have blocked must be offered the same bytes again.
-                sent = self.sock.send(
-                    piece if len(piece) <= SEND_BYTES else memoryview(piece)[:SEND_BYTES])
-            except self.server.would_block:
+                sent = self.sock.send(self._in_transit)
+            except _WOULD_BLOCK:
                 return False
             self.bytes_sent += sent
-            if sent == len(piece):
-                self._unsent.popleft()
-            else:
-                self._unsent[0] = memoryview(piece)[sent:]
-        return not self._unsent
+            self._in_transit = self._in_transit[sent:]
+        return not self._in_transit and not self._unsent
+
+    def _next_piece(self) -> Union[bytes, memoryview]:
+        """Take up to SEND_BYTES of the unsent bytes, and encrypt them."""
+        piece = self._unsent.popleft()
+        if len(piece) > SEND_BYTES:
+            self._unsent.appendleft(memoryview(piece)[SEND_BYTES:])
+            piece = memoryview(piece)[:SEND_BYTES]
+        return self.tls.encrypt(piece) if self.tls else piece
 
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
@@ -3294,12 +3819,16 @@ class _Connection:
 # that waits for another client drops that one as well.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
+MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
 IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
 SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is noticed by then
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
 RECHECK_SECONDS = 0.2  # that a thread waits for its client before it checks whether it still may
 MAX_ACCEPTS = 64  # connections, before the loop serves others
+ACCEPT_PAUSE_SECONDS = 0.1  # after the process has run out of files
+_RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 MAX_WAITING_THREADS = 1024  # that wait for a client; JWTSERVER_THREADS does not count them
+LOG_BUSY_SECONDS = 60.0  # between two lines in the log about it
 RETRY_THREAD_SECONDS = 1.0  # until the next attempt, after a thread could not be started
 GC_THRESHOLD = 10_000  # objects; each request creates and destroys a few dozen of them
 LINGER_SECONDS = 10.0  # for a client that still uploads to notice the response
@@ -3317,6 +3846,25 @@ def _state_timeouts(settings: Settings) -> Dict[str, float]:
         _State.LINGERING: LINGER_SECONDS}
 
 
+class _Queue(OrderedDict[_Connection, None]):
+    """Connections that wait for the event loop. No connection is in it twice."""
+
+    _newest_is_next = True
+
+    def put(self, connection: _Connection) -> None:
+        """Append a connection, unless it is there already."""
+        self[connection] = None
+
+    def take(self) -> _Connection:
+        """Remove the newest and the oldest connection in turn.
+
+        A client that comes after a burst does not wait for the whole burst. A client within the
+        burst waits at most twice as long as it would in order.
+        """
+        newest, self._newest_is_next = self._newest_is_next, not self._newest_is_next
+        return self.popitem(newest)[0]
+
+
 class _Server:
     """Serves an application over HTTP/1.1 connections that are kept open.
 
@@ -3324,7 +3872,7 @@ class _Server:
     """
 
     def __init__(
-        self, app: WSGIApplication, listener: socket.socket, settings: Settings,
+        self, app: WSGIApplication, listeners: Sequence[socket.socket], settings: Settings,
         tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -3332,25 +3880,26 @@ class _Server:
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
-        self.would_block = _would_block_errors(tls)
-        self.environ = _base_environ(listener, "https" if tls else "http")
-        self.environ["jwtserver.release_loop"] = self.release_loop
         self.stopping = False
         self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
         self._clock = clock
-        self._listener = listener
-        listener.setblocking(False)
-        if listener.family in (socket.AF_INET, socket.AF_INET6):
-            _limit_kernel_buffer(listener)
+        self._listeners = listeners
+        for listener in listeners:
+            listener.setblocking(False)
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                _limit_kernel_buffer(listener)
         self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
         for wakeup in (self._wakeup_sender, self._wakeup_receiver):
             wakeup.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._max_connections = min(
+            settings.connections, _connection_limit(self._selector, settings.threads))
+        self._accept_again_at = -math.inf  # infinity while connections are accepted
+        self._resume_accepting()
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
-        self._ready: Deque[_Connection] = deque()  # their requests wait to be answered
-        self._finished: Deque[_Connection] = deque()  # their responses wait to be sent
+        # Whose sockets have an event, whose requests wait, and whose responses wait to be sent.
+        self._active, self._ready, self._finished = _Queue(), _Queue(), _Queue()
         self._timeouts = _state_timeouts(settings)
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
@@ -3358,11 +3907,13 @@ class _Server:
         self._lock = threading.Lock()  # of the attributes below
         self._threads: Set[threading.Thread] = set()  # the loop's, and the workers
         self._loop_thread: Optional[threading.Thread] = None
+        self._main_thread_serves = False  # because no other thread can be started
         self._response_began: Optional[float] = None  # of the response in the loop, if there is one
         self._waiting_threads = 0  # that wait for a client
         # The next waiting thread that rechecks must drop its client, to free a thread.
         self._client_must_go = False
         self._retry_thread_at = 0.0
+        self._log_busy_at = -math.inf  # not again before that time
 
     # These methods run in the main thread.
 
@@ -3372,20 +3923,30 @@ class _Server:
             started = self._start_thread()
         if not started:
             logger.error("No thread can be started: requests are answered one at a time")
-            self._loop_thread = threading.current_thread()
+            self._loop_thread, self._main_thread_serves = threading.current_thread(), True
             self._run_loop()
+            self._main_thread_serves = False
+            self._set_alarm(0)
         while not self._ended and self._clock() < self._deadline:
             busy = self._response_began is not None or self._ready or self._finished
-            time.sleep(POLL_INTERVAL if busy else IDLE_INTERVAL)
-            self._move_loop(POLL_INTERVAL)
+            patience = self._patience()
+            time.sleep(patience if busy else IDLE_INTERVAL)
+            self._move_loop(patience)
 
     def interrupt(self, *_: Any) -> None:
         """Handle a signal: finish the responses in progress; at the second one, exit at once."""
         if self.stopping:
             os._exit(1)
         self._deadline = self._clock() + SHUTDOWN_TIMEOUT
+        if self._main_thread_serves:
+            self._set_alarm(SHUTDOWN_TIMEOUT)
         self.stopping = True
         self._wake()
+
+    def _set_alarm(self, seconds: float) -> None:
+        """End this process after so many seconds, although an application does not return."""
+        with suppress(AttributeError):  # Windows has no such timer
+            signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def finish(self) -> None:
         """Close all sockets, after the loop has ended or the deadline has passed."""
@@ -3397,9 +3958,9 @@ class _Server:
             thread.join(min(SHUTDOWN_TIMEOUT, max(1.0, remaining) if is_loop else remaining))
         for connection in [each for timers in self._timers.values() for each in list(timers)]:
             self._close(connection)
-        for closable in (self._listener, self._selector, self._wakeup_sender,
-                         self._wakeup_receiver):
-            closable.close()
+        for sock in (*self._listeners, self._wakeup_sender, self._wakeup_receiver):
+            sock.close()
+        self._selector.close()
 
     # These methods run in any thread.
 
@@ -3411,6 +3972,30 @@ class _Server:
         with self._lock:
             return self._loop_thread is not threading.current_thread() or self._start_thread()
 
+    def has_free_thread(self) -> bool:
+        """Return whether another thread could take the loop from one that is called now.
+
+        The last thread is for the endpoints of the service, and not for the user's application.
+        """
+        if self._busy_threads() < self.settings.threads:
+            return True
+        now = self._clock()
+        if now >= self._log_busy_at:
+            self._log_busy_at = now + LOG_BUSY_SECONDS
+            logger.warning("All %d threads are busy: the application gets no more requests now."
+                           " JWTSERVER_THREADS can be higher", self.settings.threads)
+        return False
+
+    def _busy_threads(self) -> int:
+        return len(self._threads) - self._waiting_threads
+
+    def _patience(self) -> float:
+        """Seconds for which a response may keep the loop: fewer, the more threads are busy.
+
+        A hundred responses that sleep would otherwise keep it for half a second.
+        """
+        return max(MIN_PATIENCE, POLL_INTERVAL / max(1, self._busy_threads()))
+
     def _move_loop(self, min_seconds: float) -> None:
         """Move the loop, if the response in it began `min_seconds` ago."""
         with self._lock:
@@ -3420,8 +4005,7 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
-        busy = len(self._threads) - self._waiting_threads
-        if busy >= self.settings.threads:
+        if not self.has_free_thread():
             return False
         if self._clock() < self._retry_thread_at:
             return False
@@ -3462,21 +4046,27 @@ class _Server:
             self._threads.discard(me)
 
     def _iterate(self) -> None:
-        """Send the finished responses, receive requests, and answer them until it is time to poll.
-        """
-        while self._finished:
-            self._attempt(self._send, self._finished.popleft())
+        """Poll, and do some of each kind of work."""
+        for connection in self._some_of(self._finished):
+            self._attempt(self._send, connection)
         self._poll()
-        now = self._clock()
-        end = now + POLL_INTERVAL
-        while self._ready and now < end:
-            if not self._respond(self._ready.popleft(), now):
+        complete = [connection for connection in self._some_of(self._active)
+                    if self._attempt(self._on_event, connection)]
+        for connection in reversed(complete):  # the newest one becomes the last one
+            self._make_ready(connection)
+        for connection in self._some_of(self._ready):
+            if not self._respond(connection):
                 return
-            now = self._clock()
 
-    def _respond(self, connection: _Connection, now: float) -> bool:
+    def _some_of(self, queue: _Queue) -> Iterator[_Connection]:
+        """Take connections from a queue for POLL_INTERVAL."""
+        end = self._clock() + POLL_INTERVAL
+        while queue and self._clock() < end:
+            yield queue.take()
+
+    def _respond(self, connection: _Connection) -> bool:
         """Answer a request; return whether this thread still has the loop."""
-        self._response_began = now
+        self._response_began = self._clock()
         try:
             connection.respond()
         except Exception:
@@ -3486,88 +4076,108 @@ class _Server:
             moved = self._loop_thread is not threading.current_thread()
             if not moved:
                 self._response_began, self._client_must_go = None, False
-        self._finished.append(connection)
+        self._finished.put(connection)
         if moved:
             self._wake()
         return not moved
 
-    def _attempt(self, step: Callable[[_Connection], None], connection: _Connection) -> None:
+    def _attempt(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
+        """Take a step and return its result, or False if it failed."""
         try:
-            step(connection)
-        except (OSError, ValueError):  # the client has gone; ssl raises ValueError then
+            return bool(step(connection))
+        except OSError:  # the client has gone, or violates TLS
             self._close(connection)
         except Exception:
             logger.exception("A fault in the server")
             self._close(connection)
+        return False
 
     def _poll(self) -> None:
-        """Wait until a socket is ready, and receive what has arrived."""
+        """Wait until a socket can be read or written; accept connections."""
         longest_wait = EXPIRY_INTERVAL if self.stopping else SELECT_SECONDS
-        events = self._selector.select(0 if self._ready or self._finished else longest_wait)
-        for key, _ in events:
-            key.data()
+        waiting = self._active or self._ready or self._finished
+        for key, _ in self._selector.select(0 if waiting else longest_wait):
+            if isinstance(key.data, _Connection):
+                self._active.put(key.data)
+            else:
+                key.data()
         self._close_expired()
         if self.stopping:
-            self._shut_down(bool(events))
+            self._shut_down()
+        else:
+            self._resume_accepting()
 
     def _on_wakeup(self) -> None:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
 
-    def _accept(self) -> None:
+    def _resume_accepting(self) -> None:
+        if self._clock() < self._accept_again_at or self._accept_again_at == math.inf:
+            return
+        self._accept_again_at = math.inf
+        for listener in self._listeners:
+            environ = _base_environ(listener, "https" if self.tls else "http")
+            environ["jwtserver.release_loop"] = self.release_loop
+            environ["jwtserver.has_free_thread"] = self.has_free_thread
+            self._selector.register(
+                listener, selectors.EVENT_READ, partial(self._accept, listener, environ))
+
+    def _pause_accepting(self) -> None:
+        self._accept_again_at = self._clock() + ACCEPT_PAUSE_SECONDS
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+
+    def _accept(self, listener: socket.socket, environ: Environ) -> None:
         for _ in range(MAX_ACCEPTS):
             try:
-                sock, address = self._listener.accept()
+                sock, address = listener.accept()
             except OSError as error:  # there are no more, or there are too many open files
-                if error.errno in (errno.EMFILE, errno.ENFILE):
+                if error.errno in _RESOURCE_ERRORS:
+                    # The file of the evicted connection is for the database, not for the next one.
                     self._evict_oldest()
+                    self._pause_accepting()
                 return
-            self._open_connection(sock, address)
+            self._open_connection(sock, address, environ)
 
-    def _open_connection(self, sock: socket.socket, address: Any) -> None:
+    def _open_connection(self, sock: socket.socket, address: Any, environ: Environ) -> None:
         sock.setblocking(False)
         try:
             if sock.family != getattr(socket, "AF_UNIX", None):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-            if self.tls:
-                sock.getpeername()  # raises if the client has gone; wrap_socket() leaks the socket
-                sock = self.tls.wrap_socket(
-                    sock, server_side=True, do_handshake_on_connect=False)
-        except (OSError, ValueError):  # the client has gone
+        except OSError:  # the client has gone
             sock.close()
             return
-        if sum(map(len, self._timers.values())) >= self.settings.connections \
+        if sum(map(len, self._timers.values())) >= self._max_connections \
                 and not self._evict_oldest():
             sock.close()
             return
-        connection = _Connection(sock, address, self)
+        connection = _Connection(sock, address, self, environ)
         self._enter(connection, connection.state)
         self._watch(connection, selectors.EVENT_READ)
 
-    def _on_event(self, connection: _Connection) -> None:
-        """The socket can be read or, in SENDING, written."""
+    def _on_event(self, connection: _Connection) -> bool:
+        """The socket can be read or, in SENDING, written. Return whether a request is complete."""
         state = connection.state
         if state == _State.RESPONDING:  # input is for the thread that answers, or for later
             self._watch(connection, 0)
         elif state == _State.SENDING:
             self._send(connection)
         elif state == _State.HANDSHAKE:
-            self._continue_handshake(connection)
+            complete = connection.continue_handshake()
+            if connection.reading_state() != state:
+                self._enter(connection, connection.reading_state())
+            return complete
         elif state == _State.LINGERING:
             self._discard_input(connection)
         elif connection.receive():
-            self._make_ready(connection)
+            return True
         elif connection.reading_state() not in (state, _State.IDLE):  # an empty line is no progress
             self._enter(connection, connection.reading_state())
         elif state == _State.READING_BODY:
-            self._check_pace(connection, len(connection.received))
-
-    def _continue_handshake(self, connection: _Connection) -> None:
-        with suppress(*self.would_block):
-            connection.sock.do_handshake()
-            self._enter(connection, _State.IDLE)
+            self._check_pace(connection, connection.body_bytes_received())
+        return False
 
     def _discard_input(self, connection: _Connection) -> None:
-        with suppress(*self.would_block):
+        with suppress(*_WOULD_BLOCK):
             size = len(connection.sock.recv(RECEIVE_BYTES))
             connection.bytes_discarded += size
             if not size or connection.bytes_discarded > MAX_DISCARDED_BYTES:
@@ -3575,7 +4185,7 @@ class _Server:
 
     def _make_ready(self, connection: _Connection) -> None:
         self._enter(connection, _State.RESPONDING)
-        self._ready.append(connection)
+        self._ready.put(connection)
 
     def _send(self, connection: _Connection) -> None:
         """Send queued bytes of a finished response, and then await the next request."""
@@ -3604,11 +4214,9 @@ class _Server:
         if not events:
             self._selector.unregister(connection.sock)
         elif connection.watched_events:
-            self._selector.modify(
-                connection.sock, events, self._selector.get_key(connection.sock).data)
+            self._selector.modify(connection.sock, events, connection)
         else:
-            self._selector.register(
-                connection.sock, events, partial(self._attempt, self._on_event, connection))
+            self._selector.register(connection.sock, events, connection)
         connection.watched_events = events
 
     def _enter(self, connection: _Connection, state: str) -> None:
@@ -3670,15 +4278,17 @@ class _Server:
         if connection.state in (_State.RESPONDING, _State.SENDING):
             connection.aborted = True  # the response may be incomplete
         self._timers[connection.state].pop(connection, None)
+        self._active.pop(connection, None)
         self._watch(connection, 0)
         connection.close()
 
-    def _shut_down(self, received: bool) -> None:
+    def _shut_down(self) -> None:
         """Accept no connections; close those without a request; end when all are closed."""
-        if self._listener.fileno() >= 0:
-            self._selector.unregister(self._listener)
-            self._listener.close()
-        if not received:  # else a request may just have arrived on one of them
+        if self._accept_again_at == math.inf:
+            self._pause_accepting()
+        for listener in self._listeners:
+            listener.close()
+        if not self._active:  # else a request may just have arrived on one of them
             for state in (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER):
                 for connection in list(self._timers[state]):
                     self._close(connection)
@@ -3689,14 +4299,15 @@ class _Server:
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
+        began = self._clock()
         stream.pace.begin_wait()
-        with self._waiting(connection) as may_wait, suppress(OSError, ValueError):
+        with self._waiting(connection) as may_wait, suppress(OSError):
             while stream.pace.record(stream.bytes_received):
-                with suppress(*self.would_block):
-                    data = bytes(connection.sock.recv(RECEIVE_BYTES))
+                data = connection.receive_some()
+                if data is not None:
                     stream.pace.record(stream.bytes_received + len(data))
                     return data
-                if not may_wait():
+                if self._clock() - began > RECHECK_SECONDS and not may_wait():
                     break
         return b""
 
@@ -3711,7 +4322,7 @@ class _Server:
         pace.begin_wait()
         with self._waiting(connection) as may_wait:
             while not finished:
-                finished = connection.send_some()
+                finished = connection.send_some(1)  # it may block for RECHECK_SECONDS
                 recheck = not finished and self._clock() - began > RECHECK_SECONDS
                 if not pace.record(connection.bytes_sent) or (recheck and not may_wait()):
                     raise _ClientGone
@@ -3775,14 +4386,8 @@ class _Server:
 # part of the environ that is the same for all requests. It runs in the main thread at the start.
 
 LISTEN_FD = 3  # SD_LISTEN_FDS_START
-
-
-def _would_block_errors(tls: Any) -> Tuple[Type[Exception], ...]:
-    """The exceptions of a socket that cannot be read or written now, or in time."""
-    if not tls:
-        return (BlockingIOError, socket.timeout)
-    import ssl
-    return (BlockingIOError, socket.timeout, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+MAX_SELECT_SOCKETS = 512  # that select() takes on Windows
+RESERVED_FILES = 64  # for the log, the key file and the like, and four for each thread's database
 
 
 def _base_environ(listener: socket.socket, scheme: str) -> Environ:
@@ -3809,18 +4414,48 @@ def _socket_address(listener: socket.socket) -> Tuple[str, int]:
     return name[:2] if isinstance(name, tuple) else (str(name), 0)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket: the one that systemd hands over (sd_listen_fds(3)), or a new one.
+def _listen(host: str, port: int) -> List[socket.socket]:
+    """The sockets that systemd hands over (sd_listen_fds(3)), or a new one.
 
     Raises:
         OSError: the address cannot be used.
+        Error: a socket that is handed over cannot be used.
     """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") > "0":
-        return socket.socket(fileno=LISTEN_FD)
+    count = os.environ.get("LISTEN_FDS", "0")
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and count != "0":
+        if not count.isdecimal():
+            raise Error(f"the variable LISTEN_FDS must be a number, and is {count}")
+        return _inherited_listeners(int(count))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both_families = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(
-        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)
+    return [socket.create_server(
+        (host, port), family=family, backlog=1024, dualstack_ipv6=both_families)]
+
+
+def _inherited_listeners(count: int) -> List[socket.socket]:
+    listeners: List[socket.socket] = []
+    for number in range(LISTEN_FD, LISTEN_FD + count):
+        with suppress(OSError):
+            listeners.append(socket.socket(fileno=number))
+            if listeners[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+        for listener in listeners:
+            listener.close()
+        raise Error(f"file descriptor {number}, from LISTEN_FDS, is not a listening socket")
+    return listeners
+
+
+def _connection_limit(selector: selectors.BaseSelector, threads: int) -> float:
+    """How many connections can be open while files remain for the database and the key file."""
+    limit = math.inf
+    if isinstance(selector, selectors.SelectSelector):
+        limit = MAX_SELECT_SOCKETS // 2  # the rest is for the server's own sockets
+    with suppress(ImportError):  # Windows has no limit of files
+        import resource
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY:
+            limit = min(limit, files - min(files // 2, RESERVED_FILES + 4 * threads))
+    return limit
 
 
 def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
@@ -3832,6 +4467,7 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of TLS 1.2: no CBC (RFC 9325 §4.2)
     context.load_cert_chain(certificate, key)
     return context
 
@@ -3858,22 +4494,27 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
         hint = "; is its key in --tls-key?" if readable and not args.tls_key else ""
         raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
     try:
-        listener = _listen(args.host, args.port)
+        listeners = _listen(args.host, args.port)
     except OSError as error:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
         raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
                     " choose another address with --host and --port") from None
     _raise_file_limit()
-    with listener:
-        store = open_store(settings.database)
+    with ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        store = open_store(settings.database, settings.leeway)
         log = sys.stdout if args.access_log else None
-        server = _Server(create_app(settings, app=app, store=store), listener, settings, tls, log)
+        server = _Server(create_app(settings, app=app, store=store), listeners, settings, tls, log)
         try:
             demo = _add_demo_user(store, settings) if store.is_empty() else None
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, server.interrupt)
-            _print_greeting(_server_url(args.host, listener, tls), settings, store, demo,
+            if tls and hasattr(signal, "SIGHUP"):
+                signal.signal(signal.SIGHUP, partial(
+                    _reload_certificate, server, args.tls_cert, args.tls_key))
+            _print_greeting(_server_url(args.host, listeners[0], tls), settings, store, demo,
                             "/" if app else "/protected")
             # Garbage collection took 10 % of the request time; exclude what is loaded so far.
             gc.freeze()
@@ -3881,6 +4522,19 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
             server.serve_forever()
         finally:
             server.finish()
+
+
+def _reload_certificate(
+    server: _Server, certificate: str, key: Optional[str], *signal_arguments: Any,
+) -> None:
+    """Handle a signal: use the certificate that is in the file now, for new connections."""
+    try:
+        server.tls = _tls_context(certificate, key)
+    except OSError as error:
+        logger.error("%s cannot be used, and the old certificate stays: %s",
+                     certificate, error.strerror or error)
+    else:
+        logger.info("The certificate in %s is used for new connections", certificate)
 
 
 def _raise_file_limit() -> None:
@@ -3989,7 +4643,11 @@ def _clean_scope(scope: str) -> str:
         raise Error(str(error)) from None
     if "," in scope:
         raise Error(f"separate scopes with spaces, not commas: {scope!r}")
-    return " ".join(names)
+    scope = " ".join(names)
+    if len(scope) > MAX_SCOPE_LENGTH:
+        raise Error(f"the scopes have {len(scope)} characters; more than {MAX_SCOPE_LENGTH} do not"
+                    " fit into the headers that proxies accept")
+    return scope
 
 
 def _new_user(name: str, password_hash: str, scope: str = "") -> User:
@@ -4233,7 +4891,8 @@ def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
         claims = signer.verify(token)
     except InvalidTokenError as error:
         raise Error(f"the token is not valid: {error}") from None
-    if Service(open_store(settings.database), signer, settings, time.time).is_revoked(claims):
+    store = open_store(settings.database, settings.leeway)
+    if Service(store, signer, settings, time.time).is_revoked(claims):
         raise Error("the token is not valid: Token has been revoked")
     print(json.dumps(claims, indent=2))
 
@@ -4322,7 +4981,8 @@ class _Command(NamedTuple):
 
 
 _COMMON_ARGUMENTS = (
-    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db)."),
+    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db). Other"
+              " users of this machine can see flags; put a password into JWTSERVER_DATABASE."),
     _argument("--secret-file FILE",
               "The file with the signing keys (default: jwtserver.key beside the database)."),
 )

@@ -346,12 +346,31 @@ def _check_header(header: Dict[str, Any]) -> None:
     token_type = header.get("typ", "JWT")
     if not isinstance(token_type, str) or token_type.lower() not in _TOKEN_TYPES:
         raise DecodeError("The token type must be JWT or at+jwt")
+    if not isinstance(header.get("kid", ""), str):  # RFC 7515 §4.1.4
+        raise DecodeError("The key ID must be a string")
 
 
-def _sign(header: bytes, claims: Claims, hmac_function: HMACFunction) -> str:
-    if not isinstance(claims, dict):
-        raise TypeError("claims must be a dict")
-    signing_input = header + b"." + _base64url_encode(_write_json(claims).encode())
+def _encode_header(headers: Mapping[str, Any]) -> bytes:
+    """Return the first part of a token, or raise InvalidTokenError if `decode` would reject it."""
+    try:
+        header = _write_json({"alg": "HS256", "typ": "JWT", **headers}).encode()
+    except (ValueError, RecursionError):
+        raise DecodeError("The header cannot be written as JSON") from None
+    _check_header(parse_json_object(header))
+    if len(header) > MAX_TOKEN_BYTES:
+        raise DecodeError("Token is too long")
+    return _base64url_encode(header)
+
+
+def _encode_payload(claims: Claims) -> bytes:
+    try:
+        return _write_json(claims).encode()
+    except RecursionError:
+        raise ValueError("the claims are nested too deeply") from None
+
+
+def _sign(header: bytes, payload: bytes, hmac_function: HMACFunction) -> str:
+    signing_input = header + b"." + _base64url_encode(payload)
     return (signing_input + b"." + hmac_function(signing_input)).decode()
 
 
@@ -384,6 +403,24 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
 # never read the clock: they get `now`, in seconds since 1970.
 
 _NUMBER_TYPES = (int, float)  # compared with type(), because bool is a subclass of int
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, _NUMBER_TYPES) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number")
+    float(value)  # raises OverflowError for an integer that could not be added to a float
+
+
+def _check_names(name: str, value: Any) -> StrOrList:
+    """Return text or None as it is, and a collection of names as a tuple."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a str or a list of str")
+    names = tuple(value)
+    if not all(isinstance(item, str) for item in names):
+        raise TypeError(f"{name} must be a str or a list of str")
+    return names
 
 
 def _validate_claims(
@@ -467,10 +504,10 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
     >>> encode({"sub": "alice"}, "k" * 32)[:42]
     'eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzd'
     """
-    header = {"alg": "HS256", "typ": "JWT", **(headers or {})}
-    _check_header(header)
-    encoded_header = _base64url_encode(_write_json(header).encode())
-    return _sign(encoded_header, claims, _hmac_functions(key)[0])
+    if not isinstance(claims, dict):
+        raise TypeError("claims must be a dict")
+    hmac_function = _hmac_functions(key)[0]
+    return _sign(_encode_header(headers or {}), _encode_payload(claims), hmac_function)
 
 
 def decode(
@@ -489,13 +526,21 @@ def decode(
     Raises:
         InvalidTokenError: the token is rejected; the subclass and message give the reason.
         InvalidKeyError: the key is unusable.
+        TypeError: another argument has the wrong type.
 
     >>> decode(encode({"sub": "alice"}, "k" * 32), "k" * 32)
     {'sub': 'alice'}
     """
-    claims = _verify_signature(token, _hmac_functions(key))
-    _validate_claims(
-        claims, require, time.time() if now is None else now, leeway, audience, issuer)
+    hmac_functions = _hmac_functions(key)
+    now = time.time() if now is None else now
+    _check_number("leeway", leeway)
+    _check_number("now", now)
+    audience, issuer = _check_names("audience", audience), _check_names("issuer", issuer)
+    if isinstance(require, str):
+        raise TypeError("require must be a list of str")
+    require = _check_names("require", require) or ()
+    claims = _verify_signature(token, hmac_functions)
+    _validate_claims(claims, require, now, leeway, audience, issuer)
     return claims
 
 
@@ -504,10 +549,12 @@ class TokenSigner:
 
     `keys` is a key or a list of keys: the first signs, all verify. The attribute `fingerprint`
     names the first. `lifetime` and `leeway` are in seconds. `clock` returns seconds since 1970.
-    `decode` explains the other parameters.
+    `decode` explains the other parameters. The leeway is ten seconds, because the clocks of two
+    machines differ.
 
     Raises:
         InvalidKeyError: a key is unusable.
+        TypeError: another argument has the wrong type.
 
     >>> signer = TokenSigner("k" * 32, lifetime=600)
     >>> claims = signer.verify(signer.sign({"sub": "alice"}))
@@ -517,12 +564,16 @@ class TokenSigner:
 
     def __init__(
         self, keys: Keys, *, issuer: Optional[str] = None, audience: StrOrList = None,
-        lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
+        lifetime: float = 3600, leeway: float = 10, clock: Callable[[], float] = time.time,
     ) -> None:
         self._hmac_functions = _hmac_functions(keys)
+        _check_number("lifetime", lifetime)
+        _check_number("leeway", leeway)
+        if not isinstance(issuer, (str, type(None))) or not callable(clock):
+            raise TypeError("issuer must be a str, and clock a function")
         self.fingerprint = key_fingerprint(keys if isinstance(keys, (str, bytes)) else keys[0])
         self.issuer = issuer
-        self.audience = audience
+        self.audience = _check_names("audience", audience)
         self.lifetime = lifetime
         self.leeway = leeway
         self.clock = clock
@@ -532,6 +583,7 @@ class TokenSigner:
 
         Raises:
             TypeError, ValueError: the claims are not a dict that JSON can express.
+            ValueError: `verify` would reject the token at any time.
         """
         now = int(self.clock())
         defaults = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
@@ -539,7 +591,16 @@ class TokenSigner:
             defaults["iss"] = self.issuer
         if self.audience is not None:
             defaults["aud"] = self.audience
-        return _sign(_STANDARD_HEADER, {**defaults, **claims}, self._hmac_functions[0])
+        payload = _encode_payload({**defaults, **claims})
+        token = _sign(_STANDARD_HEADER, payload, self._hmac_functions[0])
+        if len(token) > MAX_TOKEN_BYTES:
+            raise ValueError(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
+        try:  # with a leeway that accepts all times
+            _validate_claims(parse_json_object(payload), ("exp", "sub"), now, math.inf,
+                             self.audience, self.issuer)
+        except InvalidTokenError as error:
+            raise ValueError(f"the token would be rejected: {error}") from None
+        return token
 
     def verify(self, token: Union[str, bytes]) -> Claims:
         """Return the claims of a token that has `exp` and `sub` and satisfies the policy.
@@ -703,6 +764,7 @@ def password_iterations(encoded: Optional[str]) -> int:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
+#                   /api/__x__   /y/__x__/api   /default/api
 #   neither         /apix    /x/api      /x//y         the rule has no effect
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
@@ -715,8 +777,8 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 _TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
 _ODD_CHARACTER = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]")
-_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
-_SEPARATOR = re.compile(r"[/\\;?#]")
+_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /", ":$")
+_SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
 _LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
 _INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
@@ -726,6 +788,13 @@ _INVISIBLE = re.compile(  # control characters, and category Cf, which databases
     "\U000e0020-\U000e007f]")
 _PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
     dict.fromkeys(string.punctuation.replace("/", ""), "_"))
+# CherryPy, Pecan and TurboGears walk the attributes of objects, so they may read `/x/__self__/y` as
+# `/y`. For CherryPy and TurboGears, so is `/x/--self--/y`.
+_SIGN = "[!-.:-@[-`{-~]"  # ASCII punctuation except the slash
+_ATTRIBUTE = re.compile(
+    rf"(?:^|[/\\;?#])\s*{_SIGN}{{2}}[a-z][^/]{{0,40}}{_SIGN}{{2}}[.\s]*(?=[/\\;?#]|\Z)",
+    re.IGNORECASE)
+_HANDLERS = {"default", "_default", "index", "get_one"}  # they may read `/default/x` as `/x`
 _TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
 _MAX_ODD_PATH = 2048  # characters
@@ -748,6 +817,7 @@ class _Rule(NamedTuple):
     methods: FrozenSet[str]  # empty: all
     path: str  # with a slash at the end
     words: _Words
+    attributes: int  # how many of its segments are like `__x__`
     access: _Access
     scopes: Scopes
 
@@ -759,6 +829,7 @@ class _Path(NamedTuple):
     canonical_readings: Sequence[_Words] = ()
     odd_readings: Sequence[_Words] = ()
     odd_words: FrozenSet[str] = frozenset()  # of all odd readings: a quick test for most rules
+    attributes: int = 0  # how many segments may lead to other objects, such as `__self__`
     readable: bool = True  # otherwise it could be any path
 
     def may_match(self, rule: _Rule) -> bool:
@@ -776,14 +847,17 @@ class _Path(NamedTuple):
 
 
 def _read_path(path: str) -> _Path:
-    if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
+    if (path.isascii() and path[:1] in ("", "/") and _is_canonical(path)
+            and not _ATTRIBUTE.search(path)):
         return _Path(path.rstrip("/") + "/", _canonical_words(path))
     readings = _decode_readings(path)
     if not readings:
         return _Path(readable=False)
     has_dots = any(map(_has_dot_segment, readings))
-    is_canonical = path[:1] == "/" and _is_canonical(readings[0]) and not has_dots
-    segment_count = len(_names(readings[0])) if is_canonical else None
+    attributes = max(len(_ATTRIBUTE.findall(text)) for text in readings)
+    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
+    climbs = has_dots or attributes > 0
+    segment_count = len(_names(readings[0])) if is_canonical and not climbs else None
     canonical, odd = [], []
     for text in readings:
         names = _names(text)
@@ -793,25 +867,18 @@ def _read_path(path: str) -> _Path:
         else:
             odd.append(_odd_words(text))
     certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
-    return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)))
+    odd_words = frozenset(chain.from_iterable(odd))
+    return _Path(certain_prefix, canonical, odd, odd_words, attributes)
 
 
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
-    """Read the two joined and, if `path` is odd, also combine their separate readings.
+    """Read the two joined. An application may also decode them separately, with the same result.
 
-    An application that decodes them separately may find another beginning than that of the joined
-    path. So no beginning is certain then.
+    It is unpredictable if both are odd, or if the path does not begin with a slash.
     """
-    joined = _read_path(mount + path)
-    if not inner.odd_readings:
-        return joined
-    outer = _read_path(mount)
-    combined = dict.fromkeys(
-        first + second for first in chain(outer.canonical_readings, outer.odd_readings)
-        for second in inner.odd_readings)
-    return joined._replace(
-        certain_prefix="/", odd_readings=[*joined.odd_readings, *combined],
-        odd_words=joined.odd_words.union(*combined))
+    if inner.odd_readings and (path[:1] != "/" or _read_path(mount).odd_readings):
+        return _Path(readable=False)
+    return _read_path(mount + path)
 
 
 def _decode_readings(path: str) -> List[str]:
@@ -927,7 +994,20 @@ def _words(folded_path: str) -> _Words:
 def _canonical_words(path: str) -> List[_Words]:
     """Return the words of a canonical path, once for each stem of its last segment."""
     above, _, last = _fold(path).rstrip("/").rpartition("/")
-    return [_words(f"{above}/{stem}") for stem in _stems(last)]
+    readings = [_words(f"{above}/{stem}") for stem in _stems(last)]
+    return readings + [words for reading in readings for words in _handler_arguments(reading)]
+
+
+def _handler_arguments(words: _Words) -> Iterable[_Words]:
+    """Return the path without a segment that is the name of a handler, once for each of these.
+
+    Rules have at most `_MAX_DEPTH` segments, so the rest of a longer path does not matter.
+    """
+    if _HANDLERS.isdisjoint(words):
+        return
+    for index, word in enumerate(words[:_MAX_DEPTH]):
+        if word in _HANDLERS:
+            yield words[:index] + words[index + 1:_MAX_DEPTH + 1]
 
 
 def _odd_words(path: str) -> _Words:
@@ -999,7 +1079,7 @@ def _parse_rule(text: str, access: _Access, scopes: Scopes = ()) -> _Rule:
     rank = (-len(words), not methods, access)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, path, words, access, scopes)
+    return _Rule(rank, methods, path, words, len(_ATTRIBUTE.findall(path)), access, scopes)
 
 
 def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
@@ -1013,7 +1093,8 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
             return
         if rule.methods and method not in rule.methods:
             continue
-        if path.certain_prefix.startswith(rule.path):
+        # An exemption must be for the object itself, not for what its attributes lead to.
+        if path.certain_prefix.startswith(rule.path) and path.attributes == rule.attributes:
             certain_rank = rule.rank
             yield rule
         elif path.may_match(rule):
@@ -1074,7 +1155,7 @@ def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
     *headers: Tuple[str, str],
 ) -> Iterable[bytes]:
-    body = json.dumps({"success": False, "error": message}).encode()
+    body = json.dumps({"success": False, "error": message}).encode() + b"\n"
     start_response(status, [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
@@ -1183,17 +1264,20 @@ class BearerAuthMiddleware:
     both: below the mount `/app`, write `exempt=["/public", "/app/public"]`.
 
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
-    segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
-    of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
-    segment. Some applications ignore letter case, accents, invisible characters, punctuation
-    (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and `/+a`). So a
-    path that differs from a rule only in these is protected by it, but never exempted.
+    segments, no `%`, `;`, `?`, `#`, `:$` or backslash, no control characters, no dot or space at
+    the end of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared
+    segment by segment. Some applications ignore letter case, accents, invisible characters,
+    punctuation (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and
+    `/+a`). So a path that differs from a rule only in these is protected by it, but never exempted.
+    CherryPy, Pecan and TurboGears may serve `/default/x`, `/_default/x`, `/index/x` and
+    `/get_one/x` as `/x`, so a rule for `/x` protects these too.
 
     Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
     `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
     with a line end, matches every rule. The scopes of all these rules add up. An exemption must be
     a beginning, in whole segments, of the canonical part of the path. A path with dot segments has
-    no canonical part.
+    no canonical part. A segment such as `__self__` or `--self--` leads these frameworks from one
+    object to another, so a path with it is not canonical, and only a rule with it can exempt it.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
     application looks names up under such a collation, protect the path above the names. If it
@@ -1254,6 +1338,10 @@ class BearerAuthMiddleware:
             if self.login_path and refusal.status[:3] == "401" and self._is_for_person(environ):
                 return _redirect(start_response, f"{self.login_path}?next={_next_page(environ)}")
         return self._refuse(refusal, environ, start_response)
+
+    def protects(self, environ: Environ) -> bool:
+        """Return whether the request needs a token."""
+        return self._access(environ)[0] is _Access.PROTECTED
 
     def authenticate(self, environ: Environ) -> Optional[Claims]:
         """Return the claims of the request's token, or None if it has no valid, unrevoked token.
@@ -1387,7 +1475,7 @@ class RateLimitMiddleware:
     [b'hello']
     >>> app(environ, lambda status, headers: print(status, headers[-1]))
     429 Too Many Requests ('Retry-After', '60')
-    [b'{"success": false, "error": "Too many requests"}']
+    [b'{"success": false, "error": "Too many requests"}\\n']
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from wsgiref.validate import validator
 
 import pytest
 import support
-from support import KEY, hello
+from support import KEY, for_each, hello
 
 from wsgi_auth import MAX_NEXT_LENGTH, BearerAuthMiddleware, RateLimitMiddleware, TokenSigner
 
@@ -64,7 +64,7 @@ def test_authorization_header_wins_over_the_cookie():
 
 
 # RFC 6265 §4.2.1. A header that breaks the grammar anywhere, or a name that occurs twice, is none.
-@pytest.mark.parametrize("header, status", [
+@for_each("header, status", [
     (COOKIE, 200),
     (f"a=b; {COOKIE}", 200),
     (f"{COOKIE}; a=b", 200),
@@ -119,7 +119,7 @@ def test_revoked_cookie_and_missing_scope_are_refused():
     assert call(guard(protect={"/": "read"})).status == 200
 
 
-@pytest.mark.parametrize("cookie", ["", "a b", "a=b", "a;", "é", "a,b"])
+@for_each("cookie", ["", "a b", "a=b", "a;", "é", "a,b"])
 def test_cookie_name_that_no_browser_sends_is_an_error(cookie):
     with pytest.raises(ValueError, match="not the name of a cookie"):
         guard(cookie=cookie)
@@ -162,12 +162,12 @@ def post(guarded, headers, method="POST", **environ):
     return call(guarded, method, **environ)
 
 
-@pytest.mark.parametrize("headers", SAME_ORIGIN, ids=str)
+@for_each("headers", SAME_ORIGIN)
 def test_unsafe_request_of_this_site_is_admitted(headers):
     assert post(guard(), headers).status == 200
 
 
-@pytest.mark.parametrize("headers", OTHER_ORIGIN, ids=str)
+@for_each("headers", OTHER_ORIGIN)
 def test_unsafe_request_of_another_site_is_refused(headers):
     guarded = BearerAuthMiddleware(validator(hello), SIGNER, cookie="session")
 
@@ -177,19 +177,19 @@ def test_unsafe_request_of_another_site_is_refused(headers):
     assert "WWW-Authenticate" not in answer.headers
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@for_each("method", ["GET", "HEAD", "OPTIONS"])
 def test_safe_request_of_another_site_is_admitted(method):
     assert post(guard(), {"HTTP_SEC_FETCH_SITE": "cross-site"}, method).status == 200
 
 
-@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "PROPFIND", "get"])
+@for_each("method", ["PUT", "DELETE", "PATCH", "PROPFIND", "get"])
 def test_every_other_method_is_unsafe(method):
     guarded = BearerAuthMiddleware(hello, SIGNER, cookie="session")
 
     assert post(guarded, {"HTTP_SEC_FETCH_SITE": "cross-site"}, method).status == 403
 
 
-@pytest.mark.parametrize("upgrade", ["websocket", "WebSocket", "h2c, websocket"])
+@for_each("upgrade", ["websocket", "WebSocket", "h2c, websocket"])
 def test_websocket_handshake_of_another_site_is_refused(upgrade):
     handshake = {"HTTP_UPGRADE": upgrade, "HTTP_CONNECTION": "Upgrade"}
 
@@ -243,7 +243,7 @@ def test_cache_control_of_the_application_stays():
     assert answer.headers["CACHE-CONTROL"] == "no-cache"
 
 
-@pytest.mark.parametrize("environ", [{}, {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}], ids=str)
+@for_each("environ", [{}, {"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}])
 def test_all_responses_of_an_optional_path_are_private(environ):
     answer = call(guard(protect=[], optional=["/"]), cookie=None, **environ)
 
@@ -257,7 +257,7 @@ def test_open_path_has_no_headers_added():
 # --- Optional -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("environ, status, user", [
+@for_each("environ, status, user", [
     ({}, 200, b"nobody"),
     ({"HTTP_AUTHORIZATION": " "}, 200, b"nobody"),
     ({"HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}, 200, b"alice"),
@@ -270,7 +270,7 @@ def test_open_path_has_no_headers_added():
     ({"HTTP_COOKIE": COOKIE, "HTTP_SEC_FETCH_SITE": "cross-site"}, 200, b"nobody"),
     ({"HTTP_COOKIE": COOKIE, "REMOTE_USER": "root"}, 200, b"alice"),
     ({"REMOTE_USER": "root", "wsgi_auth.claims": {}, "wsgi_auth.cookie": True}, 200, b"nobody"),
-], ids=str)
+])
 def test_optional_token(environ, status, user):
     guarded = guard(protect=[], optional=["/"])
 
@@ -281,7 +281,7 @@ def test_optional_token(environ, status, user):
 
 
 # Which of two rules decides; `/a/b` is asked for without a token.
-@pytest.mark.parametrize("options, status", [
+@for_each("options, status", [
     ({"protect": ["/"], "optional": ["/a"]}, 200),
     ({"protect": ["/a/b"], "optional": ["/a"]}, 401),
     ({"protect": ["/a"], "optional": ["/a"]}, 401),
@@ -302,7 +302,7 @@ def test_optional_rule_wins_over_an_exemption_of_the_same_path():
 
 
 # An odd path that may match a protected rule is protected.
-@pytest.mark.parametrize("path", ["/a/../b", "/a//b", "/a/%62", "/a;/b", "/A/b", "/a/b.json"])
+@for_each("path", ["/a/../b", "/a//b", "/a/%62", "/a;/b", "/A/b", "/a/b.json"])
 def test_optional_rule_opens_no_other_reading_of_a_path(path):
     guarded = guard(protect=["/b", "/a/b"], optional=["/a"])
 
@@ -317,7 +317,7 @@ def to_login(path="/", method="GET", cookie=None, **environ):
     return call(guard(login_path="/login"), method, path, cookie, **environ)
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@for_each("method", ["GET", "HEAD"])
 def test_browser_without_a_token_is_sent_to_the_login_page(method):
     answer = to_login("/reports", method, QUERY_STRING="year=2026&q=a%20b")
 
@@ -328,12 +328,12 @@ def test_browser_without_a_token_is_sent_to_the_login_page(method):
         "X-Content-Type-Options": "nosniff"}
 
 
-@pytest.mark.parametrize("cookie", ["session=x", f"session={EXPIRED}", "malformed"])
+@for_each("cookie", ["session=x", f"session={EXPIRED}", "malformed"])
 def test_browser_with_an_invalid_cookie_is_sent_to_the_login_page(cookie):
     assert to_login(cookie=cookie).status == 303
 
 
-@pytest.mark.parametrize("environ, status", [
+@for_each("environ, status", [
     ({"HTTP_ACCEPT": "application/json"}, 401),
     ({"HTTP_ACCEPT": "*/*"}, 401),
     ({"HTTP_ACCEPT": None}, 401),
@@ -342,7 +342,7 @@ def test_browser_with_an_invalid_cookie_is_sent_to_the_login_page(cookie):
     ({"REQUEST_METHOD": "POST"}, 401),
     ({"REQUEST_METHOD": "OPTIONS"}, 401),
     ({"HTTP_ACCEPT": "TEXT/HTML"}, 303),
-], ids=str)
+])
 def test_programs_get_401(environ, status):
     assert to_login(**environ).status == status
 
@@ -367,7 +367,7 @@ def test_optional_path_never_redirects():
 
 # The next page comes back from the query as it was asked for, and no path becomes another header
 # or parameter.
-@pytest.mark.parametrize("path, query, page", [
+@for_each("path, query, page", [
     ("/", "", "/"),
     ("/a b", "", "/a%20b"),
     ("/a?b#c", "", "/a%3Fb%23c"),
@@ -398,7 +398,7 @@ def test_next_page_of_a_mounted_application_begins_with_the_mount():
     assert unquote(answer.headers["Location"]) == "/login?next=/app/a"
 
 
-@pytest.mark.parametrize("login_path", [
+@for_each("login_path", [
     "", "login", "//evil.example", "/\\evil", "https://evil.example/", "/login?x", "/a#b",
     "/a\r\nb", "/a b", "/é"])
 def test_login_path_that_is_no_plain_path_is_an_error(login_path):

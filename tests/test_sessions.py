@@ -1,6 +1,7 @@
 """Sessions: refresh, reuse of a refresh token, logout, key rotation, the audit log."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -320,6 +321,16 @@ def test_session_that_a_clock_ahead_has_opened_ends_when_the_clock_is_right(clie
     assert store.is_open(sid, created - 10)
 
 
+def test_leeway_of_the_settings_holds_for_sessions_too(make, clock):
+    ahead, lenient, strict = make(), make(leeway=30), make(leeway=0)
+    token = sign_in(ahead)["token"]
+
+    clock.now -= 20
+
+    protected(lenient, token)
+    protected(strict, token, 401)
+
+
 def test_refresh_token_forged_from_a_session_id_ends_nothing(client, clock):
     answer = sign_in(client)
     sid = claims_of(answer, clock)["sid"]
@@ -488,13 +499,55 @@ def test_enable_and_an_upgraded_hash_end_no_session(client, make, store):
 def test_guard_without_the_database_answers_503(client, store, monkeypatch, database):
     token = sign_in(client)["token"]
 
-    def connection(database):
+    def take(database, idle):
         raise database.store_error("disk I/O error")
 
-    monkeypatch.setattr(type(store.database), "connection", connection)
+    monkeypatch.setattr(type(store.database), "take", take)
 
     answer = protected(client, token, 503).json
     assert answer == {"success": False, "error": "The database cannot answer"}
+
+
+# --- Scopes that fit into headers
+
+
+LONGEST_SCOPE = " ".join(["s" * 1023, "t" * 1024])
+
+
+@pytest.mark.parametrize("command", ["user add carol --password-stdin --scope", "user scope alice"])
+def test_scopes_that_are_too_long_for_a_header_are_refused(store, capsys, monkeypatch, command):
+    """A user could sign in with 13 KiB of scopes, but servers refused the token's header."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("x\nx\n"))
+
+    assert jwtserver.main([*command.split(), LONGEST_SCOPE + "t"]) == 1
+    assert capsys.readouterr().err == (
+        "jwtserver: the scopes have 2049 characters; more than 2048 do not fit into the headers"
+        " that proxies accept\n")
+    assert jwtserver.main([*command.split(), LONGEST_SCOPE]) == 0
+
+
+@pytest.mark.parametrize("name", ["a" * 150, "\u5c71" * 150, "\U0001f642" * 150])
+def test_longest_scopes_and_name_fit_into_the_headers_of_proxies(client, store, name):
+    store.add_users([user(name, LONGEST_SCOPE)])
+
+    token = sign_in(client, name)["token"]
+    response = client.get("/verify", headers=bearer(token))
+
+    assert len(f"Authorization: Bearer {token}") < 5000
+    assert response.headers["Remote-Scope"] == LONGEST_SCOPE
+    assert sum(len(f"{name}: {value}\r\n") for name, value in response.headerlist) < 4096 - 1024
+
+
+@pytest.mark.parametrize("claims", [
+    {"sub": "script", "scope": "s" * 3067}, {"sub": "\xe9" * 1537}])
+def test_token_made_elsewhere_that_is_too_long_for_a_header_is_refused_by_verify(
+    client, clock, claims,
+):
+    token = TokenSigner(KEY, clock=clock).sign(claims)
+
+    answer = client.get("/verify", headers=bearer(token), status=403).json
+
+    assert answer["error"] == "The token's subject and scope are too long for a header"
 
 
 # --- Two processes, and one that is killed

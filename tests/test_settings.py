@@ -11,12 +11,12 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
-from support import KEY, ROOT
+from support import KEY, ROOT, for_each
 
 OTHER = KEY[::-1]
 
 
-@pytest.mark.parametrize("variable, text, field, value", [
+@for_each("variable, text, field, value", [
     ("DATABASE", "x.db", "database", "x.db"),
     ("DATABASE", "postgresql://h/x", "database", "postgresql://h/x"),
     ("SECRET", KEY, "secret", KEY),
@@ -25,6 +25,8 @@ OTHER = KEY[::-1]
     ("AUDIENCE", "tool", "audience", "tool"),
     ("TOKEN_LIFETIME", "60", "token_lifetime", 60),
     ("SESSION_LIFETIME", "86400", "session_lifetime", 86400),
+    ("LEEWAY", "0", "leeway", 0),
+    ("LEEWAY", "30", "leeway", 30),
     ("CORS_ORIGINS", "https://a, http://b:1,", "cors_origins", ("https://a", "http://b:1")),
     ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
     ("LOGIN_FAILURES", "3/60", "login_failures", (3, 60)),
@@ -43,7 +45,7 @@ def test_variable_sets_its_field(variable, text, field, value):
     assert getattr(settings, field) == value
 
 
-@pytest.mark.parametrize("variable, text", [
+@for_each("variable, text", [
     ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"),
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
@@ -51,7 +53,8 @@ def test_variable_sets_its_field(variable, text, field, value):
     *(("PBKDF2_ITERATIONS", text) for text in ("0", "10000001", "x")),
     *((variable, text) for variable in ("LOGIN_FAILURES", "RATE_LIMIT") for text in (
         "5", "5/", "/900", "0/900", "5/0", "5/900/1", "-5/900", "5 / 900", "5/15m", "off")),
-    ("SESSION_LIFETIME", "0"), ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
+    ("SESSION_LIFETIME", "0"), ("LEEWAY", "-1"), ("LEEWAY", "0.5"), ("LEEWAY", "x"),
+    ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
     *(("PREFIX", text) for text in ("auth", "//", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
     *((variable, text) for variable in ("PROTECT", "EXEMPT") for text in (
         "/a,/b", "/a:admin", "/a=admin", "/x;GET,POST /a,/b", "/my files:admin", "/my=x files",
@@ -64,7 +67,7 @@ def test_variable_that_cannot_be_used_is_named(variable, text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field, value, read", [
+@for_each("field, value, read", [
     ("database", Path("x.db"), "x.db"), ("secret_file", Path("x.key"), "x.key"),
     ("token_lifetime", "60", 60), ("login_failures", "3/60", (3, 60)),
     ("login_failures", [3, 60], (3, 60)), ("rate_limit", "300/60", (300, 60)),
@@ -77,7 +80,7 @@ def test_field_accepts_the_text_of_its_variable_and_python_values(field, value, 
     assert getattr(Settings(**{field: value}).checked(), field) == read
 
 
-@pytest.mark.parametrize("field, value", [
+@for_each("field, value", [
     ("database", None), ("database", ""), ("secret", [KEY]), ("secret", KEY.encode()),
     ("secret_file", None), ("issuer", 1), ("token_lifetime", 1.5), ("token_lifetime", True),
     ("token_lifetime", 0), ("login_failures", 5), ("login_failures", None),
@@ -109,6 +112,23 @@ def test_key_file_is_beside_the_database():
     assert Settings(database="data/users.db").key_file == Path("data/jwtserver.key")
     assert Settings(database="data/users.db", secret_file="k").key_file == Path("k")
     assert Settings(database="postgresql://h/x").key_file == Path("jwtserver.key")
+
+
+@pytest.mark.parametrize("leeway", [10, 0])
+@pytest.mark.parametrize("secret", [KEY, ""], ids=["secret", "file"])
+def test_leeway_applies_to_the_tokens_of_the_service(secret, leeway):
+    now = 1_700_000_000
+    settings = Settings(secret=secret, leeway=leeway)
+    token = jwtserver.make_signer(settings, lambda: now).sign({"sub": "alice"})
+
+    def verify(clock):
+        return jwtserver.make_signer(settings, lambda: clock).verify(token)
+
+    assert verify(now - leeway)["sub"] == verify(now + 3599 + leeway)["sub"] == "alice"
+    with pytest.raises(wsgi_auth.ImmatureSignatureError):
+        verify(now - leeway - 1)
+    with pytest.raises(wsgi_auth.ExpiredSignatureError):
+        verify(now + 3600 + leeway)
 
 
 # --- Keys

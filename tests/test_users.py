@@ -16,7 +16,7 @@ import pytest
 
 import jwtserver
 from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_store
-from support import ROOT, user
+from support import ROOT, for_each, store_with, user
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -37,13 +37,13 @@ def run(code, **options):
 # --- Names
 
 
-@pytest.mark.parametrize("name", [
+@for_each("name", [
     "a", "a" * 150, "Zoë", "jo@example.org", "o'neil", "山田", "a b", "-", "🙂" * 150])
 def test_clean_name_of_a_valid_name_is_the_name(name):
     assert clean_name(name) == name
 
 
-@pytest.mark.parametrize("name", [
+@for_each("name", [
     "", "a" * 151, " a", "a ", "\ta", "a\xa0", "\u3000", "a\0b", "a\nb", "a\x1bb", "a\x7fb",
     "a\x85b", "a\ud800b", "a\u2028b", "a\u2029b", "e\u0301" * 151])
 def test_clean_name_of_an_invalid_name_raises(name):
@@ -69,6 +69,27 @@ def test_open_store_creates_a_file_for_the_owner_only():
     assert connection.execute("PRAGMA user_version").fetchone() == (len(jwtserver._MIGRATIONS),)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
+
+
+@pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"),
+                                   OSError(95, "Operation not supported"), AttributeError("link")])
+def test_files_are_created_on_a_file_system_without_hard_links(monkeypatch, error):
+    def link(source, target):
+        raise error
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse\n"))
+
+    assert jwtserver.main(["user", "add", "alice", "--password-stdin"]) == 0
+    assert jwtserver.main(["token", "issue", "alice"]) == 0
+
+    key = Path("jwtserver.key").read_bytes()
+    assert [os.stat(name).st_mode & 0o777 for name in ("jwtserver.db", "jwtserver.key")] == [
+        0o600, 0o600]
+    assert sorted(path.name for path in Path().glob("jwtserver.key*")) == ["jwtserver.key"]
+    jwtserver._create_file(Path("jwtserver.key"), [b"another"])  # as a process that came second
+    assert Path("jwtserver.key").read_bytes() == key
+    assert sorted(path.name for path in Path().glob("jwtserver.key*")) == ["jwtserver.key"]
 
 
 def write(*statements):
@@ -289,10 +310,136 @@ def test_deleted_file_is_not_created_again(store):
     os.unlink("jwtserver.db")
     store.close()
 
-    with pytest.raises(StoreError, match="unable to open database file"):
+    with pytest.raises(StoreError, match="jwtserver.db: No such file or directory"):
         store.ping()
 
     assert not os.path.exists("jwtserver.db")
+
+
+# --- Another file in the place of the database
+
+
+def replace_database(*names):
+    """Put another database with these users into the place of jwtserver.db."""
+    store_with("other.db", *map(user, names)).close()
+    os.replace("other.db", "jwtserver.db")
+
+
+def names_in(store):
+    return [row.name for row in store.all_users()]
+
+
+@pytest.mark.sqlite
+def test_file_that_replaces_the_database_is_used_from_now_on(store, caplog):
+    """The old users stayed. With only a new connection, SQLite applies the old log to the file."""
+    store.add_users([user(f"old{number}") for number in range(200)])
+
+    replace_database("new")
+
+    store.ping()
+    assert names_in(store) == ["new"] and store.find_user("old1") is None
+    assert caplog.messages == [f"Another file has replaced {store.name}, and is used from now on"]
+    store.add_users([user("newer")])
+    store.close()
+    connection = sqlite3.connect("jwtserver.db")
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert connection.execute("SELECT name FROM users").fetchall() == [("new",), ("newer",)]
+    connection.close()
+
+
+@pytest.mark.sqlite
+def test_sessions_of_a_replaced_database_end_half_a_second_later(store, monkeypatch):
+    store.add_users([user("alice")])
+    grant = jwtserver.new_grant(user("alice"), 60, 0)
+    store.open_session(grant, 0)
+    assert store.is_open(grant.session.id, 0)
+    replace_database("alice")
+
+    monkeypatch.setattr(jwtserver, "FILE_INTERVAL", -1)
+
+    assert not store.is_open(grant.session.id, 0)
+
+
+@pytest.mark.sqlite
+def test_file_that_replaces_the_database_is_used_by_all_processes(store):
+    code = """
+import sys, jwtserver
+store = jwtserver.open_store("jwtserver.db")
+for line in sys.stdin:
+    store.add_users([jwtserver.User(line.strip(), "hash", "", 0, 0)])
+    print(*(user.name for user in store.all_users()), flush=True)
+store.close()
+"""
+    store.add_users([user("old")])
+    processes = [run(code) for _ in range(2)]
+
+    def names_of(process, added):
+        process.stdin.write(added + "\n")
+        process.stdin.flush()
+        return process.stdout.readline().split()
+
+    for number, process in enumerate(processes):
+        assert "old" in names_of(process, f"older{number}")
+    replace_database("new")
+
+    assert names_in(store) == ["new"]
+    assert [names_of(process, f"x{number}") for number, process in enumerate(processes)] == [
+        ["new", "x0"], ["new", "x0", "x1"]]
+    assert names_in(store) == ["new", "x0", "x1"]
+    for process in processes:
+        assert process.communicate()[0] == ""
+
+
+@pytest.mark.sqlite
+def test_stores_that_see_a_replaced_database_one_after_the_other_keep_what_was_added(store):
+    other = open_store("jwtserver.db")
+    store.add_users([user("old")])
+    assert names_in(other) == ["old"]
+
+    with other.database.connection():  # in use meanwhile
+        replace_database("new")
+        store.add_users([user("newer")])
+
+    assert names_in(other) == names_in(store) == ["new", "newer"]
+    other.close()
+
+
+@pytest.mark.sqlite
+def test_new_connection_to_a_file_that_was_replaced_just_now_is_used(store):
+    store.ping()
+    store.close()
+    replace_database("new")
+
+    assert not store.is_open("x", 0)
+    assert names_in(store) == ["new"]
+
+
+@pytest.mark.sqlite
+def test_database_that_was_moved_away_and_back_keeps_its_log(store):
+    store.add_users([user("alice")])
+    os.rename("jwtserver.db", "aside.db")
+    with pytest.raises(StoreError, match="jwtserver.db: No such file or directory"):
+        store.ping()
+
+    os.rename("aside.db", "jwtserver.db")
+
+    store.ping()
+    assert names_in(store) == ["alice"]
+
+
+@pytest.mark.sqlite
+def test_replaced_database_that_is_locked_gives_up(store, monkeypatch):
+    store.close()
+    monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
+    writer = store.database.connect()
+    store.ping()
+    writer.execute("BEGIN IMMEDIATE")
+    replace_database("new")
+
+    with pytest.raises(StoreError, match="jwtserver.db: database is locked"):
+        store.ping()
+
+    writer.close()
 
 
 # --- Lock-outs
