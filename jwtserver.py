@@ -1519,10 +1519,10 @@ def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
 # only from this site, because browsers send cookies with the forms of other sites too.
 
 _STYLE = """
-:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --dim: #5a6472;
-  --line: #8a94a3; --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
+:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --line: #7d8796;
+  --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1c222b; --text: #e8ebf0;
-  --dim: #a8b1be; --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
+  --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
 * { box-sizing: border-box; }
 body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
   background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
@@ -1534,12 +1534,13 @@ input { width: 100%; padding: .6rem .7rem; font: inherit; color: inherit; backgr
   border: 1px solid var(--line); border-radius: .4rem; }
 input[aria-invalid] { border-color: var(--bad); }
 button { width: 100%; margin-top: 1.25rem; padding: .65rem; font: inherit; font-weight: 600;
-  color: var(--on-accent); background: var(--accent); border: 0; border-radius: .4rem;
-  cursor: pointer; }
+  color: var(--on-accent); background: var(--accent); border: 1px solid transparent;
+  border-radius: .4rem; cursor: pointer; }
+button:hover { filter: brightness(1.1); }
+main > :last-child { margin-bottom: 0; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-.error { margin: .25rem 0 0; color: var(--bad); }
-.note { color: var(--dim); }
+.error { margin: .4rem 0 0; color: var(--bad); }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _PAGE_HEADERS = (
