@@ -1524,7 +1524,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1c222b; --text: #e8ebf0;
   --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
 * { box-sizing: border-box; }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
+body { margin: 0; min-height: 100svh; display: grid; place-items: center; padding: 1rem;
   background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
 main { width: 100%; max-width: 26rem; padding: 1.75rem; background: var(--card);
   border-radius: .75rem; box-shadow: 0 1px 3px #0003; overflow-wrap: anywhere; }
@@ -1799,10 +1799,12 @@ class Service:
         _audit("logout", user=user, address=self.address(environ), session=session)
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
-        no_cookie = self._cookie_header(environ, "", 0)
+        # The Back button shows earlier pages from memory, unless this clears them. Browsers obey it
+        # only over HTTPS (https://www.w3.org/TR/clear-site-data/).
+        headers = self._cookie_header(environ, "", 0), ("Clear-Site-Data", '"cache"')
         if _wants_page(environ):
-            return _see_other(self.login_path, no_cookie)
-        return Response.of(204, None, no_cookie)
+            return _see_other(self.login_path, *headers)
+        return Response.of(204, None, *headers)
 
     def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is valid, and the name of its user."""

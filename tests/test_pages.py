@@ -173,6 +173,7 @@ def test_person_signs_in_returns_to_the_page_and_signs_out(browser):
     signed_out = account.form.submit(status=303)
     assert signed_out.headers["Location"] == "/login"
     assert the_cookie(signed_out)[1] == ""
+    assert signed_out.headers["Clear-Site-Data"] == '"cache"'
     assert "Sign in" in signed_out.follow()
     browser.get("/protected", status=303)
 
