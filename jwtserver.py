@@ -1586,6 +1586,10 @@ def _field(name: str, label: str, attributes: str, error: str, value: str = "") 
             + shown)
 
 
+def _signed_in_as(claims: Claims) -> str:
+    return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
+
+
 def _login_page(
     next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
     *headers: Tuple[str, str],
@@ -1821,12 +1825,16 @@ class Service:
     def login_page(self, environ: Environ) -> Response:
         """Show the sign-in form or, to a signed-in user, the account page."""
         claims = self._person(environ)
+        query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+        next_page = _local_page(query.get("next"))
         if claims is None:
-            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
-            return _login_page(_local_page(query.get("next")))
+            return _login_page(next_page)
+        # Chromium applies `form-action` to redirects too. If the next page redirects to another
+        # site, the sign-in form stays, without a message. After a reload, this link leads on.
+        link = escape(next_page)
         return _page(200, "Your account", (
-            f"<p>Signed in as <strong>{escape(claims['sub'])}</strong></p>\n"
-            '<form method="post" action="logout"><button>Sign out</button></form>\n'))
+            f"{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
+            f"{self._sign_out_form}"))
 
     def login(self, environ: Environ) -> Response:
         """Sign in with the form, and set the cookie."""
@@ -1858,16 +1866,21 @@ class Service:
     def start_page(self, environ: Environ) -> Response:
         """Explain what this is, and who is signed in."""
         claims = self._person(environ)
-        who = "Nobody is signed in" if claims is None else (
-            f"Signed in as <strong>{escape(claims['sub'])}</strong>")
-        link = "Sign in" if claims is None else "Your account, with the button to sign out"
+        who, link, form = "<p>Nobody is signed in.</p>\n", "Sign in", ""
+        if claims is not None:
+            who, link, form = _signed_in_as(claims), "Your account", self._sign_out_form
         return _page(200, "jwtserver", (
             "<p>This server signs people and programs in, and protects an application with JSON Web"
-            f" Tokens.</p>\n<p>{who}.</p>\n<ul>\n"
+            f" Tokens.</p>\n{who}<ul>\n"
             f'<li><a href="{self.login_path}">{link}</a></li>\n'
-            '<li><a href="/protected">/protected</a>, a page that needs a sign-in</li>\n'
-            f'<li><a href="{self.settings.prefix}/openapi.json">openapi.json</a>, a description of'
-            " the endpoints for programs</li>\n</ul>\n"), ("Vary", "Accept"))
+            '<li><a href="/protected">/protected</a> needs a sign-in</li>\n'
+            f'<li><a href="{self.settings.prefix}/openapi.json">openapi.json</a> describes the'
+            f" endpoints for programs</li>\n</ul>\n{form}"), ("Vary", "Accept"))
+
+    @property
+    def _sign_out_form(self) -> str:
+        return (f'<form method="post" action="{self.settings.prefix}/logout">'
+                "<button>Sign out</button></form>\n")
 
     def _person(self, environ: Environ) -> Optional[Claims]:
         """The claims of the token in the cookie, if it is valid."""

@@ -132,7 +132,19 @@ def test_login_form_helps_password_managers_and_keyboards(browser):
 def test_start_page_shows_who_is_signed_in(browser):
     assert "Nobody is signed in" in browser.get("/")
     submit(browser)
-    assert "<strong>alice</strong>" in browser.get("/")
+    page = browser.get("/")
+    assert "<strong>alice</strong>" in page
+    page.form.submit(status=303)
+    assert "Nobody is signed in" in browser.get("/")
+
+
+def test_account_page_leads_to_the_page_that_was_asked_for(browser):
+    submit(browser)
+
+    page = browser.get("/login", {"next": "/protected?a&b"})
+    assert page.click("Continue to /protected").request.path_qs == "/protected?a&b"
+    for other_site in OTHER_SITES:
+        assert 'href="/"' in browser.get("/login", {"next": other_site}), other_site
 
 
 def test_start_page_is_json_for_programs(browser):
