@@ -1436,7 +1436,7 @@ class Route(NamedTuple):
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
-    is_page: bool = False
+    is_page: bool = False  # a page of its own, or the target of a form
 
     def respond(self, environ: Environ) -> Response:
         """Run the operation for the method of the request. GET handles HEAD as well."""
@@ -1451,8 +1451,6 @@ class Route(NamedTuple):
 
     def error_response(self, error: HTTPError) -> Response:
         """Build the response to an error."""
-        if self.is_page:
-            return _error_page(error)
         content = {"success": False, self.error_member: error.message}
         return Response.of(error.status, content, *error.headers)
 
@@ -1566,9 +1564,42 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
         *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
 
 
-def _error_page(error: HTTPError) -> Response:
-    content = f'<p class="error">{escape(error.message)}.</p>\n'
-    return _page(error.status, HTTPStatus(error.status).phrase, content, *error.headers)
+def _with_error_pages(
+    app: WSGIApplication, paths: Sequence[str], login_path: str,
+) -> WSGIApplication:
+    """Turn errors at these paths into pages: those of the endpoints, the guard, the rate limit.
+
+    At all paths except `login_path`, programs still get the JSON.
+    """
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path not in paths or not (path == login_path or _wants_page(environ)):
+            return app(environ, start_response)
+        started: List[Any] = []
+        body = app(environ, lambda *arguments: started.extend(arguments))
+        status, headers, *exc_info = started
+        if ("Content-Type", "application/json") not in headers or int(status[:3]) < 400:
+            start_response(*started)
+            return body
+        page = _error_page(int(status[:3]), b"".join(body), headers, login_path)
+        return _send_response(page, environ, start_response, *exc_info)
+
+    return wrapped
+
+
+def _error_page(
+    status: int, body: bytes, headers: Sequence[Tuple[str, str]], login_path: str,
+) -> Response:
+    title = HTTPStatus(status).phrase
+    message = json.loads(body)["error"] if body else title  # no body: HEAD
+    if status == 401:
+        message = "You are not signed in"
+    content = (f'<p class="error">{escape(message)}.</p>\n'
+               f'<p><a href="{login_path}">Go to the sign-in page</a></p>\n')
+    kept = ("allow", "retry-after", "vary", "www-authenticate")
+    return _page(status, title, content, *(
+        header for header in headers if header[0].lower() in kept))
 
 
 def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
@@ -1963,7 +1994,8 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
             service.authenticate, schema=_TOKENS, fields=("username", "password"))}, "message"),
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
-        "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
+        "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True,
+                         is_page=True),
         "/verify": Route({"*": Operation(service.verify, 204, errors=(403,))}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
@@ -1991,7 +2023,8 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
     if demo:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
-            {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
+            {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))},
+            is_page=True)
     document = Response.of(200, _describe(routes))
     listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
@@ -2091,6 +2124,9 @@ def create_app(
     application = Router(behind_guard, None if app is None else _with_nosniff(app))
     guard = service.guard = _with_guard(application, service, own_paths, protect)
     limited = _with_rate_limit(Router(public, guard), service, guard)
+    if settings.cookie:
+        pages = [path for path, route in routes.items() if route.is_page]
+        limited = _with_error_pages(limited, pages, service.login_path)
     return _with_cors(limited, settings.cors_origins)
 
 

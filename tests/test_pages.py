@@ -87,7 +87,10 @@ def pages_of(browser):
     yield browser.post("/login", headers=CROSS_SITE, status=403)
     yield browser.post_json("/login", {}, status=415)
     yield browser.put("/login", status=405)
+    yield browser.post("/logout", status=401)
+    yield browser.post("/", status=405)
     submit(browser)
+    yield browser.post("/logout", headers=CROSS_SITE, status=403)
     yield from (browser.get(path) for path in ("/", "/login"))
 
 
@@ -118,6 +121,46 @@ def test_every_page_has_a_language_a_title_and_labels_and_no_script(browser):
                        for _, attributes in elements for name in attributes)
         assert labels == {attributes["id"] for tag, attributes in elements
                           if tag == "input" and attributes.get("type") != "hidden"}
+
+
+def test_error_page_says_what_is_wrong_and_leads_to_the_sign_in_page(browse):
+    browser = browse(prefix="/auth")
+    for response, message in [
+        (browser.post("/auth/logout", status=401), "You are not signed in."),
+        (browser.post("/auth/login", headers=CROSS_SITE, status=403),
+         "Cross-origin request refused."),
+    ]:
+        assert f'<p class="error">{message}</p>' in response
+        assert response.click("Go to the sign-in page").request.path == "/auth/login"
+
+
+def test_refusal_of_the_rate_limit_is_a_page(browse):
+    browser = browse(rate_limit="1/60")
+    browser.get("/login")
+
+    page = browser.get("/login", status=429)
+
+    assert "<h1>Too Many Requests</h1>" in page and page.headers["Retry-After"] == "60"
+    assert browser.head("/login", status=429).body == b""
+    assert "<h1>" in browser.post("/logout", status=429)
+    assert browser.post("/logout", headers={"Accept": "*/*"}, status=429).json
+    assert browser.get("/protected", status=429).json
+
+
+def test_error_of_the_database_is_a_page(browser, store):
+    submit(browser)
+    with store.database.transaction() as connection:
+        connection.execute("DROP TABLE sessions")
+
+    assert "The database cannot answer." in browser.post("/logout", status=503)
+
+
+def test_error_for_a_program_is_json_except_at_the_login_page(browser):
+    program = {"Accept": "*/*"}
+
+    assert browser.post("/logout", headers=program, status=401).json["success"] is False
+    assert browser.post("/", headers=program, status=405).json["success"] is False
+    assert "<h1>" in browser.put("/login", headers=program, status=405)
 
 
 def test_login_form_helps_password_managers_and_keyboards(browser):
