@@ -1638,6 +1638,11 @@ def _login_page(
         f"{name_field}{password_field}<button>Sign in</button>\n</form>\n"), *headers)
 
 
+def _wait(error: HTTPError) -> str:
+    minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
+    return f"{minutes} minutes" if minutes > 1 else "a minute"
+
+
 def _local_page(page: Any) -> str:
     """Return a path of this site, or `/` for anything that may lead to another site."""
     return page if isinstance(page, str) and _LOCAL_PAGE.fullmatch(page) else "/"
@@ -1885,7 +1890,7 @@ class Service:
             if error.status not in (401, 429):
                 raise
             errors = {"password": "The user name or the password is wrong." if error.status == 401
-                      else "Too many failed sign-ins. Try again later."}
+                      else f"Too many failed sign-ins. Try again in {_wait(error)}."}
             return _login_page(next_page, error.status, name, errors, *error.headers)
         previous = self._person(environ)
         if previous is not None:

@@ -315,14 +315,16 @@ def test_form_comes_back_with_the_error_beside_its_field(browser, fields, shown)
     assert "Set-Cookie" not in page.headers
 
 
-def test_locked_out_person_sees_the_form_and_when_to_try_again(browser):
+def test_locked_out_person_sees_the_form_and_when_to_try_again(browser, clock):
     for _ in range(5):
         submit(browser, password="x", status=401)
 
     page = submit(browser, status=429)
-
-    assert "Too many failed sign-ins" in page
+    assert "Too many failed sign-ins. Try again in 15 minutes." in page
     assert page.headers["Retry-After"] == "900"
+
+    clock.now += 850
+    assert "Try again in a minute." in submit(browser, status=429)
 
 
 def test_everything_that_is_shown_is_escaped(browser):
