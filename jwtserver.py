@@ -1761,7 +1761,7 @@ class Route(NamedTuple):
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
-    is_page: bool = False
+    is_page: bool = False  # a page of its own, or the target of a form
 
     def respond(self, environ: Environ) -> Response:
         """Run the operation for the method of the request. GET handles HEAD as well."""
@@ -1776,8 +1776,6 @@ class Route(NamedTuple):
 
     def error_response(self, error: HTTPError) -> Response:
         """Build the response to an error."""
-        if self.is_page:
-            return _error_page(error)
         content = {"success": False, self.error_member: error.message, **error.members}
         return Response.of(error.status, content, *error.headers)
 
@@ -2068,9 +2066,12 @@ class Service:
         user, session = claims["sub"], claims["sid"]
         self.store.end_session(session)
         _audit("logout", user=user, address=self.address(environ), session=session)
-        if environ.get("wsgi_auth.cookie"):
-            return Response.of(204, None, self.cookie_header(environ, "", 0))
-        return Response.of(204)
+        if not environ.get("wsgi_auth.cookie"):
+            return Response.of(204)
+        # The Back button shows earlier pages from memory, unless this clears them. Browsers obey it
+        # only over HTTPS (https://www.w3.org/TR/clear-site-data/).
+        return Response.of(
+            204, None, self.cookie_header(environ, "", 0), ("Clear-Site-Data", '"cache"'))
 
     def change_password(self, environ: Environ) -> Response:
         """Replace the password, and end the user's other sessions."""
@@ -2248,12 +2249,12 @@ def _welcome(environ: Environ) -> Response:
 # only from this site, because browsers send cookies with the forms of other sites too.
 
 _STYLE = """
-:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --dim: #5a6472;
-  --line: #8a94a3; --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
+:root { color-scheme: light dark; --back: #f4f5f7; --card: #fff; --text: #1c2430; --line: #7d8796;
+  --accent: #1d4ed8; --on-accent: #fff; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --back: #12161c; --card: #1c222b; --text: #e8ebf0;
-  --dim: #a8b1be; --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
+  --line: #717c8c; --accent: #8ab4ff; --on-accent: #0b1a33; --bad: #ff9b92; } }
 * { box-sizing: border-box; }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem;
+body { margin: 0; min-height: 100svh; display: grid; place-items: center; padding: 1rem;
   background: var(--back); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
 main { width: 100%; max-width: 26rem; padding: 1.75rem; background: var(--card);
   border-radius: .75rem; box-shadow: 0 1px 3px #0003; overflow-wrap: anywhere; }
@@ -2263,17 +2264,18 @@ input { width: 100%; padding: .6rem .7rem; font: inherit; color: inherit; backgr
   border: 1px solid var(--line); border-radius: .4rem; }
 input[aria-invalid] { border-color: var(--bad); }
 button { width: 100%; margin-top: 1.25rem; padding: .65rem; font: inherit; font-weight: 600;
-  color: var(--on-accent); background: var(--accent); border: 0; border-radius: .4rem;
-  cursor: pointer; }
+  color: var(--on-accent); background: var(--accent); border: 1px solid transparent;
+  border-radius: .4rem; cursor: pointer; }
+button:hover { filter: brightness(1.1); }
+main > :last-child { margin-bottom: 0; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 h2 { margin: 1.75rem 0 .5rem; font-size: 1.1rem; }
 ul { padding-left: 1.25rem; }
 li { margin: .5rem 0; }
 li button { width: auto; margin: .25rem 0 0; padding: .3rem .7rem; color: var(--accent);
-  background: transparent; border: 1px solid var(--line); }
-.error { margin: .25rem 0 0; color: var(--bad); }
-.note { color: var(--dim); }
+  background: transparent; border-color: var(--line); }
+.error { margin: .4rem 0 0; color: var(--bad); }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _PAGE_HEADERS = (
@@ -2299,9 +2301,42 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
         *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
 
 
-def _error_page(error: HTTPError) -> Response:
-    content = f'<p class="error">{escape(error.message)}.</p>\n'
-    return _page(error.status, HTTPStatus(error.status).phrase, content, *error.headers)
+def _with_error_pages(
+    app: WSGIApplication, paths: Sequence[str], login_path: str,
+) -> WSGIApplication:
+    """Turn errors at these paths into pages: those of the endpoints, the guard, the rate limit.
+
+    At all paths except `login_path`, programs still get the JSON.
+    """
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path not in paths or not (path == login_path or _wants_page(environ)):
+            return app(environ, start_response)
+        started: List[Any] = []
+        body = app(environ, lambda *arguments: started.extend(arguments))
+        status, headers, *exc_info = started
+        if ("Content-Type", "application/json") not in headers or int(status[:3]) < 400:
+            start_response(*started)
+            return body
+        page = _error_page(int(status[:3]), b"".join(body), headers, login_path)
+        return _send_response(page, environ, start_response, *exc_info)
+
+    return wrapped
+
+
+def _error_page(
+    status: int, body: bytes, headers: Sequence[Tuple[str, str]], login_path: str,
+) -> Response:
+    title = HTTPStatus(status).phrase
+    message = json.loads(body)["error"] if body else title  # no body: HEAD
+    if status == 401:
+        message = "You are not signed in"
+    content = (f'<p class="error">{escape(message)}.</p>\n'
+               f'<p><a href="{login_path}">Go to the sign-in page</a></p>\n')
+    kept = ("allow", "retry-after", "vary", "www-authenticate")
+    return _page(status, title, content, *(
+        header for header in headers if header[0].lower() in kept))
 
 
 def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
@@ -2334,6 +2369,15 @@ def _wants_page(environ: Environ) -> bool:
     return "text/html" in environ.get("HTTP_ACCEPT", "").lower()
 
 
+def _signed_in_as(claims: Claims) -> str:
+    return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
+
+
+def _wait(error: HTTPError) -> str:
+    minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
+    return f"{minutes} minutes" if minutes > 1 else "a minute"
+
+
 def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
@@ -2355,24 +2399,28 @@ class Pages:
     def start(self, environ: Environ) -> Response:
         """Explain what this is, and who is signed in."""
         claims = self._claims(environ)
-        who = "Nobody is signed in" if claims is None else (
-            f"Signed in as <strong>{escape(claims['sub'])}</strong>")
-        link = "Sign in" if claims is None else "Your account, with the button to sign out"
+        who, link, form = "<p>Nobody is signed in.</p>\n", "Sign in", ""
+        if claims is not None:
+            who, link, form = _signed_in_as(claims), "Your account", self._sign_out_form
         return _page(200, "jwtserver", (
             "<p>This server signs people and programs in, and protects an application with JSON Web"
-            f" Tokens.</p>\n<p>{who}.</p>\n<ul>\n"
+            f" Tokens.</p>\n{who}<ul>\n"
             f'<li><a href="{self.login_path}">{link}</a></li>\n'
-            '<li><a href="/protected">/protected</a>, a page that needs a sign-in</li>\n'
-            f'<li><a href="{self.service.settings.prefix}/openapi.json">openapi.json</a>,'
-            " a description of the endpoints for programs</li>\n</ul>\n"), ("Vary", "Accept"))
+            '<li><a href="/protected">/protected</a> needs a sign-in</li>\n'
+            f'<li><a href="{self.service.settings.prefix}/openapi.json">openapi.json</a> describes'
+            f" the endpoints for programs</li>\n</ul>\n{form}"), ("Vary", "Accept"))
+
+    @property
+    def _sign_out_form(self) -> str:
+        return (f'<form method="post" action="{self.service.settings.prefix}/logout">'
+                "<button>Sign out</button></form>\n")
 
     def login_page(self, environ: Environ) -> Response:
         """Show the sign-in form or, to a signed-in user, the account page."""
         claims = self._claims(environ)
-        if claims is not None:
-            return self._account(claims)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
-        return self._form(_local_page(query.get("next")))
+        next_page = _local_page(query.get("next"))
+        return self._form(next_page) if claims is None else self._account(claims, next_page)
 
     def login(self, environ: Environ) -> Response:
         """Sign in with the form, and set the cookie."""
@@ -2425,23 +2473,26 @@ class Pages:
             f'<form method="post">\n<input type="hidden" name="next" value="{escape(next_page)}">'
             f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
 
-    def _account(self, claims: Claims, error: Optional[HTTPError] = None) -> Response:
+    def _account(
+        self, claims: Claims, next_page: str = "/", error: Optional[HTTPError] = None,
+    ) -> Response:
         """The account page, with the error of the form that was sent from it."""
-        service = self.service
-        prefix, current = service.settings.prefix, claims.get("sid")
+        service, prefix = self.service, self.service.settings.prefix
         errors = {}
         if error is not None:
             errors["new_password" if error.status == 400 else "password"] = f"{error.message}."
-        items = "".join(
+        # Chromium applies `form-action` to redirects too. If the next page redirects to another
+        # site, the sign-in form stays, without a message. After a reload, this link leads on.
+        link = escape(next_page)
+        sessions = "".join(
             f"<li>{escape(session.label or 'Sign-in')}, {_time(session.created)}"
-            + (" (this one)</li>\n" if session.id == current else (
+            + (" (this one)</li>\n" if session.id == claims.get("sid") else (
                 f'<form method="post" action="{prefix}/sessions/{session.id}">'
                 "<button>End this session</button></form></li>\n"))
             for session in service.store.sessions_of(claims["sub"], service.clock()))
         return _page(error.status if error else 200, "Your account", (
-            f"<p>Signed in as <strong>{escape(claims['sub'])}</strong></p>\n"
-            f'<form method="post" action="{prefix}/logout"><button>Sign out</button></form>\n'
-            f"<h2>Sessions</h2>\n<ul>\n{items}</ul>\n"
+            f"{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
+            f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
             f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
             + _field("password", "Current password",
                      'type="password" autocomplete="current-password" required', errors)
@@ -2461,9 +2512,12 @@ class Pages:
             try:
                 response = endpoint(environ)
             except HTTPError as error:
-                return self._account(environ["wsgi_auth.claims"], error)
+                if error.status == 404:  # the session has ended already
+                    return _see_other(self.login_path)
+                return self._account(environ["wsgi_auth.claims"], error=error)
+            kept = ("Set-Cookie", "Clear-Site-Data")
             return _see_other(self.login_path, *(
-                header for header in response.headers if header[0] == "Set-Cookie"))
+                header for header in response.headers if header[0] in kept))
 
         return wrapped
 
@@ -2473,7 +2527,7 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.members:
         return {"otp": "Enter the code of your authenticator app, and your password again."}
     if error.status == 429:
-        message = "Too many failed sign-ins. Try again later."
+        message = f"Too many failed sign-ins. Try again in {_wait(error)}."
     elif otp:
         message = "The user name, the password or the code is wrong."
     else:
@@ -2513,10 +2567,11 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(
-            pages.or_redirect(service.logout), 204, errors=(400,))}, guarded=True),
+            pages.or_redirect(service.logout), 204, errors=(400,))}, guarded=True,
+            is_page=True),
         "/password": Route({"POST": Operation(
             pages.or_redirect(service.change_password), 204, fields=("password", "new_password"),
-            errors=(403,))}, guarded=True),
+            errors=(403,))}, guarded=True, is_page=True),
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
@@ -2550,7 +2605,8 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
     if demo:
         names = {"type": "array", "items": _STRING}
         routes["/"] = Route(
-            {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))})
+            {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))},
+            is_page=True)
     no_cache = ("Cache-Control", "no-cache")  # a restart with other settings changes both
     document = Response.of(200, _describe(routes, prefix), no_cache)
     listing = Response.of(200, {
@@ -2659,6 +2715,9 @@ def create_app(
     guard = pages.guard = _with_guard(application, pages, own_paths, protect)
     exceptions = _with_exceptions(guard, service, [*public, *own_paths])
     limited = _with_rate_limit(Router(public, exceptions), service, guard)
+    if settings.cookie:
+        page_paths = [path for path, route in routes.items() if route.is_page]
+        limited = _with_error_pages(limited, page_paths, pages.login_path)
     return _with_proxy_headers(
         _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
 

@@ -87,7 +87,10 @@ def pages_of(browser):
     yield browser.post("/login", headers=CROSS_SITE, status=403)
     yield browser.post_json("/login", {}, status=415)
     yield browser.put("/login", status=405)
+    yield browser.post("/logout", status=401)
+    yield browser.post("/", status=405)
     submit(browser)
+    yield browser.post("/logout", headers=CROSS_SITE, status=403)
     yield from (browser.get(path) for path in ("/", "/login"))
 
 
@@ -120,6 +123,46 @@ def test_every_page_has_a_language_a_title_and_labels_and_no_script(browser):
                           if tag == "input" and attributes.get("type") != "hidden"}
 
 
+def test_error_page_says_what_is_wrong_and_leads_to_the_sign_in_page(browse):
+    browser = browse(prefix="/auth")
+    for response, message in [
+        (browser.post("/auth/logout", status=401), "You are not signed in."),
+        (browser.post("/auth/login", headers=CROSS_SITE, status=403),
+         "Cross-origin request refused."),
+    ]:
+        assert f'<p class="error">{message}</p>' in response
+        assert response.click("Go to the sign-in page").request.path == "/auth/login"
+
+
+def test_refusal_of_the_rate_limit_is_a_page(browse):
+    browser = browse(rate_limit="1/60")
+    browser.get("/login")
+
+    page = browser.get("/login", status=429)
+
+    assert "<h1>Too Many Requests</h1>" in page and page.headers["Retry-After"] == "60"
+    assert browser.head("/login", status=429).body == b""
+    assert "<h1>" in browser.post("/logout", status=429)
+    assert browser.post("/logout", headers={"Accept": "*/*"}, status=429).json
+    assert browser.get("/protected", status=429).json
+
+
+def test_error_of_the_database_is_a_page(browser, store):
+    submit(browser)
+    with store.database.transaction() as connection:
+        connection.execute("DROP TABLE sessions")
+
+    assert "The database cannot answer." in browser.post("/logout", status=503)
+
+
+def test_error_for_a_program_is_json_except_at_the_login_page(browser):
+    program = {"Accept": "*/*"}
+
+    assert browser.post("/logout", headers=program, status=401).json["success"] is False
+    assert browser.post("/", headers=program, status=405).json["success"] is False
+    assert "<h1>" in browser.put("/login", headers=program, status=405)
+
+
 def test_login_form_helps_password_managers_and_keyboards(browser):
     elements = Elements(browser.get("/login").text).elements
     inputs = {attributes["name"]: attributes for tag, attributes in elements if tag == "input"}
@@ -132,7 +175,19 @@ def test_login_form_helps_password_managers_and_keyboards(browser):
 def test_start_page_shows_who_is_signed_in(browser):
     assert "Nobody is signed in" in browser.get("/")
     submit(browser)
-    assert "<strong>alice</strong>" in browser.get("/")
+    page = browser.get("/")
+    assert "<strong>alice</strong>" in page
+    page.form.submit(status=303)
+    assert "Nobody is signed in" in browser.get("/")
+
+
+def test_account_page_leads_to_the_page_that_was_asked_for(browser):
+    submit(browser)
+
+    page = browser.get("/login", {"next": "/protected?a&b"})
+    assert page.click("Continue to /protected").request.path_qs == "/protected?a&b"
+    for other_site in OTHER_SITES:
+        assert 'href="/"' in browser.get("/login", {"next": other_site}), other_site
 
 
 def test_start_page_is_json_for_programs(browser):
@@ -173,6 +228,7 @@ def test_person_signs_in_returns_to_the_page_and_signs_out(browser):
     signed_out = account.forms[0].submit(status=303)
     assert signed_out.headers["Location"] == "/login"
     assert the_cookie(signed_out)[1] == ""
+    assert signed_out.headers["Clear-Site-Data"] == '"cache"'
     assert "Sign in" in signed_out.follow()
     browser.get("/protected", status=303)
 
@@ -259,14 +315,16 @@ def test_form_comes_back_with_the_error_beside_its_field(browser, fields, shown)
     assert "Set-Cookie" not in page.headers
 
 
-def test_locked_out_person_sees_the_form_and_when_to_try_again(browser):
+def test_locked_out_person_sees_the_form_and_when_to_try_again(browser, clock):
     for _ in range(5):
         submit(browser, password="x", status=401)
 
     page = submit(browser, status=429)
-
-    assert "Too many failed sign-ins" in page
+    assert "Too many failed sign-ins. Try again in 15 minutes." in page
     assert page.headers["Retry-After"] == "900"
+
+    clock.now += 850
+    assert "Try again in a minute." in submit(browser, status=429)
 
 
 def test_everything_that_is_shown_is_escaped(browser):
