@@ -95,11 +95,11 @@ if TYPE_CHECKING:
     import ssl  # imported when TLS is configured, because it needs much memory
 
 from wsgi_auth import (
-    MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, BearerAuthMiddleware, Claims, CORSMiddleware,
-    DecodeError, Environ, InvalidKeyError, InvalidSignatureError, InvalidTokenError,
-    RateLimitMiddleware, Rules, StartResponse, TokenSigner, WSGIApplication, hash_password,
-    is_cross_site, key_fingerprint, needs_rehash, parse_json_object, parse_scopes,
-    password_iterations, verify_password,
+    MAX_NEXT_LENGTH, MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, SAFE_METHODS,
+    BearerAuthMiddleware, Claims, CORSMiddleware, DecodeError, Environ, InvalidKeyError,
+    InvalidSignatureError, InvalidTokenError, RateLimitMiddleware, Rules, StartResponse,
+    TokenSigner, WSGIApplication, hash_password, is_cross_site, key_fingerprint, needs_rehash,
+    parse_json_object, parse_scopes, password_iterations, verify_password,
 )
 
 __all__ = ["Settings", "application", "create_app", "main"]
@@ -2161,7 +2161,9 @@ class Service:
 
     def verify(self, environ: Environ) -> Response:
         """Tell a proxy that the token is valid, and the name and scopes of its user."""
-        claims = _claims(environ)
+        claims = environ.get("wsgi_auth.claims")
+        if claims is None:
+            return Response.of(200, {"user": None, "scope": ""})
         user, scope = claims["sub"], claims.get("scope", "")
         for value in (user, scope):
             # A proxy could read such a value as another user. No user here has such a name.
@@ -2169,7 +2171,7 @@ class Service:
                 raise HTTPError(403, "The token's subject or scope cannot be sent in a header")
         if len(user.encode()) + len(scope.encode()) > MAX_VERIFY_BYTES:
             raise HTTPError(403, "The token's subject and scope are too long for a header")
-        required = _query_scopes(environ)
+        required = _VerifyOptions.of(environ).scopes
         if not set(required).issubset(scope.split(" ")):
             raise HTTPError(403, "Insufficient scope", (
                 "WWW-Authenticate",
@@ -2215,21 +2217,36 @@ def _claims(environ: Environ) -> Claims:
     return claims
 
 
-def _query_scopes(environ: Environ) -> Sequence[str]:
-    """The scopes that `/verify?scope=…` requires.
+class _VerifyOptions(NamedTuple):
+    """The options of `/verify`, from its query."""
 
-    With Caddy's `uri /verify`, the query is the client's own. So a parameter must only ever require
-    more of the client, and parameters with other names are ignored.
-    """
-    query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-    values = [value for name, value in query if name == "scope"]
-    if not values:
-        return ()
-    with suppress(ValueError):
-        scopes = parse_scopes(values[0])
-        if scopes and len(values) == 1:
-            return scopes
-    raise HTTPError(400, "`scope` must be given once, as names that are separated by spaces")
+    scopes: Sequence[str]  # that the token must have
+    optional: bool  # a request without a token is answered with 200, too
+    login: bool  # people without a token are sent to the sign-in form
+
+    @classmethod
+    def of(cls, environ: Environ) -> "_VerifyOptions":
+        """Parse the query. Parameters with other names are ignored.
+
+        Caddy's `uri /verify` passes on the query of the client. So `optional` does not count if the
+        client's own query has it as well. The other options cannot help a client.
+
+        Raises:
+            HTTPError: a parameter is malformed, or given twice.
+        """
+        query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        values = {name: [value for key, value in query if key == name]
+                  for name in ("scope", "optional", "login")}
+        scopes: Sequence[str] = ()
+        with suppress(ValueError):
+            scopes = parse_scopes("".join(values["scope"]))
+        if (any(len(given) > 1 for given in values.values()) or values["scope"] and not scopes
+                or any(values["optional"] + values["login"])):
+            raise HTTPError(400, "`scope` must be given once, as names separated by spaces;"
+                                 " `optional` and `login` once, without a value")
+        client_query = environ.get("HTTP_X_FORWARDED_URI", "").partition("?")[2]
+        is_the_clients = "optional" in dict(parse_qsl(client_query, keep_blank_values=True))
+        return cls(scopes, bool(values["optional"]) and not is_the_clients, bool(values["login"]))
 
 
 _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
@@ -2415,6 +2432,13 @@ class Pages:
         return (f'<form method="post" action="{self.service.settings.prefix}/logout">'
                 "<button>Sign out</button></form>\n")
 
+    def ask_to_sign_in(self, target: str) -> Response:
+        """Redirect to the sign-in form, and back to this path and query afterwards."""
+        page = quote(target, "/", "latin-1", "replace")
+        if len(page) > MAX_NEXT_LENGTH:
+            page = "/"
+        return _see_other(f"{self.login_path}?next={page}", ("Vary", "Accept"))
+
     def login_page(self, environ: Environ) -> Response:
         """Show the sign-in form or, to a signed-in user, the account page."""
         claims = self._claims(environ)
@@ -2577,7 +2601,7 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
             pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
         "/verify": Route({"*": Operation(
-            service.verify, schema=_object(user=_STRING, scope=_STRING), errors=(400, 403),
+            service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
         )}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
@@ -2714,7 +2738,8 @@ def create_app(
         behind_guard, None if app is None else _with_spare_thread(_with_nosniff(app)))
     guard = pages.guard = _with_guard(application, pages, own_paths, protect)
     exceptions = _with_exceptions(guard, service, [*public, *own_paths])
-    limited = _with_rate_limit(Router(public, exceptions), service, guard)
+    verify = _with_verify(exceptions, routes, pages)
+    limited = _with_rate_limit(Router(public, verify), service, guard)
     if settings.cookie:
         page_paths = [path for path, route in routes.items() if route.is_page]
         limited = _with_error_pages(limited, page_paths, pages.login_path)
@@ -2754,6 +2779,49 @@ def _with_guard(
     except ValueError as error:
         raise SettingsError("JWTSERVER_PROTECT (--protect), JWTSERVER_EXEMPT or JWTSERVER_OPTIONAL:"
                             f" {error}") from None
+
+
+def _with_verify(
+    app: WSGIApplication, routes: Mapping[str, Route], pages: Pages,
+) -> WSGIApplication:
+    """Answer `/verify` by the rules for the request that a proxy asks about."""
+    service, settings = pages.service, pages.service.settings
+    path = f"{settings.prefix}/verify"
+    scopes = settings.protect.get(path, ()) if isinstance(settings.protect, Mapping) else ()
+    guards = {is_optional: BearerAuthMiddleware(
+        Router({path: routes[path]}), service.signer, is_revoked=service.is_revoked,
+        cookie=settings.cookie, protect={} if is_optional else {"/": scopes},
+        optional=["/"] if is_optional else []) for is_optional in (False, True)}
+
+    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != path:
+            return app(environ, start_response)
+        options = _VerifyOptions.of(environ)
+        trusted = settings.trusted_proxies > 0
+        method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
+        _apply_forwarded_method(environ, method)
+        guard = guards[options.optional]
+        if (options.login and settings.cookie and method in ("GET", "HEAD")
+                and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")
+                and guard.authenticate(environ) is None):
+            response = pages.ask_to_sign_in(environ.get("HTTP_X_FORWARDED_URI", "/"))
+            return _send_response(response, environ, start_response)
+        return guard(environ, start_response)
+
+    return wrapped
+
+
+def _apply_forwarded_method(environ: Environ, method: str) -> None:
+    """Let the guard judge the cookie by the method of the request that a proxy asks about.
+
+    Without that method, from a proxy that is trusted, the cookie does not count.
+    """
+    if not method:
+        environ.pop("HTTP_COOKIE", None)
+    elif method not in SAFE_METHODS:
+        environ["REQUEST_METHOD"] = "POST"
+    elif environ["REQUEST_METHOD"] != "HEAD":  # whose response has no body
+        environ["REQUEST_METHOD"] = "GET"
 
 
 def _with_exceptions(

@@ -1106,7 +1106,7 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
 # Design: The guard looks up which scopes a path needs, checks the token if it needs one, and calls
 # the application or answers itself. Which scopes a path needs is cached. A refusal is a value, not
 # an exception, so it keeps no stack frames in memory. A rate limiter in front can check the token
-# first; its result travels in the environ and is used once, by the same guard, for the same header.
+# first; its result travels in the environ and is used once, for the same token and the same checks.
 # All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
 _TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
@@ -1114,7 +1114,7 @@ _IDENTITY_KEYS = (
     "wsgi_auth.claims", "wsgi_auth.cookie", "REMOTE_USER", "AUTH_TYPE", _TOKEN_CHECK)
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
 _HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110 §9.2.1
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110 §9.2.1
 # RFC 6265 §4.2.1: cookie-string = cookie-pair *( ";" SP cookie-pair )
 _COOKIE_OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
 _COOKIE_PAIR = rf'{_HTTP_TOKEN.pattern}=(?:{_COOKIE_OCTETS}|"{_COOKIE_OCTETS}")'
@@ -1197,8 +1197,10 @@ def is_cross_site(environ: Environ) -> bool:
     (https://www.w3.org/TR/fetch-metadata/). Older browsers send `Origin` with a form. A program
     sends neither, and has no cookies of a person.
     """
-    is_websocket = "websocket" in environ.get("HTTP_UPGRADE", "").lower()
-    if environ.get("REQUEST_METHOD", "GET") in _SAFE_METHODS and not is_websocket:
+    # Some proxies ask about a handshake without its Upgrade header.
+    is_websocket = ("websocket" in environ.get("HTTP_UPGRADE", "").lower()
+                    or "HTTP_SEC_WEBSOCKET_KEY" in environ)
+    if environ.get("REQUEST_METHOD", "GET") in SAFE_METHODS and not is_websocket:
         return False
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
@@ -1354,7 +1356,7 @@ class BearerAuthMiddleware:
             result = self._check_token(*credentials)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
-        environ[_TOKEN_CHECK] = (self, *credentials, result)
+        environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, *credentials, result)
         return None if isinstance(result, _Refusal) else result
 
     def _credentials(self, environ: Environ) -> Tuple[str, str]:
@@ -1384,8 +1386,9 @@ class BearerAuthMiddleware:
     ) -> Optional[_Refusal]:
         """Replace the identity in the environ, or return why the request is refused."""
         token_check = environ.pop(_TOKEN_CHECK, None)
-        if isinstance(token_check, tuple) and token_check[:3] == (self, authorization, cookie):
-            result = token_check[3]
+        question = (self.signer, self.is_revoked, authorization, cookie)
+        if isinstance(token_check, tuple) and token_check[:4] == question:
+            result = token_check[4]
         else:
             result = self._check_token(authorization, cookie)
         if isinstance(result, _Refusal):

@@ -27,7 +27,8 @@ def make(store):
             return [b"x"]
 
         client = TestApp(create_app(
-            Settings(**{"secret": KEY, "pbkdf2_iterations": 1000, "exempt": ("/",), **settings}),
+            Settings(**{"secret": KEY, "pbkdf2_iterations": 1000, "protect": ("/closed",),
+                        **settings}),
             app=app, store=store), {"REMOTE_ADDR": "192.0.2.1"})
         return client
 

@@ -468,7 +468,7 @@ def test_endpoints_are_answered_although_all_threads_are_in_the_application(capl
         assert opened.wait(10)
         return [b"done"]
 
-    settings = Settings(secret="k" * 32, exempt=("/",), threads=3)
+    settings = Settings(secret="k" * 32, protect=("/closed",), threads=3)
     store = jwtserver.open_store(settings.database)
     app = jwtserver.create_app(settings, app=stream, store=store)
     with serving(app, threads=3) as server:
