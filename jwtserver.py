@@ -2473,7 +2473,9 @@ def _rejected_request(received: bytes) -> _Request:
 
 
 class _ChunkedDecoder:
-    """Decodes a chunked body as its bytes arrive (RFC 9112 §7.1). It drops extensions and trailers.
+    """Decodes a chunked body as its bytes arrive (RFC 9112 §7.1).
+
+    Extensions and trailers are checked and dropped.
     """
 
     def __init__(self) -> None:
@@ -3057,8 +3059,7 @@ class _Connection:
         return request is not _NO_REQUEST and len(self.received) >= request.received_first
 
     def _has_chunks(self) -> bool:
-        """Decode a chunked body; return whether it is complete, or too long to be received first.
-        """
+        """Decode chunks; return whether the application can run: with a whole body or a stream."""
         self._decoder = self._decoder or _ChunkedDecoder()
         self.received = self._decoder.decode(self.received)
         return (self._decoder.is_complete or len(self._decoder.content) > MAX_BODY_BYTES
