@@ -40,6 +40,7 @@ The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you
 """
 
 import argparse
+import codecs
 import csv
 import errno
 import gc
@@ -512,7 +513,15 @@ def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
 # --- Users --------------------------------------------------------------------------------------
 #
 # Design: A user is a row of a table, found by name. Names are stored and compared in one Unicode
-# form (NFC), so that the same name typed on two systems is one user.
+# form (NFC), so that the same name typed on two systems is one user. A new name must not look like
+# another one, so it contains no invisible characters (RFC 8265 §3.3). Names that are already stored
+# may contain some, and their users can still sign in or be removed.
+
+_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # with surrogates and line ends
+_INVISIBLE_CATEGORIES = ("Cf", "Cn", "Co", "Zs")  # format, unassigned, private use, white space
+# Letters and marks that are not displayed (RFC 8264 §9.13), and the Braille blank.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f"
+                        "\uffa0\U000e0100-\U000e01ef]")
 
 
 class User(NamedTuple):
@@ -525,8 +534,12 @@ class User(NamedTuple):
     created: int  # seconds since 1970
 
 
+def _has_category(name: str, categories: Sequence[str]) -> bool:
+    return any(unicodedata.category(character) in categories for character in name)
+
+
 def clean_name(name: str) -> str:
-    """Return a user name in NFC, the form in which names are compared.
+    """Return the name for a new user in NFC.
 
     Raises:
         ValueError: the name is empty, too long, or has invisible characters.
@@ -534,12 +547,24 @@ def clean_name(name: str) -> str:
     >>> clean_name("Zoe\\u0308")
     'Zoë'
     """
+    name = normalize_name(name)
+    if _has_category(name.replace(" ", ""), _INVISIBLE_CATEGORIES) or _INVISIBLE.search(name):
+        raise ValueError("a user name must not contain invisible characters")
+    return name
+
+
+def normalize_name(name: str) -> str:
+    """Return a user name in NFC, the form in which names are compared.
+
+    Raises:
+        ValueError: no user can have this name.
+    """
     name = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT])
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"a user name must have 1 to {MAX_NAME_LENGTH} characters")
     if name != name.strip():
         raise ValueError("a user name must not start or end with white space")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+    if _has_category(name, _CONTROL_CATEGORIES):
         raise ValueError("a user name must not contain control characters")
     return name
 
@@ -1059,7 +1084,7 @@ class Store:
     def find_user(self, name: str) -> Optional[User]:
         """The user of that name, in any Unicode form, or None."""
         try:
-            key = clean_name(name)
+            key = normalize_name(name)
         except ValueError:
             return None
         row = self._fetch_one("SELECT * FROM users WHERE name = ?", key)
@@ -3391,9 +3416,24 @@ def _standard_input() -> TextIO:
     return sys.stdin
 
 
+def _read_line() -> str:
+    """Read one line of standard input. PowerShell may send it in UTF-16, or with a byte order mark.
+    """
+    file = _standard_input()
+    line = file.buffer.readline()
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        line += file.buffer.read()  # a byte of another character may look like the end of the line
+        text = line.decode("utf-16")
+    elif line.startswith(codecs.BOM_UTF8):
+        text = line.decode("utf-8-sig")
+    else:
+        text = line.decode(file.encoding, file.errors or "strict")
+    return text.partition("\n")[0].rstrip("\r")
+
+
 def _ask_password(args: argparse.Namespace) -> str:
     if args.password_stdin:
-        return _standard_input().readline().rstrip("\r\n")
+        return _read_line()
     if not _standard_input().isatty():
         raise Error("cannot ask for the password without a terminal; use --password-stdin")
     try:
@@ -3509,7 +3549,7 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
-    token = args.token or _standard_input().readline().strip()
+    token = args.token or _read_line().strip()
     signer = make_signer(settings)
     try:
         claims = signer.verify(token)
