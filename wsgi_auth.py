@@ -1402,7 +1402,8 @@ _HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 class CORSMiddleware:
     """Lets pages of the listed origins read the responses of an application.
 
-    It replaces the application's `Access-Control-*` headers.
+    It replaces the application's `Access-Control-*` headers, except that it adds its own names to
+    those of `Access-Control-Expose-Headers`.
 
     - `allow_origins`: a list of origins as browsers send them, such as `"https://app.example.org"`,
       without a path; `"*"` for any origin.
@@ -1432,7 +1433,7 @@ class CORSMiddleware:
             raise ValueError("allow_origins must be a list, not one string")
         self.app = app
         self._origins = frozenset(map(_check_origin, allow_origins))
-        self._exposed_headers = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
+        self._exposed_names = _join_names(expose_headers)
         self._preflight_headers = [
             ("Access-Control-Allow-Methods", _join_names(allow_methods)),
             ("Access-Control-Allow-Headers", _join_names(allow_headers)),
@@ -1440,23 +1441,26 @@ class CORSMiddleware:
         ]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        origin = environ.get("HTTP_ORIGIN")
         if _is_preflight(environ):
-            cors_headers = self._cors_headers(environ, self._preflight_headers)
+            cors_headers = self._cors_headers(origin, self._preflight_headers)
             start_response(
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
-        cors_headers = self._cors_headers(environ, self._exposed_headers)
 
         def start(status: str, headers: Headers, *exc_info: Any) -> Any:
             other_headers = [header for header in headers
                              if not header[0].lower().startswith("access-control-")]
+            names = [self._exposed_names, *(value for name, value in headers
+                                            if name.lower() == "access-control-expose-headers")]
+            exposed = ("Access-Control-Expose-Headers", ", ".join(filter(None, names)))
+            cors_headers = self._cors_headers(origin, [exposed])
             return start_response(status, other_headers + cors_headers, *exc_info)
 
         return self.app(environ, start)
 
-    def _cors_headers(self, environ: Environ, extra: Headers) -> Headers:
+    def _cors_headers(self, origin: Optional[str], extra: Headers) -> Headers:
         """Return the CORS headers for this origin, with `extra` if the origin is allowed."""
-        origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
             return [("Vary", "Origin")]
         allowed_origin = "*" if "*" in self._origins else origin
