@@ -892,7 +892,7 @@ def test_key_file_is_checked_only_twice_a_second(rotating, clock, monkeypatch):
     checks = []
     monkeypatch.setattr(
         jwtserver.FileSigner, "_fingerprint",
-        lambda signer: checks.append(clock.now) or signer._loaded_fingerprint)
+        lambda signer: checks.append(clock.now) or signer._loaded[1])
 
     for _ in range(10):
         protected(here, token)
