@@ -113,6 +113,7 @@ FILE_INTERVAL = 0.5  # seconds between two checks of the SQLite file, for guarde
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
+MIGRATION_TIMEOUT = 120.0  # seconds to wait while another one migrates; a million sessions take 9
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 _APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
@@ -946,7 +947,10 @@ class _SQLite(_Database):
                 _use_wal(connection)
         self.close()  # that connection may not know the log
         if version != len(migrations):  # otherwise, do not wait for processes that write
+            with self.connection() as connection:
+                connection.execute(f"PRAGMA busy_timeout = {int(1000 * MIGRATION_TIMEOUT)}")
             super().migrate(migrations)
+            self.close()
 
     def _create_if_missing(self) -> None:
         """Create the file for its owner only, because it will hold password hashes.
