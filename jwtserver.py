@@ -894,7 +894,8 @@ class _SQLite(_Database):
             connection.close()
             raise
         connection.file = file
-        connection.log = {path: _file_id(path) for path in (f"{self.name}-wal", f"{self.name}-shm")}
+        target = os.path.realpath(self.name)  # SQLite follows links
+        connection.log = {path: _file_id(path) for path in (f"{target}-wal", f"{target}-shm")}
         return connection
 
     def recheck(self) -> None:

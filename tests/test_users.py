@@ -367,6 +367,20 @@ def test_file_that_replaces_the_database_is_used_from_now_on(store, caplog):
 
 
 @pytest.mark.sqlite
+def test_file_that_replaces_the_target_of_a_link_is_used_from_now_on(store):
+    store.add_users([user("old")])
+    os.symlink("jwtserver.db", "link.db")
+    linked = open_store("link.db")
+    store.close()
+    assert names_in(linked) == ["old"]
+
+    replace_database("new")
+
+    assert names_in(linked) == ["new"]
+    linked.close()
+
+
+@pytest.mark.sqlite
 def test_sessions_of_a_replaced_database_end_half_a_second_later(store, monkeypatch):
     store.add_users([user("alice")])
     grant = jwtserver.new_grant(user("alice"), 60, 0)
