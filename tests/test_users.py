@@ -368,11 +368,10 @@ def test_file_that_replaces_the_database_is_used_from_now_on(store, caplog):
 
 @pytest.mark.sqlite
 def test_file_that_replaces_the_target_of_a_link_is_used_from_now_on(store):
-    store.add_users([user("old")])
+    store.close()
     os.symlink("jwtserver.db", "link.db")
     linked = open_store("link.db")
-    store.close()
-    assert names_in(linked) == ["old"]
+    linked.add_users([user("old")])
 
     replace_database("new")
 
