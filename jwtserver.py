@@ -116,6 +116,7 @@ MAX_DRAFT_AGE = 60.0  # seconds; an older draft of the key file belongs to a kil
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
+MIGRATION_TIMEOUT = 120.0  # seconds to wait while another one migrates; a million sessions take 9
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 _APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
@@ -988,7 +989,8 @@ class _SQLite(_Database):
             connection.close()
             raise
         connection.file = file
-        connection.log = {path: _file_id(path) for path in (f"{self.name}-wal", f"{self.name}-shm")}
+        target = os.path.realpath(self.name)  # SQLite follows links
+        connection.log = {path: _file_id(path) for path in (f"{target}-wal", f"{target}-shm")}
         return connection
 
     def recheck(self) -> None:
@@ -1041,7 +1043,10 @@ class _SQLite(_Database):
                 _use_wal(connection)
         self.close()  # that connection may not know the log
         if version != len(migrations):  # otherwise, do not wait for processes that write
+            with self.connection() as connection:
+                connection.execute(f"PRAGMA busy_timeout = {int(1000 * MIGRATION_TIMEOUT)}")
             super().migrate(migrations)
+            self.close()
 
     def _create_if_missing(self) -> None:
         """Create the file for its owner only, because it will hold password hashes.

@@ -124,6 +124,7 @@ def write(*statements):
 @pytest.mark.sqlite
 def test_open_store_again_keeps_the_locks_of_this_process(store):
     """Closing the file would drop them, and another process would delete the log."""
+    store.ping()
     open_store("jwtserver.db")
 
     with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
@@ -200,6 +201,24 @@ def test_migration_after_another_process_has_done_it_changes_nothing(store):
 
     with database.connection() as connection:
         assert database.read_version(connection) == len(jwtserver._MIGRATIONS)
+
+
+def test_migration_waits_longer_than_a_request_for_another_process(monkeypatch):
+    """A million sessions take nine seconds. The second process failed after five."""
+    monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
+    database = jwtserver._SQLite("jwtserver.db")
+    database.migrate(jwtserver._MIGRATIONS[:1])
+    writer = database.connect()
+    writer.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.2, writer.execute, ["COMMIT"])
+    release.start()
+
+    store = open_store("jwtserver.db")
+
+    assert store.is_empty()
+    release.join()
+    for opened in (store, database, writer):
+        opened.close()
 
 
 def test_use_wal_retries_until_a_reader_has_gone():
@@ -366,6 +385,19 @@ def test_file_that_replaces_the_database_is_used_from_now_on(store, caplog):
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert connection.execute("SELECT name FROM users").fetchall() == [("new",), ("newer",)]
     connection.close()
+
+
+@pytest.mark.sqlite
+def test_file_that_replaces_the_target_of_a_link_is_used_from_now_on(store):
+    store.close()
+    os.symlink("jwtserver.db", "link.db")
+    linked = open_store("link.db")
+    linked.add_users([user("old")])
+
+    replace_database("new")
+
+    assert names_in(linked) == ["new"]
+    linked.close()
 
 
 @pytest.mark.sqlite
@@ -566,6 +598,7 @@ def test_forked_child_opens_connections_of_its_own(store):
 
 
 def test_process_that_was_forked_without_a_hook_opens_connections_of_its_own(store, monkeypatch):
+    store.ping()
     inherited = list(store.database.pools[os.getpid()])
     monkeypatch.setattr(os, "getpid", lambda: -1)  # uWSGI forks without running Python's hooks
 
@@ -578,7 +611,8 @@ def test_process_that_was_forked_without_a_hook_opens_connections_of_its_own(sto
 
 def test_unreferenced_store_closes_its_connections():
     store = open_store("jwtserver.db")
-    (connection,) = store.database.pools[os.getpid()]
+    with store.database.connection() as connection:
+        pass
 
     del store
     gc.collect()
