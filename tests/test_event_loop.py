@@ -343,6 +343,14 @@ def test_connections_beyond_those_accepted_at_once_follow(monkeypatch):
             connection.close()
 
 
+def test_client_that_has_gone_before_its_options_are_set_costs_nothing():
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # has no TCP_NODELAY either
+    with serving() as server:
+        server._open_connection(datagrams, ("192.0.2.1", 1), {})
+
+    assert datagrams.fileno() == -1
+
+
 def test_accept_and_receive_without_anything_to_do_do_nothing():
     with serving() as server, connect(server):
         server.await_state(_State.IDLE)
@@ -815,7 +823,9 @@ def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
         for connection in slow:
             connection.sendall(data)
 
-        assert statuses(exchange(server, head())) == [200]
+        server.await_state(_State.RESPONDING, 4)
+        while server.count(_State.RESPONDING) > 2:  # until two are dropped
+            assert statuses(exchange(server, head())) == [200]
 
         for connection in slow:
             connection.close()
@@ -1200,6 +1210,18 @@ def test_tls_request_that_arrives_with_the_end_of_the_handshake_is_answered(
         incoming.write(received(connection))
 
         assert statuses(client.read(9999)) == [200]
+
+
+def test_tls_client_that_ends_its_session_is_closed(certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head())
+            connection.recv(9999)
+            with contextlib.suppress(OSError):
+                connection.unwrap()
+
+        assert server.closed.acquire(timeout=10)
 
 
 def test_tls_without_cbc_tells_the_client_why_the_handshake_failed(certificate, trusting):
