@@ -1096,8 +1096,9 @@ class _PostgreSQLConnection:
 
     def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
         self._connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
-        self._poll = select.poll()
-        self._poll.register(self._connection.fileno(), select.POLLIN)
+        if hasattr(select, "poll"):  # not on Windows, where select() takes any socket
+            self._poll = select.poll()
+            self._poll.register(self._connection.fileno(), select.POLLIN)
         _, process_id = self._connection.execute(
             "SELECT set_config('statement_timeout', %s, false), pg_backend_pid()",
             [str(int(1000 * BUSY_TIMEOUT))]).fetchone()
@@ -1115,7 +1116,9 @@ class _PostgreSQLConnection:
 
     def is_usable(self) -> bool:
         """Return whether the server has sent nothing. A server that stops sends an error."""
-        return not self._poll.poll(0)
+        if hasattr(self, "_poll"):
+            return not self._poll.poll(0)
+        return not select.select([self._connection.fileno()], [], [], 0)[0]
 
 
 class _PostgreSQL(_Database):
@@ -2998,6 +3001,7 @@ class _State:
 
 
 SEND_BYTES = 16 * 1024  # in one call: a TLS record
+MAX_TLS_ANSWERS = 64 * 1024  # bytes that TLS wants to send, before the next response takes them
 MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
@@ -3068,6 +3072,8 @@ class _TLS:
                     if not piece:
                         return decrypted
                     decrypted += piece
+            if self._outgoing.pending > MAX_TLS_ANSWERS:
+                raise ConnectionAbortedError("the client sends too many KeyUpdate messages")
         return decrypted or (None if data else b"")
 
     def handshake_done(self) -> bool:
@@ -3077,7 +3083,8 @@ class _TLS:
     def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
         """Encrypt bytes of a response."""
         with self._lock:
-            self._session.write(data)
+            if data:  # OpenSSL 1.1.1 takes no empty write for a success
+                self._session.write(data)
             return self._outgoing.read()
 
     def end(self) -> None:
@@ -3341,14 +3348,14 @@ class _Connection:
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
 #
-# Design: One thread owns the loop. It receives requests, answers them one after the other, and
-# sends the responses of an iteration together: system calls between responses would cost half of
-# their time. Python runs one thread at a time, so more threads would not be faster. When a response
-# takes longer than POLL_INTERVAL (at first IDLE_INTERVAL), the main thread moves the loop: it goes
-# on in a new thread. The old thread, now a worker, finishes its response, hands its connection back
-# through `_finished`, and ends. A thread that has to wait for a client gives the loop away first.
-# If no thread is free, it drops that client after RECHECK_SECONDS; if none can be started, a thread
-# that waits for another client drops that one as well.
+# Design: One thread owns the loop. An iteration sends finished responses, polls, receives from the
+# sockets with events, and answers complete requests: each for at most POLL_INTERVAL, and from both
+# ends of its queue. Batches matter: system calls between responses would cost half of their time.
+# Python runs one thread at a time, so more threads would not be faster. If a response takes longer
+# than `_patience`, the main thread moves the loop: it goes on in a new thread. The old one, now a
+# worker, finishes its response, hands its connection back through `_finished`, and ends. A thread
+# that has to wait for a client gives the loop away first. If it cannot, it drops that client after
+# RECHECK_SECONDS; if no thread can be started, a thread that waits for another client drops it.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
 MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
@@ -3578,7 +3585,7 @@ class _Server:
             self._threads.discard(me)
 
     def _iterate(self) -> None:
-        """Poll, and do some of each kind of work."""
+        """Do some of each kind of work."""
         for connection in self._some_of(self._finished):
             self._attempt(self._send, connection)
         self._poll()
@@ -3643,7 +3650,7 @@ class _Server:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
 
     def _resume_accepting(self) -> None:
-        if self._clock() < self._accept_again_at or self._accept_again_at == math.inf:
+        if self._accept_again_at == math.inf or self._clock() < self._accept_again_at:
             return
         self._accept_again_at = math.inf
         for listener in self._listeners:
