@@ -66,6 +66,7 @@ import shlex
 import signal
 import socket
 import sqlite3
+import stat
 import struct
 import sys
 import threading
@@ -83,8 +84,8 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING, Annotated, Any, Callable, DefaultDict, Deque, Dict, Iterable, Iterator, List,
-    Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
+    TYPE_CHECKING, Annotated, Any, BinaryIO, Callable, DefaultDict, Deque, Dict, Iterable, Iterator,
+    List, Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
     TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -118,9 +119,11 @@ MAX_PROXIES = 100
 MAX_WAITING_HASHES = 64
 LEEWAY = 10  # seconds by which the clocks of machines may differ, if no setting says otherwise
 FILE_INTERVAL = 0.5  # seconds between two checks of the SQLite file, for guarded requests
+MAX_DRAFT_AGE = 60.0  # seconds; an older draft of the key file belongs to a killed process
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
 BUSY_TIMEOUT = 5.0  # seconds to wait while another process writes to the database
+MIGRATION_TIMEOUT = 120.0  # seconds to wait while another one migrates; a million sessions take 9
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 _APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
@@ -351,7 +354,9 @@ def _parse_setting(name: str, value: Any) -> Any:
 # Design: The first key signs, all keys verify. They are in the setting `secret`, or in a file that
 # is only ever replaced as a whole, so that a reader never sees half of it. `FileSigner` compares
 # the file's fingerprint twice a second, in the thread of a request, and reads it again if it has
-# changed. An unusable file must never stop a running server: the old keys stay in use.
+# changed. An unusable file must never stop a running server: the old keys stay in use. Root may
+# rotate the keys in a folder of another user, who can swap names for links at any moment. So
+# `replace_keys` opens the folder and the file once, and checks and changes only what it has opened.
 
 
 def prepare_keys(settings: Settings) -> None:
@@ -381,26 +386,36 @@ def load_keys(settings: Settings) -> List[bytes]:
         SettingsError: there is no key, or one of them cannot be used.
     """
     if settings.secret:
-        source, text = "JWTSERVER_SECRET", settings.secret.encode("utf-8", "surrogateescape")
-    else:
-        source = f"JWTSERVER_SECRET_FILE: {settings.key_file}"
-        text = _read_key_file(settings.key_file)
+        text = settings.secret.encode("utf-8", "surrogateescape")
+        return _parse_keys(text, "JWTSERVER_SECRET")
+    with _key_file_errors(settings.key_file), open(settings.key_file, "rb") as file:
+        return _read_keys(settings.key_file, file)
+
+
+def _read_keys(path: Path, file: BinaryIO) -> List[bytes]:
+    status = os.fstat(file.fileno())
+    if os.name == "posix" and stat.S_ISREG(status.st_mode):
+        if status.st_mode & 0o077:
+            logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
+        if os.geteuid() == 0 and status.st_uid != 0:
+            logger.warning("%s belongs to another user, and so do its keys; run jwtserver as that"
+                           " user, not as root", path)
+    text = file.read()
+    text = text[3:] if text.startswith(codecs.BOM_UTF8) else text
+    return _parse_keys(text, f"JWTSERVER_SECRET_FILE: {path}")
+
+
+def _parse_keys(text: bytes, source: str) -> List[bytes]:
     keys = [line.strip() for line in text.splitlines() if line.strip()]
-    if any(len(key.split()) > 1 for key in keys):  # a document that is not a key file
-        raise SettingsError(f"{source}: a key must be on a line of its own, without spaces")
+    # A document that is not a key file, or the two characters `\n` in place of a line end.
+    if any(len(key.split()) > 1 or b"\\n" in key for key in keys):
+        raise SettingsError(
+            f"{source}: a key must be on a line of its own, without spaces and without \\n")
     try:
         TokenSigner(keys)
     except InvalidKeyError as error:
         raise SettingsError(f"{source}: {error}") from None
     return keys
-
-
-def _read_key_file(path: Path) -> bytes:
-    with _key_file_errors(path):
-        text = path.read_bytes()
-        if os.name == "posix" and path.is_file() and path.stat().st_mode & 0o077:
-            logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
-    return text[3:] if text.startswith(b"\xef\xbb\xbf") else text  # a byte order mark
 
 
 def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
@@ -418,17 +433,26 @@ def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
             os.unlink(draft)
 
 
-def _write_draft(path: Path, lines: Iterable[bytes]) -> str:
-    """Write a file beside `path` that only its owner can read, and wait until it is on the disk."""
+def _write_draft(
+    path: Union[str, Path], lines: Iterable[bytes], folder: Optional[int] = None,
+    like: Optional[os.stat_result] = None,
+) -> str:
+    """Write a file beside `path`, and wait until it is on the disk.
+
+    Only this user can read it, or it has the owner and mode of `like`.
+    """
     draft = f"{path}.{secrets.token_hex(8)}"
     try:
-        with open(draft, "xb", opener=partial(os.open, mode=0o600)) as file:
+        with open(draft, "xb", opener=partial(os.open, mode=0o600, dir_fd=folder)) as file:
             file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
+            if like and hasattr(os, "fchown"):  # not on Windows
+                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                os.fchmod(file.fileno(), like.st_mode & 0o777)
             os.fsync(file.fileno())
     except OSError:  # the disk may be full
         with suppress(FileNotFoundError):
-            os.unlink(draft)
+            os.unlink(draft, dir_fd=folder)
         raise
     return draft
 
@@ -442,29 +466,64 @@ def _with_key_file(settings: Settings) -> Settings:
 
 def replace_keys(
     settings: Settings, change: Callable[[List[bytes]], List[bytes]],
-) -> Tuple[List[bytes], float]:
-    """Replace the key file atomically, keeping owner and mode.
-
-    Return the previous keys, and when they were written, in seconds since 1970.
+) -> List[bytes]:
+    """Replace the key file atomically, keeping owner and mode. Return the previous keys.
 
     Raises:
         SettingsError: the keys are not in a file.
         OSError: the file cannot be replaced.
     """
     prepare_keys(_with_key_file(settings))
-    keys = load_keys(settings)
     path = settings.key_file.resolve()  # the file that a link points to
-    status = path.stat()
-    draft = _write_draft(path, change(keys))
+    with _open_folder(path.parent) as folder:
+        name = path.name if folder is not None else str(path)
+        flags = getattr(os, "O_NOFOLLOW", 0)
+        with _key_file_errors(settings.key_file), open(
+            name, "rb", opener=lambda name, mode: os.open(name, mode | flags, dir_fd=folder),
+        ) as file:
+            status = os.fstat(file.fileno())
+            _check_link(settings.key_file, path, status.st_uid)
+            keys = _read_keys(settings.key_file, file)
+        draft = _write_draft(name, change(keys), folder, status)
+        try:
+            os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError:
+            os.unlink(draft, dir_fd=folder)
+            raise
+        _remove_stale_drafts(path, folder)
+    return keys
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[Optional[int]]:
+    """Open a folder, so that a link that replaces it changes nothing; None on Windows."""
+    if os.open not in os.supports_dir_fd:
+        yield None
+        return
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if hasattr(os, "chown"):  # not on Windows
-            os.chown(draft, status.st_uid, status.st_gid)
-        os.chmod(draft, status.st_mode & 0o777)
-        os.replace(draft, path)
-    except OSError:
-        os.unlink(draft)
-        raise
-    return keys, status.st_mtime
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _check_link(key_file: Path, path: Path, owner: int) -> None:
+    """Refuse a link to the file of somebody else than the owner of the folder with the link."""
+    folder = key_file.parent.resolve()
+    if path != folder / key_file.name and owner != folder.stat().st_uid:
+        raise SettingsError(f"JWTSERVER_SECRET_FILE: {key_file} is a link to {path}, which does not"
+                            f" belong to the owner of {folder}; name that file instead")
+
+
+def _remove_stale_drafts(path: Path, folder: Optional[int]) -> None:
+    """Remove the drafts that killed processes have left: they contain keys."""
+    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}")
+    for name in filter(pattern.fullmatch, os.listdir(path.parent if folder is None else folder)):
+        draft = name if folder is not None else str(path.parent / name)
+        with suppress(OSError):  # another process may have removed it
+            age = time.time() - os.stat(draft, dir_fd=folder, follow_symlinks=False).st_mtime
+            if age > MAX_DRAFT_AGE:
+                os.unlink(draft, dir_fd=folder)
 
 
 class FileSigner:
@@ -482,32 +541,40 @@ class FileSigner:
         self._settings = settings._replace(secret_file=self._path)
         self._clock = clock
         self._checked_at = clock()
-        self._loaded_fingerprint = self._fingerprint()
-        self._signer = _load_signer(self._settings, clock)
+        fingerprint = self._fingerprint()  # before the file is read, which may change meanwhile
+        # One value: if two threads reload at once, the fingerprint must be that of the signer.
+        self._loaded = _load_signer(self._settings, clock), fingerprint
+        self._last_error = ""
 
-    def _fingerprint(self) -> Optional[Tuple[int, int, int, int]]:
-        """A value that changes with the file; None if it is missing."""
+    def _fingerprint(self) -> Optional[Tuple[int, ...]]:
+        """A value that changes with the file, its owner and its mode; None if it is missing."""
         try:
             status = os.stat(self._path)
         except OSError:
             return None
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns,
+                status.st_ctime_ns)
 
     def _reload_if_changed(self) -> None:
         now, fingerprint = self._clock(), self._fingerprint()
-        if fingerprint != self._loaded_fingerprint:
+        signer, loaded_fingerprint = self._loaded
+        if fingerprint != loaded_fingerprint:
             try:
-                self._signer = _load_signer(self._settings, self._clock)
+                signer, self._last_error = _load_signer(self._settings, self._clock), ""
             except SettingsError as error:
-                logger.error("The old keys stay in use: %s", error)
+                if str(error) != self._last_error:
+                    logger.error("The old keys stay in use: %s", error)
+                self._last_error = str(error)
+                if isinstance(error.__cause__, OSError):  # the next attempt may succeed
+                    fingerprint = None
+            self._loaded = signer, fingerprint
         # Set last: until the new keys are in use, other threads must not skip the check.
-        self._loaded_fingerprint = fingerprint
         self._checked_at = now
 
     def _fresh_signer(self) -> TokenSigner:
         if not 0 <= self._clock() - self._checked_at < KEY_FILE_INTERVAL:
             self._reload_if_changed()
-        return self._signer
+        return self._loaded[0]
 
     @property
     def fingerprint(self) -> str:
@@ -525,9 +592,9 @@ class FileSigner:
             return signer.verify(token)
         except InvalidSignatureError:
             self._reload_if_changed()
-            if self._signer is signer:
+            if self._loaded[0] is signer:
                 raise
-            return self._signer.verify(token)
+            return self._loaded[0].verify(token)
 
 
 Signer = Union[TokenSigner, FileSigner]
@@ -554,7 +621,15 @@ def _load_signer(settings: Settings, clock: Callable[[], float]) -> TokenSigner:
 # --- Users --------------------------------------------------------------------------------------
 #
 # Design: A user is a row of a table, found by name. Names are stored and compared in one Unicode
-# form (NFC), so that the same name typed on two systems is one user.
+# form (NFC), so that the same name typed on two systems is one user. A new name must not look like
+# another one, so it contains no invisible characters (RFC 8265 §3.3). Names that are already stored
+# may contain some, and their users can still sign in or be removed.
+
+_CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # with surrogates and line ends
+_INVISIBLE_CATEGORIES = ("Cf", "Cn", "Co", "Zs")  # format, unassigned, private use, white space
+# Letters and marks that are not displayed (RFC 8264 §9.13), and the Braille blank.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f"
+                        "\uffa0\U000e0100-\U000e01ef]")
 
 
 class User(NamedTuple):
@@ -569,8 +644,12 @@ class User(NamedTuple):
     otp_step: int = 0  # the time step of its last code; no code is accepted twice
 
 
+def _has_category(name: str, categories: Sequence[str]) -> bool:
+    return any(unicodedata.category(character) in categories for character in name)
+
+
 def clean_name(name: str) -> str:
-    """Return a user name in NFC, the form in which names are compared.
+    """Return the name for a new user in NFC.
 
     Raises:
         ValueError: the name is empty, too long, or has invisible characters.
@@ -578,12 +657,24 @@ def clean_name(name: str) -> str:
     >>> clean_name("Zoe\\u0308")
     'Zoë'
     """
+    name = normalize_name(name)
+    if _has_category(name.replace(" ", ""), _INVISIBLE_CATEGORIES) or _INVISIBLE.search(name):
+        raise ValueError("a user name must not contain invisible characters")
+    return name
+
+
+def normalize_name(name: str) -> str:
+    """Return a user name in NFC, the form in which names are compared.
+
+    Raises:
+        ValueError: no user can have this name.
+    """
     name = unicodedata.normalize("NFC", name[:MAX_NAME_INPUT])
     if not 1 <= len(name) <= MAX_NAME_LENGTH:
         raise ValueError(f"a user name must have 1 to {MAX_NAME_LENGTH} characters")
     if name != name.strip():
         raise ValueError("a user name must not start or end with white space")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+    if _has_category(name, _CONTROL_CATEGORIES):
         raise ValueError("a user name must not contain control characters")
     return name
 
@@ -977,7 +1068,8 @@ class _SQLite(_Database):
             connection.close()
             raise
         connection.file = file
-        connection.log = {path: _file_id(path) for path in (f"{self.name}-wal", f"{self.name}-shm")}
+        target = os.path.realpath(self.name)  # SQLite follows links
+        connection.log = {path: _file_id(path) for path in (f"{target}-wal", f"{target}-shm")}
         return connection
 
     def recheck(self) -> None:
@@ -1030,7 +1122,10 @@ class _SQLite(_Database):
                 _use_wal(connection)
         self.close()  # that connection may not know the log
         if version != len(migrations):  # otherwise, do not wait for processes that write
+            with self.connection() as connection:
+                connection.execute(f"PRAGMA busy_timeout = {int(1000 * MIGRATION_TIMEOUT)}")
             super().migrate(migrations)
+            self.close()
 
     def _create_if_missing(self) -> None:
         """Create the file for its owner only, because it will hold password hashes.
@@ -1080,8 +1175,9 @@ class _PostgreSQLConnection:
 
     def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
         self._connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
-        self._poll = select.poll()
-        self._poll.register(self._connection.fileno(), select.POLLIN)
+        if hasattr(select, "poll"):  # not on Windows, where select() takes any socket
+            self._poll = select.poll()
+            self._poll.register(self._connection.fileno(), select.POLLIN)
         _, process_id = self._connection.execute(
             "SELECT set_config('statement_timeout', %s, false), pg_backend_pid()",
             [str(int(1000 * BUSY_TIMEOUT))]).fetchone()
@@ -1099,7 +1195,9 @@ class _PostgreSQLConnection:
 
     def is_usable(self) -> bool:
         """Return whether the server has sent nothing. A server that stops sends an error."""
-        return not self._poll.poll(0)
+        if hasattr(self, "_poll"):
+            return not self._poll.poll(0)
+        return not select.select([self._connection.fileno()], [], [], 0)[0]
 
 
 class _PostgreSQL(_Database):
@@ -1282,7 +1380,7 @@ class Store:
     def find_user(self, name: str) -> Optional[User]:
         """The user of that name, in any Unicode form, or None."""
         try:
-            key = clean_name(name)
+            key = normalize_name(name)
         except ValueError:
             return None
         row = self._fetch_one("SELECT * FROM users WHERE name = ?", key)
@@ -3166,7 +3264,9 @@ def _rejected_request(received: bytes) -> _Request:
 
 
 class _ChunkedDecoder:
-    """Decodes a chunked body as its bytes arrive (RFC 9112 §7.1). It drops extensions and trailers.
+    """Decodes a chunked body as its bytes arrive (RFC 9112 §7.1).
+
+    Extensions and trailers are checked and dropped.
     """
 
     def __init__(self) -> None:
@@ -3592,6 +3692,7 @@ class _State:
 
 
 SEND_BYTES = 16 * 1024  # in one call: a TLS record
+MAX_TLS_ANSWERS = 64 * 1024  # bytes that TLS wants to send, before the next response takes them
 MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
@@ -3662,6 +3763,8 @@ class _TLS:
                     if not piece:
                         return decrypted
                     decrypted += piece
+            if self._outgoing.pending > MAX_TLS_ANSWERS:
+                raise ConnectionAbortedError("the client sends too many KeyUpdate messages")
         return decrypted or (None if data else b"")
 
     def handshake_done(self) -> bool:
@@ -3671,7 +3774,8 @@ class _TLS:
     def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
         """Encrypt bytes of a response."""
         with self._lock:
-            self._session.write(data)
+            if data:  # OpenSSL 1.1.1 takes no empty write for a success
+                self._session.write(data)
             return self._outgoing.read()
 
     def end(self) -> None:
@@ -3750,8 +3854,7 @@ class _Connection:
         return request is not _NO_REQUEST and len(self.received) >= request.received_first
 
     def _has_chunks(self) -> bool:
-        """Decode a chunked body; return whether it is complete, or too long to be received first.
-        """
+        """Decode chunks; return whether the application can run: with a whole body or a stream."""
         self._decoder = self._decoder or _ChunkedDecoder()
         self.received = self._decoder.decode(self.received)
         return (self._decoder.is_complete or len(self._decoder.content) > MAX_BODY_BYTES
@@ -3936,14 +4039,14 @@ class _Connection:
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
 #
-# Design: One thread owns the loop. It receives requests, answers them one after the other, and
-# sends the responses of an iteration together: system calls between responses would cost half of
-# their time. Python runs one thread at a time, so more threads would not be faster. When a response
-# takes longer than POLL_INTERVAL (at first IDLE_INTERVAL), the main thread moves the loop: it goes
-# on in a new thread. The old thread, now a worker, finishes its response, hands its connection back
-# through `_finished`, and ends. A thread that has to wait for a client gives the loop away first.
-# If no thread is free, it drops that client after RECHECK_SECONDS; if none can be started, a thread
-# that waits for another client drops that one as well.
+# Design: One thread owns the loop. An iteration sends finished responses, polls, receives from the
+# sockets with events, and answers complete requests: each for at most POLL_INTERVAL, and from both
+# ends of its queue. Batches matter: system calls between responses would cost half of their time.
+# Python runs one thread at a time, so more threads would not be faster. If a response takes longer
+# than `_patience`, the main thread moves the loop: it goes on in a new thread. The old one, now a
+# worker, finishes its response, hands its connection back through `_finished`, and ends. A thread
+# that has to wait for a client gives the loop away first. If it cannot, it drops that client after
+# RECHECK_SECONDS; if no thread can be started, a thread that waits for another client drops it.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
 MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
@@ -4173,7 +4276,7 @@ class _Server:
             self._threads.discard(me)
 
     def _iterate(self) -> None:
-        """Poll, and do some of each kind of work."""
+        """Do some of each kind of work."""
         for connection in self._some_of(self._finished):
             self._attempt(self._send, connection)
         self._poll()
@@ -4238,7 +4341,7 @@ class _Server:
         self._wakeup_receiver.recv(RECEIVE_BYTES)
 
     def _resume_accepting(self) -> None:
-        if self._clock() < self._accept_again_at or self._accept_again_at == math.inf:
+        if self._accept_again_at == math.inf or self._clock() < self._accept_again_at:
             return
         self._accept_again_at = math.inf
         for listener in self._listeners:
@@ -4806,9 +4909,24 @@ def _standard_input() -> TextIO:
     return sys.stdin
 
 
+def _read_line() -> str:
+    """Read one line of standard input. PowerShell may send it in UTF-16, or with a byte order mark.
+    """
+    file = _standard_input()
+    line = file.buffer.readline()
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        line += file.buffer.read()  # a byte of another character may look like the end of the line
+        text = line.decode("utf-16")
+    elif line.startswith(codecs.BOM_UTF8):
+        text = line.decode("utf-8-sig")
+    else:
+        text = line.decode(file.encoding, file.errors or "strict")
+    return text.partition("\n")[0].rstrip("\r")
+
+
 def _ask_password(args: argparse.Namespace) -> str:
     if args.password_stdin:
-        return _standard_input().readline().rstrip("\r\n")
+        return _read_line()
     if not _standard_input().isatty():
         raise Error("cannot ask for the password without a terminal; use --password-stdin")
     try:
@@ -4920,7 +5038,7 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
           "Add one of these lines to an authenticator app, and enter the code that it shows.",
           flush=True)
     print("Code: ", end="", file=sys.stderr, flush=True)
-    step = find_otp_step(secret, _standard_input().readline().strip(), time.time())
+    step = find_otp_step(secret, _read_line().strip(), time.time())
     if step < 0:
         raise Error("the code is wrong; nothing has changed")
     store.set_otp(user.name, secret, step)
@@ -5012,7 +5130,7 @@ _token_revoke = partial(_end_session, event="token_revoke", outcome="Revoked a t
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
-    token = args.token or _standard_input().readline().strip()
+    token = args.token or _read_line().strip()
     signer = make_signer(settings)
     try:
         claims = signer.verify(token)
@@ -5026,7 +5144,7 @@ def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
 
 def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
     with open_store(settings.database).key_lock():
-        keys, _ = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
+        keys = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
     print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
           f" stay valid: {len(keys)}. Their last tokens expire in {settings.token_lifetime}"

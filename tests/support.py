@@ -71,6 +71,11 @@ def for_each(names, rows):
     return decorate
 
 
+def standard_input(text: str) -> io.TextIOWrapper:
+    """A standard input with this text."""
+    return io.TextIOWrapper(io.BytesIO(text.encode()))
+
+
 class Clock:
     """A clock that stands still until a test moves it."""
 

@@ -145,6 +145,27 @@ def test_cors_origin_of_each_kind_is_accepted(origin):
     assert response.headers["Access-Control-Allow-Origin"] == origin
 
 
+@pytest.mark.parametrize("exposed, expected", [
+    (["X-Total"], "WWW-Authenticate, Retry-After, X-Total"),
+    (["X-Total, ETag", "Link"], "WWW-Authenticate, Retry-After, X-Total, ETag, Link"),
+    (["*"], "WWW-Authenticate, Retry-After, *"),
+    ([""], "WWW-Authenticate, Retry-After"),
+])
+def test_cors_headers_that_the_application_exposes_are_added(exposed, expected):
+    def app(environ, start_response):
+        start_response("200 OK", [
+            ("Content-Type", "text/plain"),
+            *(("access-control-Expose-Headers", value) for value in exposed)])
+        return [b"hello"]
+
+    assert cors_headers(client(app).get("/", headers={"Origin": OTHER})) == {}
+    response = client(app).get("/", headers={"Origin": LISTED})
+    assert response.headers.getall("Access-Control-Expose-Headers") == [expected]
+    response = client(app, expose_headers=()).get("/", headers={"Origin": LISTED})
+    own = "WWW-Authenticate, Retry-After"
+    assert response.headers["Access-Control-Expose-Headers"] == expected[len(own):].lstrip(", ")
+
+
 # --- In the service -----------------------------------------------------------------------------
 
 

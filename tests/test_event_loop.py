@@ -342,6 +342,14 @@ def test_connections_beyond_those_accepted_at_once_follow(monkeypatch):
             connection.close()
 
 
+def test_client_that_has_gone_before_its_options_are_set_costs_nothing():
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # has no TCP_NODELAY either
+    with serving() as server:
+        server._open_connection(datagrams, ("192.0.2.1", 1), {})
+
+    assert datagrams.fileno() == -1
+
+
 def test_accept_and_receive_without_anything_to_do_do_nothing():
     with serving() as server, connect(server):
         server.await_state(_State.IDLE)
@@ -815,7 +823,9 @@ def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
         for connection in slow:
             connection.sendall(data)
 
-        assert statuses(exchange(server, head())) == [200]
+        server.await_state(_State.RESPONDING, 4)
+        while server.count(_State.RESPONDING) > 2:  # until two are dropped
+            assert statuses(exchange(server, head())) == [200]
 
         for connection in slow:
             connection.close()
@@ -1138,16 +1148,14 @@ def tls_client(trusting):
     return trusting.wrap_bio(incoming, outgoing, server_hostname="localhost"), incoming, outgoing
 
 
-def test_tls_flood_of_key_updates_is_handled_in_steps(certificate, trusting, gate, monkeypatch):
-    """OpenSSL reads on and on while a client sends KeyUpdate messages (RFC 8446 §4.6.3)."""
+@pytest.fixture
+def send_key_updates(trusting):
+    """Makes a handshake over a socket; returns a client's session and a flood of KeyUpdates."""
     library = ctypes.CDLL(ssl._ssl.__file__)
     library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
     library.SSL_do_handshake.argtypes = [ctypes.c_void_p]
-    received, receive = [], jwtserver._Connection.receive
-    monkeypatch.setattr(jwtserver._Connection, "receive",
-                        lambda connection: received.append(connection) or receive(connection))
-    tls = jwtserver._tls_context(certificate, None)
-    with serving(tls=tls) as server, connect(server) as connection:
+
+    def flood(connection, count, requested):
         client, incoming, outgoing = tls_client(trusting)
         while client.version() is None:
             with contextlib.suppress(ssl.SSLWantReadError):
@@ -1158,19 +1166,63 @@ def test_tls_flood_of_key_updates_is_handled_in_steps(certificate, trusting, gat
         # struct PySSLSocket: PyObject_HEAD, PyObject *Socket, SSL *ssl
         pointer = ctypes.c_void_p.from_address(
             id(client._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)).value
-        for _ in range(3000):
-            assert library.SSL_key_update(pointer, 0) == 1
+        for _ in range(count):
+            assert library.SSL_key_update(pointer, requested) == 1
             assert library.SSL_do_handshake(pointer) == 1
         client.write(head(b"Connection: close"))
-        flood = outgoing.read()
-        received.clear()
-        with server._lock:
-            connection.sendall(flood)
-        incoming.write(connection.recv(9999))
-        incoming.write(connection.recv(9999))
+        return client, incoming, outgoing.read()
 
-        assert client.read(12) == b"HTTP/1.1 200"
+    return flood
+
+
+def test_tls_flood_of_key_updates_is_handled_in_steps(
+        certificate, send_key_updates, monkeypatch):
+    """OpenSSL reads on and on while a client sends KeyUpdate messages (RFC 8446 §4.6.3)."""
+    received, receive = [], jwtserver._Connection.receive
+    monkeypatch.setattr(jwtserver._Connection, "receive",
+                        lambda connection: received.append(connection) or receive(connection))
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server, connect(server) as connection:
+        client, incoming, flood = send_key_updates(connection, 3000, requested=0)
+        received.clear()
+        connection.sendall(flood)
+        answer = b""
+        while not answer:
+            incoming.write(connection.recv(9999))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                answer = client.read(12)
+
+    assert answer == b"HTTP/1.1 200"
     assert len(received) >= len(flood) // jwtserver.RECEIVE_BYTES >= 4
+
+
+def test_tls_flood_of_key_updates_that_want_an_answer_is_disconnected(
+        certificate, send_key_updates):
+    """The answers would wait in memory."""
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server, connect(server) as connection:
+        _, _, flood = send_key_updates(connection, 3000, requested=1)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(flood)
+
+        assert server.closed.acquire(timeout=10)
+    assert server.entered[_State.RESPONDING].acquire(blocking=False) is False
+
+
+def test_tls_write_of_nothing_sends_nothing(certificate, trusting):
+    def app(environ, start_response):
+        write = start_response("200 OK", [("Content-Length", "2")])
+        for piece in (b"a", b"", b"b"):
+            write(piece)
+        return []
+
+    with serving(app, tls=jwtserver._tls_context(certificate, None)) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+
+            ((_, _, body),) = parse(received(connection))
+
+    assert body == b"ab"
 
 
 def test_tls_request_that_arrives_with_the_end_of_the_handshake_is_answered(
@@ -1190,6 +1242,18 @@ def test_tls_request_that_arrives_with_the_end_of_the_handshake_is_answered(
         incoming.write(received(connection))
 
         assert statuses(client.read(9999)) == [200]
+
+
+def test_tls_client_that_ends_its_session_is_closed(certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head())
+            connection.recv(9999)
+            with contextlib.suppress(OSError):
+                connection.unwrap()
+
+        assert server.closed.acquire(timeout=10)
 
 
 def test_tls_without_cbc_tells_the_client_why_the_handshake_failed(certificate, trusting):

@@ -267,7 +267,8 @@ def test_error_members_of_the_server_are_those_of_the_endpoints():
     settings = Settings(prefix="/auth")
     service = jwtserver.Service(None, None, settings, None)
 
-    for path, route in jwtserver._routes(service, settings.prefix, demo=True).items():
+    for path, route in jwtserver._routes(
+            service, jwtserver.Pages(service), settings.prefix, demo=True).items():
         app = jwtserver._error_application(jwtserver.HTTPError(408, "Late"), path, settings)
         assert call(app).json == {"success": False, route.error_member: "Late"}
 

@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import pytest
 from webtest import TestApp
 
-from jwtserver import Settings, SettingsError, create_app
+from jwtserver import OTP_STEP_SECONDS, Settings, SettingsError, create_app, otp_code
 from support import KEY, PASSWORD, Clock, bearer, hello, sign_in, store_with, user
 from wsgi_auth import decode
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
+SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
 
 
@@ -469,3 +470,82 @@ def test_program_with_the_cookie_gets_the_answers_of_programs(browser):
     response = browser.post("/logout", headers={"Accept": "*/*"}, status=204)
 
     assert the_cookie(response)[1:] == ("", ["Max-Age=0", "Path=/", "HttpOnly", "SameSite=Lax"])
+
+
+# --- The second factor and the account page -----------------------------------------------------
+
+
+def test_person_with_a_second_factor_is_asked_for_the_code(browser, store, clock):
+    store.set_otp("alice", SECRET, 0)
+    code = otp_code(SECRET, int(clock()) // OTP_STEP_SECONDS)
+
+    page = submit(browser, status=401)
+    assert "Enter the code of your authenticator app" in page
+    assert page.form["password"].value == "" and page.form["next"].value == "/protected"
+    assert page.form["otp"].attrs["autocomplete"] == "one-time-code"
+
+    form = page.form
+    form["password"], form["otp"] = PASSWORD, "000000"
+    page = form.submit(status=401)
+    assert "The user name, the password or the code is wrong." in page
+
+    form = page.form
+    form["password"], form["otp"] = PASSWORD, code
+    assert form.submit(status=303).headers["Location"] == "/protected"
+    browser.get("/protected", status=200)
+
+
+def change_password(browser, old, new, **options):
+    forms = browser.get("/login").forms
+    form = forms[len(forms) - 1]
+    form["password"], form["new_password"] = old, new
+    return form.submit(**options)
+
+
+def test_person_changes_the_password(browser):
+    submit(browser)
+
+    assert change_password(browser, PASSWORD, "battery staple", status=303).headers["Location"] == (
+        "/login")
+    browser.get("/protected", status=200)
+    browser.reset()
+    submit(browser, status=401)
+    submit(browser, password="battery staple", status=303)
+
+
+def test_account_page_shows_the_error_beside_the_field(browser):
+    submit(browser)
+
+    page = change_password(browser, "wrong", "battery staple", status=401)
+    assert re.search('id="password-error">(.*?)<', page.text)[1] == "Invalid password."
+    page = change_password(browser, PASSWORD, "x" * 2000, status=400)
+    assert "cannot be used" in re.search('id="new_password-error">(.*?)<', page.text)[1]
+    for _ in range(4):
+        change_password(browser, "wrong", "battery staple", status=401)
+    page = change_password(browser, PASSWORD, "battery staple", status=429)
+    assert page.headers["Retry-After"] == "900"
+
+
+def test_person_ends_another_session(browse):
+    browser, other = browse(), browse()
+    submit(other)
+    submit(browser)
+    page = browser.get("/login")
+    assert page.text.count("(this one)") == 1
+    form = page.forms[1]
+
+    assert form.submit(status=303).headers["Location"] == "/login"
+
+    other.get("/protected", status=303)
+    assert form.submit(status=303).headers["Location"] == "/login"  # it has ended already
+    browser.get("/protected", status=200)
+
+
+def test_form_of_another_site_ends_no_session_and_changes_no_password(browser):
+    submit(browser)
+    fields = {"password": PASSWORD, "new_password": "battery staple"}
+
+    browser.post("/password", fields, headers=CROSS_SITE, status=403)
+    browser.post("/sessions/" + "0" * 32, headers=CROSS_SITE, status=403)
+    browser.reset()
+    submit(browser, status=303)

@@ -1,7 +1,6 @@
 """Sessions: refresh, reuse of a refresh token, logout, key rotation, the audit log."""
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -517,7 +516,7 @@ LONGEST_SCOPE = " ".join(["s" * 1023, "t" * 1024])
 @pytest.mark.parametrize("command", ["user add carol --password-stdin --scope", "user scope alice"])
 def test_scopes_that_are_too_long_for_a_header_are_refused(store, capsys, monkeypatch, command):
     """A user could sign in with 13 KiB of scopes, but servers refused the token's header."""
-    monkeypatch.setattr("sys.stdin", io.StringIO("x\nx\n"))
+    monkeypatch.setattr("sys.stdin", support.standard_input("x\nx\n"))
 
     assert jwtserver.main([*command.split(), LONGEST_SCOPE + "t"]) == 1
     assert capsys.readouterr().err == (
@@ -893,7 +892,7 @@ def test_key_file_is_checked_only_twice_a_second(rotating, clock, monkeypatch):
     checks = []
     monkeypatch.setattr(
         jwtserver.FileSigner, "_fingerprint",
-        lambda signer: checks.append(clock.now) or signer._loaded_fingerprint)
+        lambda signer: checks.append(clock.now) or signer._loaded[1])
 
     for _ in range(10):
         protected(here, token)

@@ -1,7 +1,6 @@
 """Users in the database: no acknowledged change is lost, and every failure is one line."""
 
 import gc
-import io
 import os
 import re
 import signal
@@ -16,7 +15,7 @@ import pytest
 
 import jwtserver
 from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_store
-from support import ROOT, for_each, store_with, user
+from support import ROOT, for_each, standard_input, store_with, user
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -51,6 +50,27 @@ def test_clean_name_of_an_invalid_name_raises(name):
         clean_name(name)
 
 
+@pytest.mark.parametrize("character", [
+    "\u200b", "\xad", "\u202e", "\u200d", "\ufeff", "\u2066", "\U000e0041", "\u180e",  # format
+    "\u034f", "\u115f", "\u1160", "\u17b4", "\u180b", "\u3164", "\uffa0", "\ufe0f",  # not displayed
+    "\U000e0100", "\u2065", "\ufff0", "\U000e0fff",
+    "\u2800", "\xa0", "\u2003", "\u3000",  # blank
+    "\ue000", "\U0010fffd", "\ufdd0", "\uffff", "\u0378",  # private use and not assigned
+], ids=ascii)
+def test_clean_name_with_an_invisible_character_raises(character):
+    for name in (f"ali{character}ce", f"{character}alice", f"alice{character}"):
+        with pytest.raises(ValueError, match="^a user name must not "):
+            clean_name(name)
+
+
+def test_user_whose_stored_name_has_invisible_characters_is_found_and_removed(store):
+    store.add_users([user("ali\u200bce")])
+
+    assert store.find_user("ali\u200bce") == user("ali\u200bce")
+    assert store.find_user("alice") is None
+    assert store.remove_user("ali\u200bce")
+
+
 def test_clean_name_counts_composed_characters():
     assert clean_name("e\u0301" * 150) == "é" * 150
 
@@ -78,7 +98,7 @@ def test_files_are_created_on_a_file_system_without_hard_links(monkeypatch, erro
         raise error
 
     monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr("sys.stdin", io.StringIO("correct horse\n"))
+    monkeypatch.setattr("sys.stdin", standard_input("correct horse\n"))
 
     assert jwtserver.main(["user", "add", "alice", "--password-stdin"]) == 0
     assert jwtserver.main(["token", "issue", "alice"]) == 0
@@ -103,6 +123,7 @@ def write(*statements):
 @pytest.mark.sqlite
 def test_open_store_again_keeps_the_locks_of_this_process(store):
     """Closing the file would drop them, and another process would delete the log."""
+    store.ping()
     open_store("jwtserver.db")
 
     with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
@@ -179,6 +200,24 @@ def test_migration_after_another_process_has_done_it_changes_nothing(store):
 
     with database.connection() as connection:
         assert database.read_version(connection) == len(jwtserver._MIGRATIONS)
+
+
+def test_migration_waits_longer_than_a_request_for_another_process(monkeypatch):
+    """A million sessions take nine seconds. The second process failed after five."""
+    monkeypatch.setattr(jwtserver, "BUSY_TIMEOUT", 0.05)
+    database = jwtserver._SQLite("jwtserver.db")
+    database.migrate(jwtserver._MIGRATIONS[:1])
+    writer = database.connect()
+    writer.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.2, writer.execute, ["COMMIT"])
+    release.start()
+
+    store = open_store("jwtserver.db")
+
+    assert store.is_empty()
+    release.join()
+    for opened in (store, database, writer):
+        opened.close()
 
 
 def test_use_wal_retries_until_a_reader_has_gone():
@@ -348,6 +387,19 @@ def test_file_that_replaces_the_database_is_used_from_now_on(store, caplog):
 
 
 @pytest.mark.sqlite
+def test_file_that_replaces_the_target_of_a_link_is_used_from_now_on(store):
+    store.close()
+    os.symlink("jwtserver.db", "link.db")
+    linked = open_store("link.db")
+    linked.add_users([user("old")])
+
+    replace_database("new")
+
+    assert names_in(linked) == ["new"]
+    linked.close()
+
+
+@pytest.mark.sqlite
 def test_sessions_of_a_replaced_database_end_half_a_second_later(store, monkeypatch):
     store.add_users([user("alice")])
     grant = jwtserver.new_grant(user("alice"), 60, 0)
@@ -489,7 +541,7 @@ def test_change_of_a_user_who_is_locked_out_says_so(
     store.add_users([user("zoe"), user("bob")])
     for address in range(addresses):
         fail(store, "zoe", f"192.0.2.{address}", times)
-    monkeypatch.setattr("sys.stdin", io.StringIO("new\n"))
+    monkeypatch.setattr("sys.stdin", standard_input("new\n"))
 
     jwtserver.main(["user", *command.split()])
 
@@ -545,6 +597,7 @@ def test_forked_child_opens_connections_of_its_own(store):
 
 
 def test_process_that_was_forked_without_a_hook_opens_connections_of_its_own(store, monkeypatch):
+    store.ping()
     inherited = list(store.database.pools[os.getpid()])
     monkeypatch.setattr(os, "getpid", lambda: -1)  # uWSGI forks without running Python's hooks
 
@@ -557,7 +610,8 @@ def test_process_that_was_forked_without_a_hook_opens_connections_of_its_own(sto
 
 def test_unreferenced_store_closes_its_connections():
     store = open_store("jwtserver.db")
-    (connection,) = store.database.pools[os.getpid()]
+    with store.database.connection() as connection:
+        pass
 
     del store
     gc.collect()

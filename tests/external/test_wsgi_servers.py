@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -89,6 +90,15 @@ def check_sign_in_guard_refresh_and_logout(client):
     assert client("/refresh", {"refresh_token": answer["refresh_token"]})[0] == 401
 
 
+def check_malformed_chunk_is_the_clients_fault(port):
+    """Some servers raise an error of their own while the endpoint reads the body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nx\r\n{}\r\n0\r\n\r\n")
+        assert connection.recv(9999).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 411 "))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_server_signs_in_guards_and_logs_out(name, start, free_port):
     port = free_port()
@@ -96,6 +106,7 @@ def test_server_signs_in_guards_and_logs_out(name, start, free_port):
     client = start(command_for(name, COMMANDS[name], port), port)
 
     check_sign_in_guard_refresh_and_logout(client)
+    check_malformed_chunk_is_the_clients_fault(port)
 
 
 @pytest.mark.parametrize("command", README_COMMANDS.values(), ids=README_COMMANDS)
