@@ -1538,7 +1538,7 @@ button:hover { filter: brightness(1.1); }
 main > :last-child { margin-bottom: 0; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
-.error { margin: .4rem 0 0; color: var(--bad); }
+.error { margin: .5rem 0 0; color: var(--bad); }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _PAGE_HEADERS = (

@@ -155,6 +155,14 @@ def test_error_of_the_database_is_a_page(browser, store):
     assert "The database cannot answer." in browser.post("/logout", status=503)
 
 
+def test_internal_error_is_a_page(browser, clock, caplog):
+    clock.now = None
+
+    page = browser.post("/login", {"username": "alice", "password": PASSWORD}, status=500)
+
+    assert "Internal server error." in page and "TypeError" in caplog.text
+
+
 def test_error_for_a_program_is_json_except_at_the_login_page(browser):
     program = {"Accept": "*/*"}
 
