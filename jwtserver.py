@@ -1436,7 +1436,7 @@ class Route(NamedTuple):
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
-    is_page: bool = False  # a page of its own, or the target of a form
+    is_page: bool = False  # people open it or send a form to it: errors are pages
 
     def respond(self, environ: Environ) -> Response:
         """Run the operation for the method of the request. GET handles HEAD as well."""
@@ -1638,7 +1638,7 @@ def _login_page(
         f"{name_field}{password_field}<button>Sign in</button>\n</form>\n"), *headers)
 
 
-def _wait(error: HTTPError) -> str:
+def _waiting_time(error: HTTPError) -> str:
     minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
     return f"{minutes} minutes" if minutes > 1 else "a minute"
 
@@ -1839,8 +1839,8 @@ class Service:
         _audit("logout", user=user, address=self.address(environ), session=session)
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
-        # The Back button shows earlier pages from memory, unless this clears them. Browsers obey it
-        # only over HTTPS (https://www.w3.org/TR/clear-site-data/).
+        # The Back button would show earlier pages from the browser's memory. Browsers obey this
+        # header only over HTTPS and from this machine (https://www.w3.org/TR/clear-site-data/).
         headers = self._cookie_header(environ, "", 0), ("Clear-Site-Data", '"cache"')
         if _wants_page(environ):
             return _see_other(self.login_path, *headers)
@@ -1890,7 +1890,7 @@ class Service:
             if error.status not in (401, 429):
                 raise
             errors = {"password": "The user name or the password is wrong." if error.status == 401
-                      else f"Too many failed sign-ins. Try again in {_wait(error)}."}
+                      else f"Too many failed sign-ins. Try again in {_waiting_time(error)}."}
             return _login_page(next_page, error.status, name, errors, *error.headers)
         previous = self._person(environ)
         if previous is not None:
