@@ -1859,7 +1859,7 @@ class Route(NamedTuple):
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
-    is_page: bool = False  # a page of its own, or the target of a form
+    is_page: bool = False  # people open it or send a form to it: errors are pages
 
     def respond(self, environ: Environ) -> Response:
         """Run the operation for the method of the request. GET handles HEAD as well."""
@@ -2166,8 +2166,8 @@ class Service:
         _audit("logout", user=user, address=self.address(environ), session=session)
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
-        # The Back button shows earlier pages from memory, unless this clears them. Browsers obey it
-        # only over HTTPS (https://www.w3.org/TR/clear-site-data/).
+        # The Back button would show earlier pages from the browser's memory. Browsers obey this
+        # header only over HTTPS and from this machine (https://www.w3.org/TR/clear-site-data/).
         return Response.of(
             204, None, self.cookie_header(environ, "", 0), ("Clear-Site-Data", '"cache"'))
 
@@ -2390,7 +2390,7 @@ ul { padding-left: 1.25rem; }
 li { margin: .5rem 0; }
 li button { width: auto; margin: .25rem 0 0; padding: .3rem .7rem; color: var(--accent);
   background: transparent; border-color: var(--line); }
-.error { margin: .4rem 0 0; color: var(--bad); }
+.error { margin: .5rem 0 0; color: var(--bad); }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _PAGE_HEADERS = (
@@ -2488,7 +2488,7 @@ def _signed_in_as(claims: Claims) -> str:
     return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
 
 
-def _wait(error: HTTPError) -> str:
+def _waiting_time(error: HTTPError) -> str:
     minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
     return f"{minutes} minutes" if minutes > 1 else "a minute"
 
@@ -2649,7 +2649,7 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.members:
         return {"otp": "Enter the code of your authenticator app, and your password again."}
     if error.status == 429:
-        message = f"Too many failed sign-ins. Try again in {_wait(error)}."
+        message = f"Too many failed sign-ins. Try again in {_waiting_time(error)}."
     elif otp:
         message = "The user name, the password or the code is wrong."
     else:

@@ -11,8 +11,8 @@ from wsgi_auth import MAX_NEXT_LENGTH, BearerAuthMiddleware, RateLimitMiddleware
 
 NOW = 1_700_000_000
 SIGNER = TokenSigner(KEY, clock=lambda: NOW)
-TOKEN = SIGNER.sign({"sub": "alice", "scope": "read"})
-EXPIRED = SIGNER.sign({"sub": "alice", "iat": NOW - 200, "exp": NOW - 100})
+TOKEN = SIGNER.sign({"sub": "alice", "scope": "read", "jti": "1"})
+EXPIRED = SIGNER.sign({"sub": "alice", "jti": "2", "iat": NOW - 200, "exp": NOW - 100})
 COOKIE = f"session={TOKEN}"
 HTML = "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"
 PRIVATE = {"Vary": "Cookie", "Cache-Control": "private"}

@@ -156,6 +156,27 @@ def test_error_of_the_database_is_a_page(browser, store):
     assert "The database cannot answer." in browser.post("/logout", status=503)
 
 
+def test_sign_in_of_a_busy_server_gets_a_page(browser):
+    page = browser.post("/login", {"username": "alice", "password": PASSWORD}, status=503,
+                        extra_environ={"jwtserver.release_loop": lambda: False})
+
+    assert "Too many sign-ins at once." in page and page.headers["Retry-After"] == "10"
+
+
+def test_sign_out_that_is_exempt_from_the_guard_gets_a_page(browse):
+    page = browse(exempt=["POST /logout"]).post("/logout", status=401)
+
+    assert "You are not signed in." in page
+
+
+def test_internal_error_is_a_page(browser, clock, caplog):
+    clock.now = None
+
+    page = browser.post("/login", {"username": "alice", "password": PASSWORD}, status=500)
+
+    assert "Internal server error." in page and "TypeError" in caplog.text
+
+
 def test_error_for_a_program_is_json_except_at_the_login_page(browser):
     program = {"Accept": "*/*"}
 
