@@ -2063,7 +2063,8 @@ def _routes(service: Service, prefix: str, demo: bool) -> Dict[str, Route]:
             service.authenticate, schema=_TOKENS, fields=("username", "password"))}, "message"),
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
-        "/logout": Route({"POST": Operation(service.logout, 204, errors=(400,))}, guarded=True),
+        "/logout": Route({"POST": Operation(
+            service.logout, 204, errors=(400, 413, 415))}, guarded=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_STRING, scope=_STRING), errors=(400, 403),
         )}, guarded=True),
