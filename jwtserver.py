@@ -2689,7 +2689,7 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(
-            pages.or_redirect(service.logout), 204, errors=(400,))}, guarded=True,
+            pages.or_redirect(service.logout), 204, errors=(400, 413, 415))}, guarded=True,
             is_page=True),
         "/password": Route({"POST": Operation(
             pages.or_redirect(service.change_password), 204, fields=("password", "new_password"),
@@ -4110,21 +4110,18 @@ class _Server:
         self.settings = settings
         self.tls = tls
         self.access_log = access_log
-        self.stopping = False
-        self._ended = False
+        self.stopping = self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
         self._clock = clock
         self._listeners = listeners
         for listener in listeners:
             listener.setblocking(False)
-            if listener.family in (socket.AF_INET, socket.AF_INET6):
-                _limit_kernel_buffer(listener)
+            _limit_kernel_buffer(listener)
         self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
-        for wakeup in (self._wakeup_sender, self._wakeup_receiver):
-            wakeup.setblocking(False)
+        self._wakeup_sender.setblocking(False)
+        self._wakeup_receiver.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._max_connections = min(
-            settings.connections, _connection_limit(self._selector, settings.threads))
+        self._max_connections = _connection_limit(self._selector, settings)
         self._accept_again_at = -math.inf  # infinity while connections are accepted
         self._resume_accepting()
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
@@ -4634,7 +4631,8 @@ def _base_environ(listener: socket.socket, scheme: str) -> Environ:
 
 def _limit_kernel_buffer(listener: socket.socket) -> None:
     """Buffer little for each client: by default, a client that does not read costs megabytes."""
-    if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # accepted sockets inherit it
+    is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6)
+    if is_tcp and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # accepted sockets inherit it
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_SENDS * SEND_BYTES)
 
 
@@ -4675,16 +4673,16 @@ def _inherited_listeners(count: int) -> List[socket.socket]:
     return listeners
 
 
-def _connection_limit(selector: selectors.BaseSelector, threads: int) -> float:
+def _connection_limit(selector: selectors.BaseSelector, settings: Settings) -> int:
     """How many connections can be open while files remain for the database and the key file."""
-    limit = math.inf
+    limit = settings.connections
     if isinstance(selector, selectors.SelectSelector):
-        limit = MAX_SELECT_SOCKETS // 2  # the rest is for the server's own sockets
+        limit = min(limit, MAX_SELECT_SOCKETS // 2)  # the rest is for the server's own sockets
     with suppress(ImportError):  # Windows has no limit of files
         import resource
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files != resource.RLIM_INFINITY:
-            limit = min(limit, files - min(files // 2, RESERVED_FILES + 4 * threads))
+            limit = min(limit, files - min(files // 2, RESERVED_FILES + 4 * settings.threads))
     return limit
 
 
@@ -4739,11 +4737,7 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
         server = _Server(create_app(settings, app=app, store=store), listeners, settings, tls, log)
         try:
             demo = _add_demo_user(store, settings) if store.is_empty() else None
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, server.interrupt)
-            if tls and hasattr(signal, "SIGHUP"):
-                signal.signal(signal.SIGHUP, partial(
-                    _reload_certificate, server, args.tls_cert, args.tls_key))
+            _handle_signals(server, args)
             _print_greeting(_server_url(args.host, listeners[0], tls), settings, store, demo,
                             "/" if app else "/protected")
             # Garbage collection took 10 % of the request time; exclude what is loaded so far.
@@ -4752,6 +4746,14 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
             server.serve_forever()
         finally:
             server.finish()
+
+
+def _handle_signals(server: _Server, args: argparse.Namespace) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.interrupt)
+    if server.tls and hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, partial(
+            _reload_certificate, server, args.tls_cert, args.tls_key))
 
 
 def _reload_certificate(
