@@ -10,6 +10,8 @@ The endpoints:
     POST /refresh       {"refresh_token": …}: get new tokens for the same session
     POST /logout        with `Authorization: Bearer TOKEN`: end the session
     any  /verify        with the same header: who sent a request, for a proxy that asks
+    POST /password      with the same header and {"password": …, "new_password": …}
+    GET  /sessions      with the same header: the user's sessions; DELETE /sessions/ID ends one
     GET  /protected     with the same header: a greeting
     GET  /health        {"status": "ok"}, or 503 if the database cannot answer
     GET  /openapi.json  a description of the endpoints for programs
@@ -5265,6 +5267,8 @@ _SERVE_ARGUMENTS = (
               " 'POST /path'. Other paths are open. Can be repeated (default: /protected, or /"
               " with --app).", action="append"),
     _argument("--exempt RULE", "A path inside a protected one that needs no token. Can be repeated"
+              " (default: none).", action="append"),
+    _argument("--optional RULE", "A path whose requests may have a token or not. Can be repeated"
               " (default: none).", action="append"),
     _argument("--prefix PATH", "The path under which the endpoints are served (default: /)."),
     _argument("--cors-origin ORIGIN", "An origin whose pages may read the responses, such as"
