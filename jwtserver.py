@@ -1606,11 +1606,13 @@ class Service:
             raise _too_many_sign_ins()
         while True:
             user = self.store.find_user(name)
+            if user and user.disabled:
+                user = None  # hash as for an unknown name, or the time would confirm the password
             with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
                 self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
                 matches, new_hash = self._check_password(user, password)
             now = self.clock()
-            if not matches or user is None or user.disabled:
+            if not matches or user is None:
                 self.store.count_failure(attempt, now)
                 return None
             grant = new_grant(user, self.settings.session_lifetime, now)
