@@ -2103,6 +2103,7 @@ class Service:
         # Only this module's server has a loop. If its thread waited in the queue, it would stop.
         if not environ.get("jwtserver.release_loop", lambda: True)():
             raise _too_many_sign_ins()
+<<<<<<< HEAD
         return attempt
 
     def _check_user(
@@ -2120,6 +2121,24 @@ class Service:
             self.store.count_failure(attempt, self.clock())
             return None
         return user, new_hash
+=======
+        while True:
+            user = self.store.find_user(name)
+            if user and user.disabled:
+                user = None  # hash as for an unknown name, or the time would confirm the password
+            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+                self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
+                matches, new_hash = self._check_password(user, password)
+            now = self.clock()
+            if not matches or user is None:
+                self.store.count_failure(attempt, now)
+                return None
+            grant = new_grant(user, self.settings.session_lifetime, now)
+            if self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash):
+                return grant
+            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
+            # password again. This ends, because each repetition needs another change of the user.
+>>>>>>> ops
 
     def _check_password(self, user: Optional[User], password: str) -> Tuple[bool, Optional[str]]:
         """Return whether the password is right, and a new hash if the stored one is outdated."""

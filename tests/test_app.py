@@ -373,6 +373,45 @@ def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, mon
     assert sum(done) == 1500
 
 
+class RecordingConnection:
+    """A database connection that records its statements."""
+
+    def __init__(self, connection, statements):
+        self._connection, self._statements = connection, statements
+
+    def execute(self, statement, values=()):
+        self._statements.append(statement)
+        return self._connection.execute(statement, values)
+
+    def close(self):
+        self._connection.close()
+
+
+def test_authenticate_refusal_of_a_disabled_user_does_not_depend_on_the_password(
+    settings, store, monkeypatch,
+):
+    """The right one must not take longer, to upgrade a hash, or shorter, with fewer iterations."""
+    settings = settings._replace(pbkdf2_iterations=1500)
+    weak = hash_password(PASSWORD, iterations=1000)
+    store.add_users([user("gone", disabled=1, password_hash=weak),
+                     user("gone2", disabled=1, password_hash=OLD_HASH)])
+    client = TestApp(create_app(settings, store=store))
+    statements, done, connect = [], count_iterations(monkeypatch), store.database.connect
+    store.close()
+    monkeypatch.setattr(
+        store.database, "connect", lambda: RecordingConnection(connect(), statements))
+
+    def cost(name, password):
+        statements.clear()
+        done.clear()
+        sign_in(client, name, password, status=401)
+        return sum(done), list(statements)
+
+    refusal = cost("nobody", "wrong")
+    assert [cost(name, password) for name in ("mallory", "gone", "gone2")
+            for password in (PASSWORD, "wrong")] == [refusal] * 6
+
+
 @pytest.mark.parametrize("change", [
     lambda store: store.remove_user("alice"),
     lambda store: store.disable_user("alice"),
