@@ -86,9 +86,9 @@ from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import (
-    TYPE_CHECKING, Annotated, Any, BinaryIO, Callable, DefaultDict, Deque, Dict, Iterable, Iterator,
-    List, Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO, Tuple, Type, Union,
-    TypeVar, get_type_hints,
+    TYPE_CHECKING, Annotated, Any, BinaryIO, Callable, ContextManager, DefaultDict, Deque, Dict,
+    Iterable, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO,
+    Tuple, Type, Union, TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -118,7 +118,7 @@ MAX_VERIFY_BYTES = 3072
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
-MAX_WAITING_HASHES = 64
+MAX_WAITING_HASHES = 64  # at most this many threads wait for a core
 LEEWAY = 10  # seconds by which the clocks of machines may differ, if no setting says otherwise
 FILE_INTERVAL = 0.5  # seconds between two checks of the SQLite file, for guarded requests
 MAX_DRAFT_AGE = 60.0  # seconds; an older draft of the key file belongs to a killed process
@@ -1961,21 +1961,56 @@ class _HashQueue:
     """A queue in which password hashes wait for a core.
 
     A hash occupies a core for a few tenths of a second. Only as many run as there are cores, so
-    that other requests are not slowed down. If too many wait, further sign-ins get 503.
+    that other requests are not slowed down. Networks take turns. None may take more places than it
+    leaves free: a flood from one network takes half of the queue, and hardly delays the others.
     """
 
     def __init__(self, cores: int) -> None:
-        self._cores = threading.BoundedSemaphore(cores)
-        self._queue_slots = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
+        self._lock = threading.Lock()  # of the attributes below
+        self._free_cores = cores
+        self._waiting: Dict[str, Deque[threading.Event]] = {}  # by network; the first is next
 
-    def __enter__(self) -> None:
-        if not self._queue_slots.acquire(blocking=False):
+    @contextmanager
+    def core(self, network: str) -> Iterator[None]:
+        """Wait for a core, and use it for a `with` block.
+
+        Raises:
+            HTTPError: too many hashes wait, of this network or in total.
+        """
+        turn = threading.Event()
+        with self._lock:
+            self._join(network, turn)
+        try:
+            turn.wait()
+            yield
+        finally:
+            with self._lock:
+                self._leave(network, turn)
+
+    def _join(self, network: str, turn: threading.Event) -> None:
+        free_places = MAX_WAITING_HASHES - sum(map(len, self._waiting.values()))
+        if len(self._waiting.get(network, ())) >= free_places:
             raise _too_many_sign_ins()
-        self._cores.acquire()
+        self._waiting.setdefault(network, deque()).append(turn)
+        self._start_hashes()
 
-    def __exit__(self, *exc_info: Any) -> None:
-        self._cores.release()
-        self._queue_slots.release()
+    def _leave(self, network: str, turn: threading.Event) -> None:
+        if turn.is_set():
+            self._free_cores += 1
+        else:  # an exception has ended the wait
+            self._waiting[network].remove(turn)
+            if not self._waiting[network]:
+                del self._waiting[network]
+        self._start_hashes()
+
+    def _start_hashes(self) -> None:
+        while self._free_cores and self._waiting:
+            network = next(iter(self._waiting))
+            turns = self._waiting.pop(network)
+            turns.popleft().set()
+            self._free_cores -= 1
+            if turns:
+                self._waiting[network] = turns  # behind the other networks
 
 
 # By process, and created when needed: a lock that another thread held at a fork would never be
@@ -2103,8 +2138,12 @@ class Service:
         # Only this module's server has a loop. If its thread waited in the queue, it would stop.
         if not environ.get("jwtserver.release_loop", lambda: True)():
             raise _too_many_sign_ins()
-<<<<<<< HEAD
         return attempt
+
+    def _core(self, environ: Environ) -> ContextManager[None]:
+        """A core of this machine, for a `with` block that computes a password hash."""
+        queue = _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores()))
+        return queue.core(_network(self.address(environ)))
 
     def _check_user(
         self, attempt: Attempt, name: str, password: str, environ: Environ,
@@ -2114,31 +2153,15 @@ class Service:
         None if the password is wrong. That is counted.
         """
         user = self.store.find_user(name)
-        with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+        if user and user.disabled:
+            user = None  # hash as for an unknown name, or the time would confirm the password
+        with self._core(environ):
             self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
             matches, new_hash = self._check_password(user, password)
-        if not matches or user is None or user.disabled:
+        if not matches or user is None:
             self.store.count_failure(attempt, self.clock())
             return None
         return user, new_hash
-=======
-        while True:
-            user = self.store.find_user(name)
-            if user and user.disabled:
-                user = None  # hash as for an unknown name, or the time would confirm the password
-            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
-                self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
-                matches, new_hash = self._check_password(user, password)
-            now = self.clock()
-            if not matches or user is None:
-                self.store.count_failure(attempt, now)
-                return None
-            grant = new_grant(user, self.settings.session_lifetime, now)
-            if self.store.open_session(grant, now, attempt=attempt, new_hash=new_hash):
-                return grant
-            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
-            # password again. This ends, because each repetition needs another change of the user.
->>>>>>> ops
 
     def _check_password(self, user: Optional[User], password: str) -> Tuple[bool, Optional[str]]:
         """Return whether the password is right, and a new hash if the stored one is outdated."""
@@ -2220,7 +2243,7 @@ class Service:
             checked = self._check_user(attempt, name, password, environ)
             if checked is None:
                 return False
-            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+            with self._core(environ):
                 new_hash = hash_password(new_password, iterations=self.settings.pbkdf2_iterations)
             if self.store.change_password(
                     checked[0], new_hash, session.id, attempt, self.clock()):

@@ -235,38 +235,110 @@ def test_expired_failures_are_swept_a_few_at_a_time(client, clock, monkeypatch, 
 # --- The hash queue
 
 
-class Watched(threading.BoundedSemaphore):
-    """A semaphore that counts the calls of `acquire`."""
+class Queue(jwtserver._HashQueue):
+    """A hash queue that counts the sign-ins that have joined it."""
 
-    def __init__(self, value):
-        super().__init__(value)
-        self.came = threading.Semaphore(0)
+    def __init__(self, cores):
+        super().__init__(cores)
+        self.joined = threading.Semaphore(0)
 
-    def acquire(self):
-        self.came.release()
-        return super().acquire()
+    def _join(self, *arguments):
+        super()._join(*arguments)
+        self.joined.release()
 
 
-def test_sign_ins_beyond_the_hash_queue_are_refused_at_once(client, monkeypatch):
-    monkeypatch.setattr(jwtserver, "MAX_WAITING_HASHES", 2)
-    queue = jwtserver._HashQueue(1)
-    queue._cores = Watched(1)
+@pytest.fixture
+def queue(monkeypatch):
+    """A queue for 8 sign-ins and one core, which this process uses."""
+    monkeypatch.setattr(jwtserver, "MAX_WAITING_HASHES", 8)
+    queue = Queue(1)
     monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
-    codes = []
-    waiting = [threading.Thread(target=lambda: codes.append(sign_in(client).status_int))
-               for _ in range(2)]
+    return queue
 
-    with queue:
-        for thread in waiting:
-            thread.start()
-        for _ in range(3):
-            queue._cores.came.acquire()
-        refused = sign_in(client)
-    for thread in waiting:
+
+@pytest.fixture
+def join(client, queue):
+    """Starts sign-ins from these addresses, one after the other; returns them as they end."""
+    threads, finished = [], []
+
+    def join(*addresses):
+        for address in addresses:
+            threads.append(threading.Thread(target=lambda address=address: finished.append(
+                (address, sign_in(client, address=address).status_int))))
+            threads[-1].start()
+            assert queue.joined.acquire(timeout=10)
+        return finished
+
+    yield join
+    for thread in threads:
         thread.join()
+
+
+def test_sign_ins_of_one_network_beyond_its_share_are_refused_at_once(client, queue, join):
+    with queue.core("192.0.2.9"):
+        join(*["192.0.2.1"] * 4)
+        refused = sign_in(client)
 
     assert refused.status_int == 503
     assert refused.json == {"success": False, "message": "Too many sign-ins at once"}
     assert refused.headers["Retry-After"] == "10"
-    assert codes == [200, 200]
-    assert sign_in(client).status_int == 200
+
+
+def test_hash_queue_keeps_places_for_other_networks(client, queue, join):
+    first, second, third, fourth = [f"192.0.2.{host}" for host in range(1, 5)]
+    with queue.core("192.0.2.9"):
+        finished = join(*[first] * 4, *[second] * 2, third, fourth)
+        codes = [sign_in(client, address=address).status_int
+                 for address in (first, third, "192.0.2.5")]
+        assert finished == []
+
+    assert codes == [503] * 3  # all 8 places are taken
+
+
+def test_hash_queue_serves_the_networks_in_turn(queue):
+    order = []
+
+    def use(network):
+        with queue.core(network):
+            order.append(network)
+
+    threads = [threading.Thread(target=use, args=[network]) for network in "aaabc"]
+    with queue.core("x"):
+        for thread in threads:
+            thread.start()
+            assert queue.joined.acquire(timeout=10)
+        assert queue.joined.acquire(timeout=10)
+    for thread in threads:
+        thread.join()
+
+    assert "".join(order) == "abcaa"
+
+
+def test_hash_queue_counts_an_ipv6_network_as_one(client, queue, join):
+    with queue.core("192.0.2.9"):
+        join(*[f"2001:db8::{host}" for host in range(4)])
+        assert sign_in(client, address="2001:db8::ffff").status_int == 503
+        join("2001:db8:0:1::1", "::ffff:192.0.2.1")
+
+
+def test_hash_queue_forgets_networks_whose_sign_ins_have_ended(queue):
+    for network in "ab":
+        with queue.core(network):
+            assert queue._waiting == {}
+
+    assert (queue._waiting, queue._free_cores) == ({}, 1)
+
+
+def test_wait_for_a_core_that_is_interrupted_leaves_the_queue(queue, monkeypatch):
+    class Interrupted(threading.Event):
+        def wait(self):
+            raise KeyboardInterrupt
+
+    with queue.core("192.0.2.1"):
+        for network in ("192.0.2.2", "192.0.2.1"):
+            monkeypatch.setattr("threading.Event", Interrupted)
+            with pytest.raises(KeyboardInterrupt), queue.core(network):
+                pass
+            monkeypatch.undo()
+    with queue.core("192.0.2.1"):
+        assert (queue._waiting, queue._free_cores) == ({}, 0)
