@@ -38,7 +38,7 @@ class Browser(webdriver.Chrome):
             options.add_argument(f"--{argument}")
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         super().__init__(options, service)
-        self.implicitly_wait(5)
+        self.implicitly_wait(10)
 
     def reset(self):
         """Close all tabs except one, and forget all cookies."""
@@ -59,7 +59,7 @@ class Browser(webdriver.Chrome):
             "features": [{"name": "prefers-color-scheme", "value": scheme}]})
 
     def wait(self, condition):
-        WebDriverWait(self, 5, 0.03).until(lambda _: condition())
+        WebDriverWait(self, 10, 0.03).until(lambda _: condition())
 
     def await_page(self, url):
         self.wait(lambda: self.current_url == url)
@@ -74,7 +74,7 @@ class Browser(webdriver.Chrome):
         element = self.find_element(By.XPATH, f"//button[.='{button}']")
         element.click()
         if not page_stays:
-            WebDriverWait(self, 5, 0.03).until(staleness_of(element))
+            WebDriverWait(self, 10, 0.03).until(staleness_of(element))
 
     def type(self, *keys):
         ActionChains(self).send_keys(*keys).perform()
