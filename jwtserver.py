@@ -102,7 +102,7 @@ MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadrat
 MAX_LIFETIME = 10 * 366 * 86400  # seconds
 MAX_COUNT = 1_000_000  # requests or failures in a rate
 MAX_PROXIES = 100
-MAX_WAITING_HASHES = 64
+MAX_WAITING_HASHES = 64  # at most this many threads wait for a core
 REFRESH_GRACE = 10.0  # seconds in which a client that lost the response may refresh again
 KEY_FILE_INTERVAL = 0.5  # seconds between two checks of the key file for changes
 SWEEP_ROWS = 25  # expired rows deleted per insert; a few ms even with millions of rows
@@ -1505,21 +1505,56 @@ class _HashQueue:
     """A queue in which password hashes wait for a core.
 
     A hash occupies a core for a few tenths of a second. Only as many run as there are cores, so
-    that other requests are not slowed down. If too many wait, further sign-ins get 503.
+    that other requests are not slowed down. Networks take turns. None may take more places than it
+    leaves free: a flood from one network takes half of the queue, and hardly delays the others.
     """
 
     def __init__(self, cores: int) -> None:
-        self._cores = threading.BoundedSemaphore(cores)
-        self._queue_slots = threading.BoundedSemaphore(cores + MAX_WAITING_HASHES)
+        self._lock = threading.Lock()  # of the attributes below
+        self._free_cores = cores
+        self._waiting: Dict[str, Deque[threading.Event]] = {}  # by network; the first is next
 
-    def __enter__(self) -> None:
-        if not self._queue_slots.acquire(blocking=False):
+    @contextmanager
+    def core(self, network: str) -> Iterator[None]:
+        """Wait for a core, and use it for a `with` block.
+
+        Raises:
+            HTTPError: too many hashes wait, of this network or in total.
+        """
+        turn = threading.Event()
+        with self._lock:
+            self._join(network, turn)
+        try:
+            turn.wait()
+            yield
+        finally:
+            with self._lock:
+                self._leave(network, turn)
+
+    def _join(self, network: str, turn: threading.Event) -> None:
+        free_places = MAX_WAITING_HASHES - sum(map(len, self._waiting.values()))
+        if len(self._waiting.get(network, ())) >= free_places:
             raise _too_many_sign_ins()
-        self._cores.acquire()
+        self._waiting.setdefault(network, deque()).append(turn)
+        self._start_hashes()
 
-    def __exit__(self, *exc_info: Any) -> None:
-        self._cores.release()
-        self._queue_slots.release()
+    def _leave(self, network: str, turn: threading.Event) -> None:
+        if turn.is_set():
+            self._free_cores += 1
+        else:  # an exception has ended the wait
+            self._waiting[network].remove(turn)
+            if not self._waiting[network]:
+                del self._waiting[network]
+        self._start_hashes()
+
+    def _start_hashes(self) -> None:
+        while self._free_cores and self._waiting:
+            network = next(iter(self._waiting))
+            turns = self._waiting.pop(network)
+            turns.popleft().set()
+            self._free_cores -= 1
+            if turns:
+                self._waiting[network] = turns  # behind the other networks
 
 
 # By process, and created when needed: a lock that another thread held at a fork would never be
@@ -1599,7 +1634,8 @@ class Service:
         Raises:
             LockedOut: too many such sign-ins have failed.
         """
-        attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
+        address = self.address(environ)
+        attempt = Attempt.of(name, address, self.settings.login_failures)
         self.store.check_attempt(attempt, self.clock())
         # Only this module's server has a loop. If its thread waited in the queue, it would stop.
         if not environ.get("jwtserver.release_loop", lambda: True)():
@@ -1608,7 +1644,8 @@ class Service:
             user = self.store.find_user(name)
             if user and user.disabled:
                 user = None  # hash as for an unknown name, or the time would confirm the password
-            with _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores())):
+            queue = _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores()))
+            with queue.core(_network(address)):
                 self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
                 matches, new_hash = self._check_password(user, password)
             now = self.clock()

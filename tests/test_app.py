@@ -350,7 +350,7 @@ def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch)
     answers = []
     login = threading.Thread(target=lambda: answers.append(sign_in(client).status_int))
 
-    with queue:  # another sign-in uses the only core
+    with queue.core("192.0.2.9"):  # another sign-in uses the only core
         login.start()
         client.get("/protected", headers=bearer(token), status=200)
         client.get("/health", status=200)
@@ -774,7 +774,7 @@ def test_application_after_fork_answers_although_a_thread_held_the_locks(
     monkeypatch.setitem(jwtserver._build_locks, os.getpid(), lock)
     monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
 
-    with lock, queue:  # as other threads of the parent may hold them
+    with lock, queue._lock:  # as other threads of the parent may hold them
         child = os.fork()
         if child == 0:
             status = 1

@@ -235,41 +235,123 @@ def test_expired_failures_are_swept_a_few_at_a_time(client, clock, monkeypatch, 
 # --- The hash queue
 
 
-class Watched(threading.BoundedSemaphore):
-    """A semaphore that counts the calls of `acquire`."""
+class Queue(jwtserver._HashQueue):
+    """A hash queue that tells when a sign-in has begun to wait."""
 
-    def __init__(self, value):
-        super().__init__(value)
-        self.came = threading.Semaphore(0)
+    def __init__(self, cores):
+        super().__init__(cores)
+        self.began_to_wait = threading.Semaphore(0)
 
-    def acquire(self):
-        self.came.release()
-        return super().acquire()
+    def _join(self, network, turn):
+        super()._join(network, turn)
+        if not turn.is_set():
+            self.began_to_wait.release()
 
 
-def test_sign_ins_beyond_the_hash_queue_are_refused_at_once(client, monkeypatch):
-    monkeypatch.setattr(jwtserver, "MAX_WAITING_HASHES", 2)
-    queue = jwtserver._HashQueue(1)
-    queue._cores = Watched(1)
+@pytest.fixture
+def queue(monkeypatch):
+    """A queue for 8 sign-ins and one core, which this process uses."""
+    monkeypatch.setattr(jwtserver, "MAX_WAITING_HASHES", 8)
+    queue = Queue(1)
     monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
-    codes = []
-    waiting = [threading.Thread(target=lambda: codes.append(sign_in(client).status_int))
-               for _ in range(2)]
+    return queue
 
-    with queue:
-        for thread in waiting:
-            thread.start()
-        for _ in range(3):
-            queue._cores.came.acquire()
+
+class SignIns:
+    """Sign-ins in threads of their own."""
+
+    def __init__(self, client, queue):
+        self.client, self.queue = client, queue
+        self.threads, self.codes = [], []
+
+    def wait(self, *addresses):
+        """Start a sign-in from each address, when the one before waits for the core."""
+        for address in addresses:
+            self.threads.append(threading.Thread(target=self._sign_in, args=[address]))
+            self.threads[-1].start()
+            assert self.queue.began_to_wait.acquire(timeout=10)
+
+    def _sign_in(self, address):
+        self.codes.append(sign_in(self.client, address=address).status_int)
+
+    def finish(self):
+        for thread in self.threads:
+            thread.join()
+        return self.codes
+
+
+@pytest.fixture
+def others(client, queue):
+    others = SignIns(client, queue)
+    yield others
+    assert set(others.finish()) <= {200}
+    assert (queue._waiting, queue._free_cores) == ({}, 1)
+
+
+def test_sign_ins_of_one_network_beyond_its_share_are_refused_at_once(client, queue, others):
+    with queue.core("192.0.2.9"):
+        others.wait(*["192.0.2.1"] * 4)
         refused = sign_in(client)
-    for thread in waiting:
-        thread.join()
 
     assert refused.status_int == 503
     assert refused.json == {"success": False, "message": "Too many sign-ins at once"}
     assert refused.headers["Retry-After"] == "10"
-    assert codes == [200, 200]
+    assert others.finish() == [200] * 4
     assert sign_in(client).status_int == 200
+
+
+def test_hash_queue_keeps_places_for_networks_that_have_none(client, queue, others):
+    def refused(address):
+        return sign_in(client, address=address).status_int == 503
+
+    with queue.core("192.0.2.9"):
+        others.wait(*["192.0.2.1"] * 4, *["192.0.2.2"] * 2)
+        assert refused("192.0.2.1") and refused("192.0.2.2")
+        others.wait("192.0.2.3", "192.0.2.4")
+        assert refused("192.0.2.5")
+
+
+def test_hash_queue_counts_an_ipv6_network_as_one(client, queue, others):
+    with queue.core("192.0.2.9"):
+        others.wait(*[f"2001:db8::{host}" for host in range(4)])
+        assert sign_in(client, address="2001:db8::ffff").status_int == 503
+        others.wait("2001:db8:0:1::1", "::ffff:192.0.2.1")
+
+
+def test_hash_queue_serves_the_networks_in_turn(queue):
+    served = []
+
+    def hash_for(network):
+        with queue.core(network):
+            served.append(network)
+
+    threads = [threading.Thread(target=hash_for, args=[network]) for network in "aaabbc"]
+    with queue.core("a"):
+        for thread in threads:
+            thread.start()
+            assert queue.began_to_wait.acquire(timeout=10)
+    for thread in threads:
+        thread.join()
+
+    assert served == ["a", "b", "c", "a", "b", "a"]
+
+
+def test_wait_for_a_core_that_is_interrupted_leaves_the_queue(queue, monkeypatch):
+    class Interrupted(threading.Event):
+        def wait(self):
+            raise KeyboardInterrupt
+
+    with queue.core("a"):
+        turn = threading.Event()
+        queue._join("b", turn)
+        monkeypatch.setattr("threading.Event", Interrupted)
+        for network in "abc":
+            with pytest.raises(KeyboardInterrupt), queue.core(network):
+                pass
+        assert list(queue._waiting) == ["b"]
+    assert turn.is_set()
+    queue._leave("b", turn)
+    assert (queue._waiting, queue._free_cores) == ({}, 1)
 
 
 # --- Addresses
