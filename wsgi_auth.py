@@ -15,6 +15,7 @@ Behind the guard, an application can trust these keys of its environ:
 - ``wsgi_auth.claims``: the verified claims, a dict
 - ``REMOTE_USER``: the claim ``sub``
 - ``AUTH_TYPE``: ``"Bearer"``
+- ``wsgi_auth.cookie``: True if the token came in a cookie
 
 The module defends against forged, expired and malformed tokens (RFC 8725), against guessing
 passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
@@ -47,21 +48,23 @@ import time
 import unicodedata
 from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
+from enum import IntEnum
 from functools import lru_cache, partial
 from itertools import chain, filterfalse, groupby, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
 )
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 __all__ = [
     "BearerAuthMiddleware", "CORSMiddleware", "DecodeError", "ExpiredSignatureError",
     "ImmatureSignatureError", "InvalidAlgorithmError", "InvalidAudienceError",
     "InvalidClaimError", "InvalidIssuerError", "InvalidKeyError", "InvalidSignatureError",
     "InvalidTokenError", "MAX_TOKEN_BYTES", "MissingRequiredClaimError", "PBKDF2_ITERATIONS",
-    "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "needs_rehash",
-    "parse_json_object", "parse_scopes", "password_iterations", "verify_password",
+    "RateLimitMiddleware", "TokenSigner", "decode", "encode", "hash_password", "is_cross_site",
+    "key_fingerprint", "needs_rehash", "parse_json_object", "parse_scopes",
+    "password_iterations", "verify_password",
 ]
 
 MAX_TOKEN_BYTES = 16 * 1024  # a longer token is rejected before any of it is parsed
@@ -297,6 +300,15 @@ def _is_json_document(data: bytes) -> bool:
         return False
 
 
+def key_fingerprint(key: Key) -> str:
+    """Return a short name for a key, which can be shown: 16 digits of its SHA-256.
+
+    >>> key_fingerprint("k" * 32)
+    '5e318f8cf9cbe249'
+    """
+    return hashlib.sha256(_key_bytes(key)).hexdigest()[:16]
+
+
 def _hmac_functions(keys: Keys) -> List[HMACFunction]:
     """Return one signing function for each key, in the same order."""
     is_single = isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence)
@@ -334,12 +346,31 @@ def _check_header(header: Dict[str, Any]) -> None:
     token_type = header.get("typ", "JWT")
     if not isinstance(token_type, str) or token_type.lower() not in _TOKEN_TYPES:
         raise DecodeError("The token type must be JWT or at+jwt")
+    if not isinstance(header.get("kid", ""), str):  # RFC 7515 §4.1.4
+        raise DecodeError("The key ID must be a string")
 
 
-def _sign(header: bytes, claims: Claims, hmac_function: HMACFunction) -> str:
-    if not isinstance(claims, dict):
-        raise TypeError("claims must be a dict")
-    signing_input = header + b"." + _base64url_encode(_write_json(claims).encode())
+def _encode_header(headers: Mapping[str, Any]) -> bytes:
+    """Return the first part of a token, or raise InvalidTokenError if `decode` would reject it."""
+    try:
+        header = _write_json({"alg": "HS256", "typ": "JWT", **headers}).encode()
+    except (ValueError, RecursionError):
+        raise DecodeError("The header cannot be written as JSON") from None
+    _check_header(parse_json_object(header))
+    if len(header) > MAX_TOKEN_BYTES:
+        raise DecodeError("Token is too long")
+    return _base64url_encode(header)
+
+
+def _encode_payload(claims: Claims) -> bytes:
+    try:
+        return _write_json(claims).encode()
+    except RecursionError:
+        raise ValueError("the claims are nested too deeply") from None
+
+
+def _sign(header: bytes, payload: bytes, hmac_function: HMACFunction) -> str:
+    signing_input = header + b"." + _base64url_encode(payload)
     return (signing_input + b"." + hmac_function(signing_input)).decode()
 
 
@@ -372,6 +403,24 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
 # never read the clock: they get `now`, in seconds since 1970.
 
 _NUMBER_TYPES = (int, float)  # compared with type(), because bool is a subclass of int
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, _NUMBER_TYPES) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number")
+    float(value)  # raises OverflowError for an integer that could not be added to a float
+
+
+def _check_names(name: str, value: Any) -> StrOrList:
+    """Return text or None as it is, and a collection of names as a tuple."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a str or a list of str")
+    names = tuple(value)
+    if not all(isinstance(item, str) for item in names):
+        raise TypeError(f"{name} must be a str or a list of str")
+    return names
 
 
 def _validate_claims(
@@ -455,10 +504,10 @@ def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = N
     >>> encode({"sub": "alice"}, "k" * 32)[:42]
     'eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzd'
     """
-    header = {"alg": "HS256", "typ": "JWT", **(headers or {})}
-    _check_header(header)
-    encoded_header = _base64url_encode(_write_json(header).encode())
-    return _sign(encoded_header, claims, _hmac_functions(key)[0])
+    if not isinstance(claims, dict):
+        raise TypeError("claims must be a dict")
+    hmac_function = _hmac_functions(key)[0]
+    return _sign(_encode_header(headers or {}), _encode_payload(claims), hmac_function)
 
 
 def decode(
@@ -477,24 +526,35 @@ def decode(
     Raises:
         InvalidTokenError: the token is rejected; the subclass and message give the reason.
         InvalidKeyError: the key is unusable.
+        TypeError: another argument has the wrong type.
 
     >>> decode(encode({"sub": "alice"}, "k" * 32), "k" * 32)
     {'sub': 'alice'}
     """
-    claims = _verify_signature(token, _hmac_functions(key))
-    _validate_claims(
-        claims, require, time.time() if now is None else now, leeway, audience, issuer)
+    hmac_functions = _hmac_functions(key)
+    now = time.time() if now is None else now
+    _check_number("leeway", leeway)
+    _check_number("now", now)
+    audience, issuer = _check_names("audience", audience), _check_names("issuer", issuer)
+    if isinstance(require, str):
+        raise TypeError("require must be a list of str")
+    require = _check_names("require", require) or ()
+    claims = _verify_signature(token, hmac_functions)
+    _validate_claims(claims, require, now, leeway, audience, issuer)
     return claims
 
 
 class TokenSigner:
     """Signs and verifies tokens under one policy.
 
-    `keys` is a key or a list of keys: the first signs, all verify. `lifetime` and `leeway` are in
-    seconds. `clock` returns seconds since 1970. `decode` explains the other parameters.
+    `keys` is a key or a list of keys: the first signs, all verify. The attribute `fingerprint`
+    names the first. `lifetime` and `leeway` are in seconds. `clock` returns seconds since 1970.
+    `decode` explains the other parameters. The leeway is ten seconds, because the clocks of two
+    machines differ.
 
     Raises:
         InvalidKeyError: a key is unusable.
+        TypeError: another argument has the wrong type.
 
     >>> signer = TokenSigner("k" * 32, lifetime=600)
     >>> claims = signer.verify(signer.sign({"sub": "alice"}))
@@ -504,11 +564,16 @@ class TokenSigner:
 
     def __init__(
         self, keys: Keys, *, issuer: Optional[str] = None, audience: StrOrList = None,
-        lifetime: float = 3600, leeway: float = 0, clock: Callable[[], float] = time.time,
+        lifetime: float = 3600, leeway: float = 10, clock: Callable[[], float] = time.time,
     ) -> None:
         self._hmac_functions = _hmac_functions(keys)
+        _check_number("lifetime", lifetime)
+        _check_number("leeway", leeway)
+        if not isinstance(issuer, (str, type(None))) or not callable(clock):
+            raise TypeError("issuer must be a str, and clock a function")
+        self.fingerprint = key_fingerprint(keys if isinstance(keys, (str, bytes)) else keys[0])
         self.issuer = issuer
-        self.audience = audience
+        self.audience = _check_names("audience", audience)
         self.lifetime = lifetime
         self.leeway = leeway
         self.clock = clock
@@ -518,6 +583,7 @@ class TokenSigner:
 
         Raises:
             TypeError, ValueError: the claims are not a dict that JSON can express.
+            ValueError: `verify` would reject the token at any time.
         """
         now = int(self.clock())
         defaults = {"iat": now, "exp": now + self.lifetime, "jti": secrets.token_urlsafe(16)}
@@ -525,7 +591,16 @@ class TokenSigner:
             defaults["iss"] = self.issuer
         if self.audience is not None:
             defaults["aud"] = self.audience
-        return _sign(_STANDARD_HEADER, {**defaults, **claims}, self._hmac_functions[0])
+        payload = _encode_payload({**defaults, **claims})
+        token = _sign(_STANDARD_HEADER, payload, self._hmac_functions[0])
+        if len(token) > MAX_TOKEN_BYTES:
+            raise ValueError(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
+        try:  # with a leeway that accepts all times
+            _validate_claims(parse_json_object(payload), ("exp", "sub"), now, math.inf,
+                             self.audience, self.issuer)
+        except InvalidTokenError as error:
+            raise ValueError(f"the token would be rejected: {error}") from None
+        return token
 
     def verify(self, token: Union[str, bytes]) -> Claims:
         """Return the claims of a token that has `exp` and `sub` and satisfies the policy.
@@ -605,18 +680,28 @@ def _password_bytes(password: str) -> bytes:
     return password_bytes
 
 
+def _password_forms(password: str) -> List[bytes]:
+    """Return the password in NFC (RFC 8265 §4.2), and as it was typed if that differs.
+
+    A Mac types `e` and an accent where others type `é`. NFC makes some characters longer.
+    """
+    typed = _password_bytes(password)  # limits the length first: NFC takes quadratic time
+    normalized = _password_bytes(unicodedata.normalize("NFC", password))
+    return list(dict.fromkeys((normalized, typed)))
+
+
 def hash_password(password: str, *, iterations: int = PBKDF2_ITERATIONS) -> str:
     """Hash a password with PBKDF2-HMAC-SHA256 and a random salt (RFC 8018 §5.2, OWASP).
 
     Raises:
-        ValueError: the password is empty, over 1,024 bytes of UTF-8 or not valid Unicode, or
-            `iterations` is below 1 or above 10,000,000.
+        ValueError: the password is empty, over 1,024 bytes of UTF-8 (before or after it is
+            normalized to NFC) or not valid Unicode, or `iterations` is below 1 or above 10,000,000.
         TypeError: the password is not a str.
 
     >>> hash_password("correct horse", iterations=1000)[:19]
     'pbkdf2_sha256$1000$'
     """
-    password_bytes = _password_bytes(password)
+    password_bytes = _password_forms(password)[0]
     if not 1 <= iterations <= MAX_PBKDF2_ITERATIONS:
         raise ValueError(f"iterations must be from 1 to {MAX_PBKDF2_ITERATIONS}")
     # passlib's reader of this format allows only letters and digits in the salt.
@@ -631,6 +716,7 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     The supported formats are Django's `pbkdf2_sha256` and `pbkdf2_sha1`, Werkzeug's `pbkdf2:sha256`
     and passlib's `$pbkdf2-sha256`. A rejection computes at least `min_iterations`, even without a
     stored hash. So its time does not reveal which users exist (OWASP Authentication Cheat Sheet).
+    A password that is not in NFC is compared in two forms, which takes twice that time.
 
     >>> verify_password("correct horse", hash_password("correct horse", iterations=1000))
     True
@@ -638,11 +724,17 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     False
     """
     try:
-        password_bytes = _password_bytes(password)
+        forms = _password_forms(password)
     except (TypeError, ValueError):
         return False
-    iterations_done = 0
     stored_hash = _parse_hash(encoded)
+    return any(_matches(form, stored_hash, min_iterations) for form in forms)
+
+
+def _matches(
+    password_bytes: bytes, stored_hash: Optional[_PasswordHash], min_iterations: int,
+) -> bool:
+    iterations_done = 0
     if stored_hash:
         checksum = hashlib.pbkdf2_hmac(
             stored_hash.digest, password_bytes, stored_hash.salt, stored_hash.iterations)
@@ -689,6 +781,7 @@ def password_iterations(encoded: Optional[str]) -> int:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
+#                   /api/__x__   /y/__x__/api   /default/api
 #   neither         /apix    /x/api      /x//y         the rule has no effect
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
@@ -701,8 +794,8 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 _TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
 _ODD_CHARACTER = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]")
-_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /")
-_SEPARATOR = re.compile(r"[/\\;?#]")
+_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /", ":$")
+_SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
 _LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
 _INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
@@ -712,6 +805,13 @@ _INVISIBLE = re.compile(  # control characters, and category Cf, which databases
     "\U000e0020-\U000e007f]")
 _PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
     dict.fromkeys(string.punctuation.replace("/", ""), "_"))
+# CherryPy, Pecan and TurboGears walk the attributes of objects, so they may read `/x/__self__/y` as
+# `/y`. For CherryPy and TurboGears, so is `/x/--self--/y`.
+_SIGN = "[!-.:-@[-`{-~]"  # ASCII punctuation except the slash
+_ATTRIBUTE = re.compile(
+    rf"(?:^|[/\\;?#])\s*{_SIGN}{{2}}[a-z][^/]{{0,40}}{_SIGN}{{2}}[.\s]*(?=[/\\;?#]|\Z)",
+    re.IGNORECASE)
+_HANDLERS = {"default", "_default", "index", "get_one"}  # they may read `/default/x` as `/x`
 _TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
 _MAX_ODD_PATH = 2048  # characters
@@ -721,12 +821,22 @@ _Words = Tuple[str, ...]  # the segments of a path, without the differences that
 _nfkc = partial(unicodedata.normalize, "NFKC")
 
 
+class _Access(IntEnum):
+    """What a rule asks for. If several rules apply, the lowest decides."""
+
+    PROTECTED = 0
+    OPTIONAL = 1  # a token is checked if there is one
+    OPEN = 2
+
+
 class _Rule(NamedTuple):
-    rank: Tuple[int, bool, bool]  # the lowest decides
+    rank: Tuple[int, bool, _Access]  # the lowest decides
     methods: FrozenSet[str]  # empty: all
     path: str  # with a slash at the end
     words: _Words
-    scopes: Optional[Scopes]  # None: exempt
+    attributes: int  # how many of its segments are like `__x__`
+    access: _Access
+    scopes: Scopes
 
 
 class _Path(NamedTuple):
@@ -736,6 +846,7 @@ class _Path(NamedTuple):
     canonical_readings: Sequence[_Words] = ()
     odd_readings: Sequence[_Words] = ()
     odd_words: FrozenSet[str] = frozenset()  # of all odd readings: a quick test for most rules
+    attributes: int = 0  # how many segments may lead to other objects, such as `__self__`
     readable: bool = True  # otherwise it could be any path
 
     def may_match(self, rule: _Rule) -> bool:
@@ -753,14 +864,17 @@ class _Path(NamedTuple):
 
 
 def _read_path(path: str) -> _Path:
-    if path.isascii() and path[:1] in ("", "/") and _is_canonical(path):
+    if (path.isascii() and path[:1] in ("", "/") and _is_canonical(path)
+            and not _ATTRIBUTE.search(path)):
         return _Path(path.rstrip("/") + "/", _canonical_words(path))
     readings = _decode_readings(path)
     if not readings:
         return _Path(readable=False)
     has_dots = any(map(_has_dot_segment, readings))
-    is_canonical = path[:1] == "/" and _is_canonical(readings[0]) and not has_dots
-    segment_count = len(_names(readings[0])) if is_canonical else None
+    attributes = max(len(_ATTRIBUTE.findall(text)) for text in readings)
+    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
+    climbs = has_dots or attributes > 0
+    segment_count = len(_names(readings[0])) if is_canonical and not climbs else None
     canonical, odd = [], []
     for text in readings:
         names = _names(text)
@@ -770,25 +884,18 @@ def _read_path(path: str) -> _Path:
         else:
             odd.append(_odd_words(text))
     certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
-    return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)))
+    odd_words = frozenset(chain.from_iterable(odd))
+    return _Path(certain_prefix, canonical, odd, odd_words, attributes)
 
 
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
-    """Read the two joined and, if `path` is odd, also combine their separate readings.
+    """Read the two joined. An application may also decode them separately, with the same result.
 
-    An application that decodes them separately may find another beginning than that of the joined
-    path. So no beginning is certain then.
+    It is unpredictable if both are odd, or if the path does not begin with a slash.
     """
-    joined = _read_path(mount + path)
-    if not inner.odd_readings:
-        return joined
-    outer = _read_path(mount)
-    combined = dict.fromkeys(
-        first + second for first in chain(outer.canonical_readings, outer.odd_readings)
-        for second in inner.odd_readings)
-    return joined._replace(
-        certain_prefix="/", odd_readings=[*joined.odd_readings, *combined],
-        odd_words=joined.odd_words.union(*combined))
+    if inner.odd_readings and (path[:1] != "/" or _read_path(mount).odd_readings):
+        return _Path(readable=False)
+    return _read_path(mount + path)
 
 
 def _decode_readings(path: str) -> List[str]:
@@ -904,7 +1011,20 @@ def _words(folded_path: str) -> _Words:
 def _canonical_words(path: str) -> List[_Words]:
     """Return the words of a canonical path, once for each stem of its last segment."""
     above, _, last = _fold(path).rstrip("/").rpartition("/")
-    return [_words(f"{above}/{stem}") for stem in _stems(last)]
+    readings = [_words(f"{above}/{stem}") for stem in _stems(last)]
+    return readings + [words for reading in readings for words in _handler_arguments(reading)]
+
+
+def _handler_arguments(words: _Words) -> Iterable[_Words]:
+    """Return the path without a segment that is the name of a handler, once for each of these.
+
+    Rules have at most `_MAX_DEPTH` segments, so the rest of a longer path does not matter.
+    """
+    if _HANDLERS.isdisjoint(words):
+        return
+    for index, word in enumerate(words[:_MAX_DEPTH]):
+        if word in _HANDLERS:
+            yield words[:index] + words[index + 1:_MAX_DEPTH + 1]
 
 
 def _odd_words(path: str) -> _Words:
@@ -947,20 +1067,24 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
     return names
 
 
-def _parse_rules(protect: Rules, exempt: Sequence[str]) -> List[_Rule]:
-    """Parse the rules. Sort by number of segments, descending; then methods; then exemptions."""
-    if isinstance(protect, str) or isinstance(exempt, str):
+def _parse_rules(
+    protect: Rules, optional: Sequence[str], exempt: Sequence[str],
+) -> List[_Rule]:
+    """Parse the rules. Sort by number of segments, descending; then methods; then access."""
+    if any(isinstance(rules, str) for rules in (protect, optional, exempt)):
         raise ValueError("rules come in a list, not as one string")
     required = protect.items() if isinstance(protect, Mapping) else [(rule, ()) for rule in protect]
-    rules = [_parse_rule(rule, parse_scopes(scopes)) for rule, scopes in required]
-    rules += [_parse_rule(rule, None) for rule in exempt]
+    rules = [_parse_rule(rule, _Access.PROTECTED, parse_scopes(scopes))
+             for rule, scopes in required]
+    rules += [_parse_rule(rule, _Access.OPTIONAL) for rule in optional]
+    rules += [_parse_rule(rule, _Access.OPEN) for rule in exempt]
     if len({rule.path for rule in rules}) != len({rule.words for rule in rules}):
         raise ValueError(
             "rules whose paths differ only in letter case, accents or punctuation are ambiguous")
     return sorted(rules, key=lambda rule: rule.rank)
 
 
-def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
+def _parse_rule(text: str, access: _Access, scopes: Scopes = ()) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     path = match["path"].rstrip("/") + "/" if match else ""
     words = _words(_fold(path))
@@ -969,10 +1093,10 @@ def _parse_rule(text: str, scopes: Optional[Scopes]) -> _Rule:
         raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
                          " methods first, decoded, without wildcards")
     methods = frozenset(match["methods"].split(",")) if match["methods"] else frozenset()
-    rank = (-len(words), not methods, scopes is not None)
+    rank = (-len(words), not methods, access)
     if "GET" in methods:
         methods |= {"HEAD"}
-    return _Rule(rank, methods, path, words, scopes)
+    return _Rule(rank, methods, path, words, len(_ATTRIBUTE.findall(path)), access, scopes)
 
 
 def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[_Rule]:
@@ -986,7 +1110,8 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
             return
         if rule.methods and method not in rule.methods:
             continue
-        if path.certain_prefix.startswith(rule.path):
+        # An exemption must be for the object itself, not for what its attributes lead to.
+        if path.certain_prefix.startswith(rule.path) and path.attributes == rule.attributes:
             certain_rank = rule.rank
             yield rule
         elif path.may_match(rule):
@@ -998,12 +1123,22 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
 # Design: The guard looks up which scopes a path needs, checks the token if it needs one, and calls
 # the application or answers itself. Which scopes a path needs is cached. A refusal is a value, not
 # an exception, so it keeps no stack frames in memory. A rate limiter in front can check the token
-# first; its result travels in the environ and is used once, by the same guard, for the same header.
+# first; its result travels in the environ and is used once, for the same token and the same checks.
 # All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
 _TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
-_IDENTITY_KEYS = ("wsgi_auth.claims", "REMOTE_USER", "AUTH_TYPE", _TOKEN_CHECK)
+_IDENTITY_KEYS = (
+    "wsgi_auth.claims", "wsgi_auth.cookie", "REMOTE_USER", "AUTH_TYPE", _TOKEN_CHECK)
 _UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6750 §3: in a challenge's values
+_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")  # RFC 9110 §9.2.1
+# RFC 6265 §4.2.1: cookie-string = cookie-pair *( ";" SP cookie-pair )
+_COOKIE_OCTETS = r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+_COOKIE_PAIR = rf'{_HTTP_TOKEN.pattern}=(?:{_COOKIE_OCTETS}|"{_COOKIE_OCTETS}")'
+_COOKIE_STRING = re.compile(f"{_COOKIE_PAIR}(?:; {_COOKIE_PAIR})*")
+_LOGIN_PATH = re.compile(r"/(?:[\w.~!$&'()*+,;=:@%-][\w.~!$&'()*+,;=:@%/-]*)?", re.ASCII)
+_PATH_CHARACTERS = "/!$&'()*+,;=:@~"  # RFC 3986 §3.3, besides letters, digits and `-._`
+MAX_NEXT_LENGTH = 4096  # of a redirect to the login page; servers limit the length of a target
 
 
 class _Refusal(NamedTuple):
@@ -1015,6 +1150,7 @@ class _Refusal(NamedTuple):
 
 
 _MISSING_TOKEN = _Refusal("401 Unauthorized", "An authorization header is required")
+_CROSS_ORIGIN = _Refusal("403 Forbidden", "Cross-origin request refused")
 
 
 def _invalid_token(reason: str) -> _Refusal:
@@ -1034,16 +1170,80 @@ def _remove_identity(environ: Environ) -> None:
 
 def _send_error(
     environ: Environ, start_response: StartResponse, status: str, message: str,
-    header: Tuple[str, str],
+    *headers: Tuple[str, str],
 ) -> Iterable[bytes]:
-    body = json.dumps({"success": False, "error": message}).encode()
+    body = json.dumps({"success": False, "error": message}).encode() + b"\n"
     start_response(status, [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
         ("X-Content-Type-Options", "nosniff"),
-        header,
+        *headers,
     ])
     return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
+
+
+def _keep_private(start_response: StartResponse) -> StartResponse:
+    """Stop shared caches from serving a response to other users (RFC 9111 §5.2.2.7)."""
+
+    def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+        has_cache_control = any(name.lower() == "cache-control" for name, _ in headers)
+        added = [("Vary", "Cookie"), ("Cache-Control", "private")][:1 if has_cache_control else 2]
+        return start_response(status, [*headers, *added], *exc_info)
+
+    return start
+
+
+def _find_cookie(header: str, name: str) -> str:
+    """Return the value of a cookie, or an empty string if it is missing or ambiguous.
+
+    The order of two cookies of the same name says nothing: one may come from a parent domain or
+    another port. A header that breaks the grammar is ignored as a whole.
+    """
+    if not _COOKIE_STRING.fullmatch(header):
+        return ""
+    pairs = (pair.partition("=") for pair in header.split("; "))
+    values = [value for pair_name, _, value in pairs if pair_name == name]
+    return values[0] if len(values) == 1 else ""
+
+
+def is_cross_site(environ: Environ) -> bool:
+    """Return whether a page of another origin may have sent this request with the user's cookie.
+
+    Requests with a safe method change nothing, and other sites cannot read the responses. But they
+    could read the messages of a WebSocket. `Sec-Fetch-Site` says who sent a request
+    (https://www.w3.org/TR/fetch-metadata/). Older browsers send `Origin` with a form. A program
+    sends neither, and has no cookies of a person.
+    """
+    # Some proxies ask about a handshake without its Upgrade header.
+    is_websocket = ("websocket" in environ.get("HTTP_UPGRADE", "").lower()
+                    or "HTTP_SEC_WEBSOCKET_KEY" in environ)
+    if environ.get("REQUEST_METHOD", "GET") in SAFE_METHODS and not is_websocket:
+        return False
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None:
+        return False
+    host = origin.lower().partition("://")[2]  # empty for the origin `null` of a sandboxed frame
+    return not host or host != environ.get("HTTP_HOST", "").lower()
+
+
+def _next_page(environ: Environ) -> str:
+    """Return the path and query of a request, percent-encoded for a query parameter."""
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    page = quote(path, _PATH_CHARACTERS, "latin-1", "replace")  # PEP 3333: text stands for bytes
+    if environ.get("QUERY_STRING"):
+        page += "?" + environ["QUERY_STRING"]
+    encoded = quote(page, "/", "latin-1", "replace")
+    return encoded if len(encoded) <= MAX_NEXT_LENGTH else "/"
+
+
+def _redirect(start_response: StartResponse, location: str) -> Iterable[bytes]:
+    start_response("303 See Other", [
+        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
+        ("Cache-Control", "no-store"), ("Vary", "Accept"), ("X-Content-Type-Options", "nosniff")])
+    return []
 
 
 class Verifier(Protocol):
@@ -1059,31 +1259,44 @@ class BearerAuthMiddleware:
     A rule is a path, optionally preceded by methods: `"/api"`, `"POST,DELETE /articles"`,
     `"/my files"`. It covers the path and everything below it. `"GET"` covers `HEAD`. The matching
     rule with the most segments decides; of two with the same path, the one that names the method,
-    and then the exemption.
+    and then `protect` before `optional` before `exempt`.
 
     - `protect`: the rules under which a token is required; all paths by default. A mapping from
       rule to scopes also requires these scopes: `{"/api": (), "/api/admin": "admin"}`.
-    - `exempt`: rules under which no token is required, inside protected paths.
+    - `exempt`: rules under which no token is required, inside protected paths. The application
+      gets no identity there.
+    - `optional`: rules under which a request may have a token. With a valid one, the application
+      gets the identity; without one, it gets none. An invalid `Authorization` header is refused.
     - `realm`: the name of the protected area, shown to refused clients.
     - `is_revoked`: called with the claims of each valid token; returns true to reject it. Its
       exceptions propagate.
+    - `cookie`: the name of a cookie that may contain the token, for browsers. Over HTTPS the name
+      must begin with `__Host-`: `cookie="session"` reads `__Host-session`. It is read only if there
+      is no `Authorization` header. A request that could change something is then refused with 403
+      if a page of another site may have sent it (cross-site request forgery).
+    - `login_path`: a path such as `"/login"`. If a browser opens a page without a valid token, it
+      is sent there with 303. The page that was asked for is in the query parameter `next`. Check
+      that it is a path of this site before you redirect to it. The login page must be exempt.
 
     In a mounted application, both `PATH_INFO` and `SCRIPT_NAME + PATH_INFO` are compared with the
     rules. If both are protected, the token needs the scopes of both. An exemption must hold for
     both: below the mount `/app`, write `exempt=["/public", "/app/public"]`.
 
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
-    segments, no `%`, `;`, `?`, `#` or backslash, no control characters, no dot or space at the end
-    of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared segment by
-    segment. Some applications ignore letter case, accents, invisible characters, punctuation
-    (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and `/+a`). So a
-    path that differs from a rule only in these is protected by it, but never exempted.
+    segments, no `%`, `;`, `?`, `#`, `:$` or backslash, no control characters, no dot or space at
+    the end of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared
+    segment by segment. Some applications ignore letter case, accents, invisible characters,
+    punctuation (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and
+    `/+a`). So a path that differs from a rule only in these is protected by it, but never exempted.
+    CherryPy, Pecan and TurboGears may serve `/default/x`, `/_default/x`, `/index/x` and
+    `/get_one/x` as `/x`, so a rule for `/x` protects these too.
 
     Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
     `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
     with a line end, matches every rule. The scopes of all these rules add up. An exemption must be
     a beginning, in whole segments, of the canonical part of the path. A path with dot segments has
-    no canonical part.
+    no canonical part. A segment such as `__self__` or `--self--` leads these frameworks from one
+    object to another, so a path with it is not canonical, and only a rule with it can exempt it.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
     application looks names up under such a collation, protect the path above the names. If it
@@ -1105,30 +1318,49 @@ class BearerAuthMiddleware:
 
     def __init__(
         self, app: WSGIApplication, signer: Verifier, *, protect: Rules = ("/",),
-        exempt: Sequence[str] = (), realm: str = "api",
+        exempt: Sequence[str] = (), optional: Sequence[str] = (), realm: str = "api",
         is_revoked: Optional[Callable[[Claims], bool]] = None,
+        cookie: Optional[str] = None, login_path: Optional[str] = None,
     ) -> None:
         if not callable(app) or not hasattr(signer, "verify"):
             raise TypeError("app must be a WSGI application, and signer a TokenSigner")
         if _UNQUOTABLE.search(realm):
             raise ValueError(f"not a realm: {realm!r}")
+        if cookie is not None and not _HTTP_TOKEN.fullmatch(cookie):
+            raise ValueError(f"not the name of a cookie: {cookie!r}")
+        if login_path is not None and not _LOGIN_PATH.fullmatch(login_path):
+            raise ValueError(f"not a path: {login_path!r}")
         self.app = app
         self.signer = signer
         self.realm = realm
         self.is_revoked = is_revoked
-        self._rules = _parse_rules(protect, exempt)
-        self._cached_scopes = lru_cache(PATH_CACHE_SIZE)(self._scopes_of_path)
+        self.cookie = cookie
+        self.login_path = login_path
+        self._rules = _parse_rules(protect, optional, exempt)
+        self._cached_access = lru_cache(PATH_CACHE_SIZE)(self._access_of_path)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        scopes = self._required_scopes(environ)
-        if scopes is None:
+        access, scopes = self._access(environ)
+        if access is _Access.OPEN:
             _remove_identity(environ)
             return self.app(environ, start_response)
-        refusal = self._admit(environ, scopes)
-        if refusal is not None:
-            _remove_identity(environ)
-            return self._refuse(refusal, environ, start_response)
-        return self.app(environ, start_response)
+        authorization, cookie = self._credentials(environ)
+        if cookie or access is _Access.OPTIONAL:
+            start_response = _keep_private(start_response)
+        refusal = self._admit(environ, authorization, cookie, scopes)
+        if refusal is None:
+            return self.app(environ, start_response)
+        _remove_identity(environ)
+        if not authorization:
+            if access is _Access.OPTIONAL:
+                return self.app(environ, start_response)
+            if self.login_path and refusal.status[:3] == "401" and self._is_for_person(environ):
+                return _redirect(start_response, f"{self.login_path}?next={_next_page(environ)}")
+        return self._refuse(refusal, environ, start_response)
+
+    def protects(self, environ: Environ) -> bool:
+        """Return whether the request needs a token."""
+        return self._access(environ)[0] is _Access.PROTECTED
 
     def authenticate(self, environ: Environ) -> Optional[Claims]:
         """Return the claims of the request's token, or None if it has no valid, unrevoked token.
@@ -1136,18 +1368,26 @@ class BearerAuthMiddleware:
         Middleware in front of the guard can call this. The guard then uses the result and does not
         verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
         """
-        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+        credentials = self._credentials(environ)
         try:
-            result = self._check_token(authorization)
+            result = self._check_token(*credentials)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
-        environ[_TOKEN_CHECK] = (self, authorization, result)
+        environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, *credentials, result)
         return None if isinstance(result, _Refusal) else result
 
-    def _check_token(self, authorization: str) -> Union[Claims, _Refusal]:
-        if not authorization:
+    def _credentials(self, environ: Environ) -> Tuple[str, str]:
+        """Return the Authorization header and, only if there is none, the token in the cookie."""
+        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
+        if authorization or self.cookie is None or "HTTP_COOKIE" not in environ:
+            return authorization, ""
+        prefix = "__Host-" if environ.get("wsgi.url_scheme") == "https" else ""
+        return "", _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+
+    def _check_token(self, authorization: str, cookie: str) -> Union[Claims, _Refusal]:
+        if not authorization and not cookie:
             return _MISSING_TOKEN
-        scheme, _, token = authorization.partition(" ")
+        scheme, _, token = (authorization or f"Bearer {cookie}").partition(" ")
         if scheme.lower() != "bearer":
             return _invalid_token("The scheme must be Bearer")
         try:
@@ -1158,48 +1398,61 @@ class BearerAuthMiddleware:
             return _invalid_token("Token has been revoked")
         return claims
 
-    def _admit(self, environ: Environ, scopes: Scopes) -> Optional[_Refusal]:
+    def _admit(
+        self, environ: Environ, authorization: str, cookie: str, scopes: Scopes,
+    ) -> Optional[_Refusal]:
         """Replace the identity in the environ, or return why the request is refused."""
-        authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
         token_check = environ.pop(_TOKEN_CHECK, None)
-        if isinstance(token_check, tuple) and token_check[:2] == (self, authorization):
-            result = token_check[2]
+        question = (self.signer, self.is_revoked, authorization, cookie)
+        if isinstance(token_check, tuple) and token_check[:4] == question:
+            result = token_check[4]
         else:
-            result = self._check_token(authorization)
+            result = self._check_token(authorization, cookie)
         if isinstance(result, _Refusal):
             return result
+        if cookie and is_cross_site(environ):
+            return _CROSS_ORIGIN
         if scopes:
             granted = result.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
             if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):
                 return _insufficient_scope(scopes)
         environ["wsgi_auth.claims"] = result
+        environ["wsgi_auth.cookie"] = bool(cookie)
         environ["REMOTE_USER"] = result["sub"]
         environ["AUTH_TYPE"] = "Bearer"
         return None
 
-    def _required_scopes(self, environ: Environ) -> Optional[Scopes]:
-        """Return the scopes that the request needs, or None if it needs no token."""
+    def _access(self, environ: Environ) -> Tuple[_Access, Scopes]:
+        """Return whether the request needs a token, and the scopes that the token needs."""
         method = environ.get("REQUEST_METHOD", "GET")
         mount, path = environ.get("SCRIPT_NAME", ""), environ.get("PATH_INFO", "")
         # Matching a path may cost as much as verifying a token; most requests repeat a path.
         short = len(method) + len(mount) + len(path) <= MAX_CACHED_PATH_LENGTH
-        return (self._cached_scopes if short else self._scopes_of_path)(method, mount, path)
+        return (self._cached_access if short else self._access_of_path)(method, mount, path)
 
-    def _scopes_of_path(self, method: str, mount: str, path: str) -> Optional[Scopes]:
+    def _access_of_path(self, method: str, mount: str, path: str) -> Tuple[_Access, Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
-        needed: Optional[Scopes] = None
+        access = _Access.OPEN
+        scopes: Scopes = ()
         readings = [_read_path(path)]
         if mount:
             readings.append(_read_mounted_path(mount, path, readings[0]))
         for reading in readings:
             for rule in _applicable_rules(self._rules, method, reading):
-                if rule.scopes is not None:
-                    needed = (needed or ()) + rule.scopes
-        return needed
+                access, scopes = min(access, rule.access), scopes + rule.scopes
+        return access, scopes
+
+    def _is_for_person(self, environ: Environ) -> bool:
+        """Return whether a browser opens a page, other than the login page, to show it."""
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        return (environ.get("REQUEST_METHOD") in ("GET", "HEAD") and path != self.login_path
+                and "text/html" in environ.get("HTTP_ACCEPT", "").lower())
 
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
     ) -> Iterable[bytes]:
+        if refusal is _CROSS_ORIGIN:  # another token would not help
+            return _send_error(environ, start_response, refusal.status, refusal.message)
         parameters = {"realm": self.realm, **refusal.challenge}
         challenge = ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
@@ -1242,7 +1495,7 @@ class RateLimitMiddleware:
     [b'hello']
     >>> app(environ, lambda status, headers: print(status, headers[-1]))
     429 Too Many Requests ('Retry-After', '60')
-    [b'{"success": false, "error": "Too many requests"}']
+    [b'{"success": false, "error": "Too many requests"}\\n']
     """
 
     def __init__(
@@ -1295,13 +1548,13 @@ class RateLimitMiddleware:
 _ORIGIN = re.compile(
     r"(?!http://.*:80\Z|https://.*:443\Z)"  # browsers omit the default port
     r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._~-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
-_HTTP_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 
 class CORSMiddleware:
     """Lets pages of the listed origins read the responses of an application.
 
-    It replaces the application's `Access-Control-*` headers.
+    It replaces the application's `Access-Control-*` headers, except that it adds its own names to
+    those of `Access-Control-Expose-Headers`.
 
     - `allow_origins`: a list of origins as browsers send them, such as `"https://app.example.org"`,
       without a path; `"*"` for any origin.
@@ -1331,7 +1584,7 @@ class CORSMiddleware:
             raise ValueError("allow_origins must be a list, not one string")
         self.app = app
         self._origins = frozenset(map(_check_origin, allow_origins))
-        self._exposed_headers = [("Access-Control-Expose-Headers", _join_names(expose_headers))]
+        self._exposed_names = _join_names(expose_headers)
         self._preflight_headers = [
             ("Access-Control-Allow-Methods", _join_names(allow_methods)),
             ("Access-Control-Allow-Headers", _join_names(allow_headers)),
@@ -1339,23 +1592,26 @@ class CORSMiddleware:
         ]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        origin = environ.get("HTTP_ORIGIN")
         if _is_preflight(environ):
-            cors_headers = self._cors_headers(environ, self._preflight_headers)
+            cors_headers = self._cors_headers(origin, self._preflight_headers)
             start_response(
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
-        cors_headers = self._cors_headers(environ, self._exposed_headers)
 
         def start(status: str, headers: Headers, *exc_info: Any) -> Any:
             other_headers = [header for header in headers
                              if not header[0].lower().startswith("access-control-")]
+            names = [self._exposed_names, *(value for name, value in headers
+                                            if name.lower() == "access-control-expose-headers")]
+            exposed = ("Access-Control-Expose-Headers", ", ".join(filter(None, names)))
+            cors_headers = self._cors_headers(origin, [exposed])
             return start_response(status, other_headers + cors_headers, *exc_info)
 
         return self.app(environ, start)
 
-    def _cors_headers(self, environ: Environ, extra: Headers) -> Headers:
+    def _cors_headers(self, origin: Optional[str], extra: Headers) -> Headers:
         """Return the CORS headers for this origin, with `extra` if the origin is allowed."""
-        origin = environ.get("HTTP_ORIGIN")
         if origin is None or self._origins.isdisjoint((origin, "*")):
             return [("Vary", "Origin")]
         allowed_origin = "*" if "*" in self._origins else origin

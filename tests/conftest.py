@@ -1,6 +1,5 @@
-"""Fixtures for all tests: a folder and clean settings for each test, databases, log records."""
+"""Fixtures for all tests: a folder and clean settings for each test, databases."""
 
-import logging
 import os
 import re
 import shutil
@@ -8,34 +7,30 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import http_support
 from support import free_port
 
 # `.ci/run` sets this after it has installed everything. Then a skipped test is a failure.
 ALL = bool(os.environ.get("JWTSERVER_TEST_ALL"))
 
-# Tests in these files use no folder and no settings.
-PURE = {"test_tokens.py", "test_guard.py"}
-
 # `.ci/pyodide.mjs` runs these files. Most of their tests need no operating system.
-PORTABLE = {*PURE, "test_middleware.py", "test_rate_limit.py", "test_cors.py", "test_doctests.py"}
+PORTABLE = {"test_tokens.py", "test_guard.py", "test_middleware.py", "test_rate_limit.py",
+            "test_cors.py", "test_doctests.py"}
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(request):
+def clean_environment(monkeypatch, tmp_path):
     """Give each test an empty current folder, and no settings except a cheap password hash."""
-    if request.path.name in PURE:
-        return  # half of all tests are in PURE; a folder would cost more than the test itself
-    request.getfixturevalue("caplog")  # with a handler, logging.basicConfig() changes nothing
-    monkeypatch = request.getfixturevalue("monkeypatch")
     for name in [name for name in os.environ if name.startswith("JWTSERVER_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "1000")
-    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+    monkeypatch.chdir(tmp_path)
 
 
 # The errors of Pyodide's CPython, which has no processes, threads, PBKDF2 or hard links.
@@ -56,9 +51,9 @@ def pytest_runtest_makereport(item, call):
 
 # --- Coverage
 #
-# Python calls coverage's trace function for each line of pytest as well, which takes a third of
-# the time of test_tokens.py and test_guard.py. So tracing is on only in tests and fixtures. Python
-# 3.14 and later measure coverage without a trace function.
+# Python calls coverage's trace function for each function of pytest as well, which takes a tenth of
+# the time of the suite. So tracing is on only in tests and fixtures. Python 3.14 and later measure
+# coverage without a trace function.
 
 trace = None
 
@@ -83,39 +78,23 @@ def with_tracing():
 pytest_fixture_setup = pytest_pyfunc_call = pytest_runtest_teardown = with_tracing
 
 
-# --- Log records
-
-
-class CapturedLog(logging.Handler):
-    """The records that reached the root logger."""
-
-    def __init__(self):
-        super().__init__()
-        self.records = []
-
-    def emit(self, record):
-        self.records.append(record)
-
-    @property
-    def messages(self):
-        return [record.getMessage() for record in self.records]
-
-    @property
-    def text(self):
-        return "".join(self.format(record) + "\n" for record in self.records)
+# --- TLS
 
 
 @pytest.fixture
-def caplog():
-    """The log records of one test.
+def certificate(tmp_path):
+    """The file of the certificate of localhost and its key."""
+    path = tmp_path / "server.pem"
+    path.write_text(http_support.CERTIFICATE)
+    return str(path)
 
-    It replaces pytest's fixture. That plugin captures the log of every test, which takes a third
-    of the time of test_tokens.py and test_guard.py.
-    """
-    handler = CapturedLog()
-    logging.getLogger().addHandler(handler)
-    yield handler
-    logging.getLogger().removeHandler(handler)
+
+@pytest.fixture
+def trusting(certificate):
+    """What a client uses that trusts the certificate."""
+    import ssl  # Pyodide has none
+
+    return ssl.create_default_context(cafile=certificate)
 
 
 # --- Databases
@@ -139,9 +118,12 @@ HAS_POSTGRESQL = bool(find_spec("psycopg") and list(Path("/usr/lib/postgresql").
 
 
 class PostgreSQL:
-    """A PostgreSQL server with its own folder and port, from Debian's package."""
+    """A PostgreSQL server with its own folder and port, from Debian's package.
 
-    def __init__(self):
+    With `primary`, it is a read-only standby of that server.
+    """
+
+    def __init__(self, primary=None):
         self._bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
         memory = Path("/dev/shm")  # a schema is twenty files, and the tests make hundreds of them
         if not memory.is_dir() or shutil.disk_usage(memory).free < 2**30:
@@ -150,9 +132,14 @@ class PostgreSQL:
         self._user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         if self._user:
             shutil.chown(self.folder, "postgres")
-        port = free_port()
+        self.port = port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        if primary:
+            self._run("pg_basebackup", "--host=127.0.0.1", f"--port={primary.port}", "--no-sync",
+                      "--username=postgres", "--checkpoint=fast", "--write-recovery-conf")
+        else:
+            self._run(
+                "initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         with open(self.folder / "data" / "postgresql.conf", "a") as file:
             file.write(f"port = {port}\nlisten_addresses = '127.0.0.1'\n"
                        "fsync = off\nautovacuum = off\n"
@@ -169,22 +156,26 @@ class PostgreSQL:
     def stop(self, mode="fast"):
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
+    def promote(self):
+        self._run("pg_ctl", "-w", "promote")
+
 
 @pytest.fixture(scope="session")
 def start_postgresql():
-    """Starts one more PostgreSQL server."""
+    """Starts one more PostgreSQL server, or a standby of one."""
     servers = []
 
-    def start():
+    def start(primary=None):
         if not HAS_POSTGRESQL:
             pytest.skip("PostgreSQL or psycopg is not installed")
-        servers.append(PostgreSQL())
+        servers.append(PostgreSQL(primary))
         servers[-1].start()
         return servers[-1]
 
     yield start
     for server in servers:
-        server.stop("immediate")
+        with suppress(subprocess.CalledProcessError):  # a test has stopped it
+            server.stop("immediate")
         shutil.rmtree(server.folder)
 
 

@@ -12,6 +12,8 @@ from collections import defaultdict
 import jwtserver
 from jwtserver import Settings
 
+jwtserver.IDLE_INTERVAL = jwtserver.POLL_INTERVAL  # so that a server ends at once, not after 50 ms
+
 HOST = b"Host: a\r\n"
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
@@ -31,11 +33,30 @@ COyyegHkD9hHqvKn12FNEH+8BmChRANCAASB/ehs64K0kPSIvpLpQISO2okfrNyX
 YBHRco174qOTgTNHSMzOEVS9AKk6pw3RZ6tvS4HcJGWuDDuWcSyX7+lp
 -----END PRIVATE KEY-----
 """  # of localhost and 127.0.0.1, for a hundred years
+OTHER_CERTIFICATE = """\
+-----BEGIN CERTIFICATE-----
+MIIBnDCCAUGgAwIBAgIUPXZzFswQca3TuYTyZKaxRS8xtpQwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyODA1NDQ0MloYDzIxMjYxMTA0
+MDU0NDQyWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAATNKazuKdJHdeWFrFT4r/Giern0MjAZd61U3o1izEW0NBxMP3tPvJTK
+2sHMJ96iXFQH+kkURqM3GphIhxBQ/o6/o28wbTAdBgNVHQ4EFgQUZjLCf7RZy++5
+713y1aCOKDG6iiUwHwYDVR0jBBgwFoAUZjLCf7RZy++5713y1aCOKDG6iiUwDwYD
+VR0TAQH/BAUwAwEB/zAaBgNVHREEEzARgglsb2NhbGhvc3SHBH8AAAEwCgYIKoZI
+zj0EAwIDSQAwRgIhAL/0oDxrqILp613k9j4LdwG0fHtb2+CELRBovs3+NfHKAiEA
+lyJxldndx8UtIHVLJtT80nL75E6ccZQRGFz3sGjeSzQ=
+-----END CERTIFICATE-----
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQj4HqJ06ly5nMTLa
+Ao23ibNFaJELj2PQEm8qZXAJFiuhRANCAATNKazuKdJHdeWFrFT4r/Giern0MjAZ
+d61U3o1izEW0NBxMP3tPvJTK2sHMJ96iXFQH+kkURqM3GphIhxBQ/o6/
+-----END PRIVATE KEY-----
+"""  # for the same names
 
 
 def echo(environ, start_response):
     """Answers with what was asked, in JSON: method, path, query, body. Leaves /unread unread."""
-    size = int(environ.get("CONTENT_LENGTH") or 0)
+    terminated = environ.get("wsgi.input_terminated")  # the body is chunked
+    size = -1 if terminated else int(environ.get("CONTENT_LENGTH") or 0)
     body = environ["wsgi.input"].read(size) if environ["PATH_INFO"] != "/unread" else b""
     text = json.dumps([environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"],
                        body.decode("latin-1")]).encode()
@@ -51,7 +72,7 @@ class Server(jwtserver._Server):
         self.closed = threading.Semaphore(0)
         self.progressed = threading.Semaphore(0)  # a short body, or a response in SENDING
         self.address = listener.getsockname()
-        super().__init__(app, listener, settings, **options)
+        super().__init__(app, [listener], settings, **options)
 
     def _enter(self, connection, state):
         super()._enter(connection, state)
@@ -132,10 +153,12 @@ def parse(data, methods=()):
         body = b""
         if next(methods, "GET") != "HEAD" and status != 204:
             if headers.get("transfer-encoding") == "chunked":
+                chunks = []
                 for size in iter(lambda: int(file.readline(), 16), 0):
-                    body += file.read(size)
+                    chunks.append(file.read(size))
                     assert file.read(2) == b"\r\n"
                 assert file.read(2) == b"\r\n"
+                body = b"".join(chunks)
             elif "content-length" in headers:
                 body = file.read(int(headers["content-length"]))
                 assert len(body) == int(headers["content-length"])

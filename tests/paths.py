@@ -42,6 +42,9 @@ READERS = {
     "strip segments": lambda path: "/".join(name.strip() for name in path.split("/")),
     "no controls": lambda path: re.sub("[\x00-\x1f\x7f]", "", path),
     "no format characters": each_segment("[\xad\u200b-\u200f\u202a-\u202e\u2060\ufeff]"),
+    "no stream": each_segment(r":{1,2}\$.*"),
+    "attributes": lambda path: re.sub(r"\A.*/(__|--)self(__|--)(?=/)", "", path),
+    "handlers": lambda path: re.sub(r"\A/(default|_default|index|get_one)(?=/)", "", path),
     "to the nul": lambda path: path.split("\0")[0],
 }
 
@@ -103,6 +106,8 @@ MUTATIONS = [
     lambda path, dice: re.sub(r"/([^/]*)\Z", r"/+\1", path),
     lambda path, dice: "x" + path[1:],
     behind(".json", ".json/", ".tar.gz", ".a"),
+    before("/x/__self__", "/--self--", "/default", "/index"),
+    at_a_slash("::$DATA", "::$INDEX_ALLOCATION", ":$I30:$INDEX_ALLOCATION"),
 ]
 
 

@@ -1,5 +1,7 @@
 """What several test files need: a clock, users, a WSGI client, sign-in, a server process."""
 
+import functools
+import inspect
 import io
 import json
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
 from wsgiref.util import setup_testing_defaults
 
+import pytest
 from webtest import TestApp
 
 import jwtserver
@@ -28,6 +31,49 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("JWTSERVER_")},
     "JWTSERVER_PBKDF2_ITERATIONS": "1000", "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error",
 }
+
+
+def for_each(names, rows):
+    """Run a test with each row of a table. It fails after the last row, and shows all failed rows.
+
+    Rows are written as for `pytest.mark.parametrize`. That makes a test of each row, which costs
+    4 ms with pytest-xdist; most rows take 0.1 ms. A dict gives each row a name.
+    """
+    names = names.split(", ")
+    table = []
+    for row in rows:
+        label, values = ascii(row)[:100], rows[row] if isinstance(rows, dict) else row
+        if isinstance(row, type(pytest.param())):
+            label, values = row.id, row.values
+        elif len(names) == 1:
+            values = [values]
+        table.append((label, dict(zip(names, values))))
+    assert table
+
+    def decorate(test):
+        @functools.wraps(test)
+        def test_all_rows(**fixtures):
+            failures = []
+            for label, arguments in table:
+                try:
+                    test(**arguments, **fixtures)
+                except (Exception, pytest.fail.Exception) as error:
+                    failures.append((label, error))
+            if failures:
+                lines = [f"{label}: {type(error).__name__}: {error}" for label, error in failures]
+                raise AssertionError("\n".join(lines)) from failures[0][1]
+
+        signature = inspect.signature(test)
+        test_all_rows.__signature__ = signature.replace(parameters=[
+            parameter for name, parameter in signature.parameters.items() if name not in names])
+        return test_all_rows
+
+    return decorate
+
+
+def standard_input(text: str) -> io.TextIOWrapper:
+    """A standard input with this text."""
+    return io.TextIOWrapper(io.BytesIO(text.encode()))
 
 
 class Clock:

@@ -13,8 +13,9 @@ import pytest
 from webtest import TestApp
 
 import jwtserver
+from http_support import exchange, serving, statuses
 from jwtserver import Settings, create_app, open_store
-from support import KEY, PASSWORD, bearer, call, sign_in, store_with, user
+from support import KEY, PASSWORD, Clock, bearer, call, sign_in, store_with, user
 from wsgi_auth import decode, hash_password, needs_rehash
 
 OLD_HASH = "pbkdf2_sha1$1000$n3RFFf2yKkyGrDsLxbSpFe$Em41LAFXKnPpAMTV8ooZ9gXHwnk="  # Django's
@@ -137,7 +138,8 @@ def test_authenticate_field_of_another_type_is_malformed(client, name, value):
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"[]", b'"alice"', b"null", b'{"username": "a", "username": "b"}', b"\xff",
-    b"\xef\xbb\xbf{}", b"[" * 60000, b'{"username": "\\ud800"}',
+    b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"{}\xef\xbb\xbf",
+    b"[" * 60000, b'{"username": "\\ud800"}',
     b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}",
     '{"username": "alice"}'.encode("utf-16"),
 ], ids=lambda body: ascii(body[:24]))
@@ -181,6 +183,90 @@ def test_authenticate_other_content_type_is_refused(settings, store, content_typ
 def test_authenticate_content_type_with_parameters_is_accepted(client):
     client.post("/authenticate", json.dumps({"username": "alice", "password": PASSWORD}),
                 content_type="Application/JSON; charset=utf-8", status=200)
+
+
+@pytest.mark.parametrize("content_type, body", [
+    ("application/json", json.dumps({"username": "alice", "password": PASSWORD})),
+    ("application/x-www-form-urlencoded", "username=alice&password=correct+horse")])
+def test_authenticate_body_with_a_byte_order_mark_is_accepted(client, content_type, body):
+    client.post("/authenticate", b"\xef\xbb\xbf" + body.encode(), content_type=content_type,
+                status=200)
+
+
+@pytest.mark.parametrize("coding, status", [
+    ("gzip", 415), ("GZIP", 415), ("br", 415), ("deflate, gzip", 415), ("x", 415),
+    ("identity", 200), ("Identity ", 200), ("", 200)])
+def test_authenticate_content_encoding_is_refused(client, coding, status):
+    response = client.post(
+        "/authenticate", json.dumps({"username": "alice", "password": PASSWORD}),
+        {"Content-Encoding": coding}, content_type="application/json", status=status)
+
+    if status == 415:
+        assert response.headers["Accept-Encoding"] == "identity"
+        assert response.json["message"] == "The body must have no Content-Encoding"
+
+
+@pytest.mark.parametrize("error", [
+    OSError, ValueError, EOFError, ConnectionResetError, TimeoutError, RuntimeError, KeyError])
+@pytest.mark.parametrize("terminated", [False, True])
+def test_authenticate_body_that_cannot_be_read_is_malformed(
+    settings, store, caplog, error, terminated,
+):
+    """Each server has its own errors for a malformed chunk or a client that has gone."""
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() == 0:
+                return super().read(1)
+            raise error("broken")
+
+    environ = {"wsgi.input": Broken(b"{}"), "wsgi.input_terminated": terminated,
+               "CONTENT_LENGTH": None if terminated else "2"}
+
+    response = post(create_app(settings), **environ)
+
+    assert (response.status, response.json["message"]) == (400, "The body cannot be read")
+    assert "Traceback" not in caplog.text
+
+
+def test_body_error_of_the_own_server_passes_through_the_endpoints(settings, store, caplog):
+    app = create_app(settings)
+    with serving(app) as server:
+        broken = exchange(server, (
+            b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\nx\r\n"))
+        late = exchange(server, (
+            b"POST /refresh HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n{"))
+
+    assert b'{"success": false, "message": "Malformed chunked body"}' in broken
+    assert b" 408 " in late and b'"message": "The request body is incomplete"' in late
+    assert "Traceback" not in caplog.text
+
+
+def test_body_error_of_an_application_on_the_own_server_is_408(settings, store, caplog):
+    def reading(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["wsgi.input"].read(9)]
+
+    app = create_app(settings._replace(protect=("/other",)), app=reading)
+    with serving(app) as server:
+        data = exchange(server, b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\nx")
+
+    assert statuses(data) == [408]
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("size, status", [
+    (65_000, 401), (65_536, 401), (65_537, 413), (10**6, 413)])
+def test_authenticate_chunked_body_on_the_own_server_has_a_limit(settings, store, size, status):
+    body = b'{"x": "' + b"x" * (size - 9) + b'"}'
+    with serving(create_app(settings)) as server:
+        data = exchange(server, (
+            b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (size, body)))
+
+    assert statuses(data) == [status]
+    assert b'"message"' in data
 
 
 @pytest.mark.parametrize("length, body, status", [
@@ -297,8 +383,8 @@ class RecordingConnection:
         self._statements.append(statement)
         return self._connection.execute(statement, values)
 
-    def close(self):
-        self._connection.close()
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
 
 
 def test_authenticate_refusal_of_a_disabled_user_does_not_depend_on_the_password(
@@ -382,6 +468,98 @@ def test_authenticate_that_cannot_release_the_loop_is_refused_without_hashing(cl
     assert done == []
 
 
+# --- Signing out
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer x", "Basic x", "expired", "revoked"])
+@pytest.mark.parametrize("post", ["post_json", "post"])
+def test_logout_with_a_refresh_token_ends_the_session(settings, store, authorization, post):
+    clock = Clock()
+    client = TestApp(create_app(settings._replace(token_lifetime=60), clock=clock))
+    tokens, other = sign_in(client).json, sign_in(client).json
+    if authorization == "revoked":
+        client.post("/logout", headers=bearer(other["token"]), status=204)
+        authorization = f"Bearer {other['token']}"
+    elif authorization == "expired":
+        clock.now += 61
+        authorization = f"Bearer {tokens['token']}"
+    headers = {"Authorization": authorization} if authorization else {}
+    fields = {"refresh_token": tokens["refresh_token"]}
+
+    response = getattr(client, post)("/logout", fields, headers=headers, status=204)
+
+    assert response.body == b"" and "Content-Length" not in response.headers
+    client.post_json("/refresh", fields, status=401)
+    client.get("/protected", headers=bearer(tokens["token"]), status=401)
+    getattr(client, post)("/logout", fields, headers=headers, status=204)
+
+
+def test_logout_with_a_replaced_refresh_token_ends_the_session(client, caplog):
+    old = sign_in(client).json
+    new = client.post_json("/refresh", {"refresh_token": old["refresh_token"]}).json
+
+    client.post_json("/logout", {"refresh_token": old["refresh_token"]}, status=204)
+
+    client.post_json("/refresh", {"refresh_token": new["refresh_token"]}, status=401)
+    assert [line for line in caplog.messages if line.startswith("logout")] == [
+        f'logout user="alice" address="" session="{decode(new["token"], KEY)["sid"]}"']
+
+
+@pytest.mark.parametrize("token", ["x", "x" * 5000, "\0", f"{'x' * 22}.0.{'x' * 43}"])
+def test_logout_with_an_unknown_refresh_token_ends_nothing(client, caplog, token):
+    tokens = sign_in(client).json
+
+    client.post_json("/logout", {"refresh_token": token}, status=204)
+
+    client.get("/protected", headers=bearer(tokens["token"]), status=200)
+    assert "logout" not in caplog.text
+
+
+@pytest.mark.parametrize("body, status, error", [
+    (b"", 401, "An authorization header is required"),
+    (b"{}", 401, "An authorization header is required"),
+    (b'{"refresh_token": ""}', 401, "An authorization header is required"),
+    (b'{"refresh_token": 1}', 400, "`refresh_token` must be a string"),
+    (b"{", 400, "Malformed body: Invalid JSON"),
+])
+def test_logout_without_a_usable_token_is_refused(client, body, status, error):
+    response = client.post("/logout", body, content_type="application/json", status=status)
+
+    assert response.json == {"success": False, "error": error}
+    assert ("WWW-Authenticate" in response.headers) == (status == 401)
+
+
+def test_logout_with_a_valid_token_does_not_read_the_body(client):
+    tokens, other = sign_in(client).json, sign_in(client).json
+
+    client.post("/logout", b"{", headers=bearer(tokens["token"]), status=204)
+    client.post_json("/logout", {"refresh_token": tokens["refresh_token"]},
+                     headers=bearer(other["token"]), status=204)
+
+    client.post_json("/refresh", {"refresh_token": other["refresh_token"]}, status=401)
+
+
+def test_logout_by_another_method_asks_for_a_token(client):
+    tokens = sign_in(client).json
+
+    client.put_json("/logout", {"refresh_token": tokens["refresh_token"]}, status=401)
+
+    client.get("/protected", headers=bearer(tokens["token"]), status=200)
+
+
+def test_logout_reads_a_chunked_body(settings, store):
+    client = TestApp(create_app(settings))
+    tokens = sign_in(client).json
+    body = json.dumps({"refresh_token": tokens["refresh_token"]}).encode()
+
+    response = call(create_app(settings), "/logout", "POST", CONTENT_LENGTH=None,
+                    CONTENT_TYPE="application/json",
+                    **{"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True})
+
+    assert response.status == 204
+    client.get("/protected", headers=bearer(tokens["token"]), status=401)
+
+
 @pytest.mark.parametrize("affinity", [True, False])
 def test_cores_are_at_least_one(monkeypatch, affinity):
     if affinity:
@@ -432,7 +610,17 @@ def test_rotated_keys_first_signs_and_all_verify(settings, store, client):
 
 
 def test_health_answers_ok(client):
-    assert client.get("/health").json == {"status": "ok"}
+    response = client.get("/health")
+
+    assert (response.json, response.headers["Cache-Control"]) == ({"status": "ok"}, "no-store")
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/nope", "/protected", "/openapi.json"])
+def test_json_body_ends_with_a_line_feed(client, path):
+    response = client.get(path, status="*")
+
+    assert response.body.endswith(b"}\n")
+    assert int(response.headers["Content-Length"]) == len(response.body)
 
 
 @pytest.mark.sqlite
@@ -515,7 +703,7 @@ def test_own_application_is_behind_the_guard_as_a_whole(settings, store):
     client = TestApp(create_app(settings, app=validator(whoami)))
     headers = bearer(sign_in(client).json["token"])
 
-    for path in ["/", "/protected", "/anything", "/authenticate/", "/health/x", "//health"]:
+    for path in ["/", "/protected", "/anything", "/Authenticate", "/health/x", "//health"]:
         client.get(path, status=401)
         response = client.get(path, headers=headers)
         assert response.text == "alice"
@@ -527,6 +715,40 @@ def test_own_application_endpoints_stay_open(settings, store):
 
     client.get("/health", status=200)
     sign_in(client, status=200)
+
+
+SLASHED = [f"/{name}/" for name in "authenticate refresh logout verify health openapi.json".split()]
+
+
+@pytest.mark.parametrize("path", SLASHED)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_endpoint_with_a_slash_is_not_found_without_asking_for_a_token(
+    settings, store, method, path,
+):
+    for app in (None, whoami):
+        client = TestApp(create_app(settings._replace(prefix="/auth"), app=app))
+
+        response = client.request(f"/auth{path}", method=method, status=404)
+
+        assert response.json == {"success": False, "error": "Not found"}
+        assert "WWW-Authenticate" not in response.headers
+
+
+@pytest.mark.parametrize("path", SLASHED)
+def test_endpoint_with_a_slash_is_the_applications_with_a_token_or_where_it_is_open(
+    settings, store, path,
+):
+    def page(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"mine"]
+
+    closed = TestApp(create_app(settings, app=page))
+    opened = TestApp(create_app(settings._replace(protect=("/api",)), app=page))
+
+    headers = bearer(sign_in(closed).json["token"])
+    assert closed.get(path, headers=headers).body == b"mine"
+    if path not in ("/logout/", "/verify/"):  # below paths that always need a token
+        assert opened.get(path).body == b"mine"
 
 
 def test_own_application_rules_come_from_the_settings(settings, store):
@@ -721,6 +943,19 @@ def test_application_second_thread_uses_what_the_first_built(environment, monkey
     monkeypatch.setitem(jwtserver._build_locks, os.getpid(), Lock())
 
     assert TestApp(jwtserver.application).get("/").text == "built meanwhile"
+
+
+def test_application_whose_database_cannot_answer_is_503_until_it_can(
+    environment, monkeypatch, tmp_path,
+):
+    monkeypatch.setenv("JWTSERVER_DATABASE", str(tmp_path / "later" / "users.db"))
+    client = TestApp(jwtserver.application)
+
+    answer = client.get("/health", status=503).json
+    os.mkdir(tmp_path / "later")
+
+    assert answer == {"success": False, "error": "The database cannot answer"}
+    client.get("/health", status=200)
 
 
 @pytest.mark.parametrize("variable, value", [

@@ -40,7 +40,9 @@ def command(capsys, monkeypatch, database):
     """Runs a command line, split at its spaces; returns exit code, output, errors."""
 
     def run(line, stdin=""):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        data = stdin if isinstance(stdin, bytes) else stdin.encode("utf-8", "surrogateescape")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(
+            io.BytesIO(data), "utf-8", errors="surrogateescape"))
         code = main(line.split() if isinstance(line, str) else line)
         return (code, *capsys.readouterr())
 
@@ -98,6 +100,36 @@ def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, wo
 
     assert refused(command(line, stdin), words)
     assert store.all_users() == before
+
+
+@pytest.mark.parametrize("data", [
+    "sécret\r\n".encode("utf-8-sig"), "sécret\r\nmore\r\n".encode("utf-16"),
+    b"\xfe\xff" + "sécret\n".encode("utf-16-be"), "sécret".encode("utf-16"), "sécret\n".encode(),
+], ids=["utf8_with_mark", "utf16", "utf16_big_endian", "utf16_without_line_end", "utf8"])
+def test_password_as_powershell_sends_it_is_that_password(command, store, data):
+    assert command("user password alice --password-stdin", data)[0] == 0
+
+    assert verify_password("sécret", store.find_user("alice").password_hash)
+
+
+def test_password_in_utf16_may_contain_the_byte_of_a_line_end(command, store):
+    password = "\u0a0a\u010a"
+
+    assert command("user password alice --password-stdin", f"{password}\n".encode("utf-16"))[0] == 0
+
+    assert verify_password(password, store.find_user("alice").password_hash)
+
+
+def test_password_in_half_of_a_utf16_character_is_refused_in_one_line(command, store):
+    assert refused(command("user password alice --password-stdin", b"\xff\xfex\n\n"), "utf-16")
+
+
+def test_token_as_powershell_sends_it_is_inspected(command, store):
+    _, token, _ = command("token issue alice")
+
+    code, output, _ = command("token inspect", token.encode("utf-16"))
+
+    assert (code, json.loads(output)["sub"]) == (0, "alice")
 
 
 def test_user_list_shows_name_state_and_scope(command, store):
@@ -351,7 +383,7 @@ def test_token_issue_prints_a_token_of_the_user(command, store, flag, lifetime):
     code, output, errors = command("token issue alice" + flag)
 
     claims = decode(output.strip(), key())
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, f"ID: {claims['sid']}\n")
     assert (claims["sub"], claims["scope"]) == ("alice", "read write")
     assert claims["exp"] - claims["iat"] == lifetime
 
@@ -390,7 +422,7 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
     assert "python jwtserver.py key prune" in output
     assert command(["token", "inspect", old])[0] == 0
     new = command("token issue alice")[1].strip()
-    code, output, _ = command("key prune")
+    code, output, _ = command("key prune --force")
     assert code == 0 and "jwtserver.key: 1. Live tokens" in output
     assert command("key prune")[1].endswith(
         "jwtserver.key has only one key; there is none to remove\n")

@@ -7,7 +7,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, SettingsError, create_app
-from support import KEY
+from support import KEY, for_each
 from wsgi_auth import CORSMiddleware
 
 LISTED, OTHER = "https://app.example.org", "https://evil.example.org"
@@ -49,7 +49,7 @@ def test_cors_listed_origin_may_read_errors(origin):
         "Access-Control-Expose-Headers": "WWW-Authenticate, Retry-After"}
 
 
-@pytest.mark.parametrize("origin", [
+@for_each("origin", [
     None, OTHER, "null", "", "*", LISTED + ".evil.org", LISTED + "/", LISTED + ":444",
     LISTED.upper(), LISTED.replace("https", "http"), f"{LISTED}, {OTHER}", f"{LISTED} {LISTED}"])
 @pytest.mark.parametrize("method", ["GET", "OPTIONS"])
@@ -106,7 +106,7 @@ def test_cors_wildcard_is_never_combined_with_credentials(origins):
             assert "Access-Control-Allow-Credentials" not in response.headers
 
 
-@pytest.mark.parametrize("options", [
+@for_each("options", [
     {"allow_origins": LISTED}, {"allow_origins": ""}, {"allow_origins": [LISTED + "/"]},
     {"allow_origins": ["app.example.org"]}, {"allow_origins": ["https://App.example.org"]},
     {"allow_origins": ["https://a:443"]}, {"allow_origins": ["http://a:80"]},
@@ -143,6 +143,27 @@ def test_cors_origin_of_each_kind_is_accepted(origin):
     response = client(allow_origins=[origin]).get("/", headers={"Origin": origin}, status=401)
 
     assert response.headers["Access-Control-Allow-Origin"] == origin
+
+
+@pytest.mark.parametrize("exposed, expected", [
+    (["X-Total"], "WWW-Authenticate, Retry-After, X-Total"),
+    (["X-Total, ETag", "Link"], "WWW-Authenticate, Retry-After, X-Total, ETag, Link"),
+    (["*"], "WWW-Authenticate, Retry-After, *"),
+    ([""], "WWW-Authenticate, Retry-After"),
+])
+def test_cors_headers_that_the_application_exposes_are_added(exposed, expected):
+    def app(environ, start_response):
+        start_response("200 OK", [
+            ("Content-Type", "text/plain"),
+            *(("access-control-Expose-Headers", value) for value in exposed)])
+        return [b"hello"]
+
+    assert cors_headers(client(app).get("/", headers={"Origin": OTHER})) == {}
+    response = client(app).get("/", headers={"Origin": LISTED})
+    assert response.headers.getall("Access-Control-Expose-Headers") == [expected]
+    response = client(app, expose_headers=()).get("/", headers={"Origin": LISTED})
+    own = "WWW-Authenticate, Retry-After"
+    assert response.headers["Access-Control-Expose-Headers"] == expected[len(own):].lstrip(", ")
 
 
 # --- In the service -----------------------------------------------------------------------------

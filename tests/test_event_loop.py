@@ -1,21 +1,24 @@
 """The event loop: states and their timers, slow clients, and how the loop moves between threads."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import random
+import resource
+import selectors
 import signal
 import socket
 import ssl
 import struct
+import sys
 import threading
 
 import pytest
 
 import jwtserver
-from http_support import (
-    CERTIFICATE, connect, echo, exchange, head, parse, received, serving, statuses)
+from http_support import connect, echo, exchange, head, parse, received, serving, statuses
 from jwtserver import _State
 from support import Clock
 
@@ -304,23 +307,23 @@ def test_connections_over_the_limit_are_refused_if_all_are_being_answered(gate):
         assert slow.recv(12) == b"HTTP/1.1 200"
 
 
-def test_open_files_over_the_limit_evict_a_connection():
+def test_open_files_over_the_limit_evict_a_connection(clock):
     class FullListener:
         def accept(self):
             raise OSError(errno.EMFILE, "Too many open files")
 
-        def close(self):
-            pass
-
-    with serving() as server, connect(server) as idle:
+    with serving(clock=clock) as server, connect(server) as idle:
         server.await_state(_State.IDLE)
-        listener, server._listener = server._listener, FullListener()
 
-        server._accept()
-        server._accept()  # there is none to close any more
+        server._accept(FullListener(), {})
 
-        server._listener = listener
         assert idle.recv(9) == b""
+        with connect(server) as waiting:
+            waiting.sendall(head(b"Connection: close"))
+            server._wake()
+            assert server.count(_State.IDLE) == 0  # the file is left to the database
+            advance(server, clock, jwtserver.ACCEPT_PAUSE_SECONDS)
+            assert statuses(received(waiting)) == [200]
 
 
 def test_system_without_a_limit_for_its_buffers_serves(monkeypatch):
@@ -339,12 +342,20 @@ def test_connections_beyond_those_accepted_at_once_follow(monkeypatch):
             connection.close()
 
 
+def test_client_that_has_gone_before_its_options_are_set_costs_nothing():
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # has no TCP_NODELAY either
+    with serving() as server:
+        server._open_connection(datagrams, ("192.0.2.1", 1), {})
+
+    assert datagrams.fileno() == -1
+
+
 def test_accept_and_receive_without_anything_to_do_do_nothing():
     with serving() as server, connect(server):
         server.await_state(_State.IDLE)
         (connection,) = server._timers[_State.IDLE]
 
-        server._accept()
+        server._accept(*server._listeners, {})
 
         assert connection.receive() is False
 
@@ -420,6 +431,25 @@ def test_loop_moves_only_after_the_interval(clock, gate):
         gate.opened.set()
 
 
+def test_loop_moves_sooner_while_many_responses_take_long(clock, gate):
+    """110 responses that sleep once delayed all other clients by more than half a second."""
+    with serving(gate, clock=clock) as server:
+        slow = [connect(server) for _ in range(6)]
+        patience = []
+        for connection in slow:
+            connection.sendall(SLOW)
+            gate.await_requests(1)
+            patience.append(server._patience())
+            clock.now += 2 * patience[-1]
+            server._move_loop(patience[-1])
+        gate.opened.set()
+        for connection in slow:
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+
+    assert patience == [0.005 / busy for busy in (1, 2, 3, 4, 5)] + [jwtserver.MIN_PATIENCE]
+
+
 def test_loop_released_by_the_application_moves_at_once(clock, gate):
     def app(environ, start_response):
         if environ["PATH_INFO"] == "/slow":
@@ -459,6 +489,65 @@ def test_loop_polls_although_requests_wait(clock, gate):
             assert statuses(received(other)) == [200]
 
         assert gate.order.index("/x") < together - 1
+
+
+def test_queue_gives_the_newest_and_the_oldest_in_turn():
+    queue = jwtserver._Queue()
+    for number in (1, 2, 3, 2, 4, 5):
+        queue.put(number)
+
+    assert [queue.take() for _ in range(5)] == [5, 1, 4, 2, 3]
+
+
+def test_request_after_a_burst_does_not_wait_for_all_of_it(gate, clock):
+    with serving(gate, threads=1, clock=clock) as server:
+        first, *burst, last = [connect(server) for _ in range(22)]
+        server.await_state(_State.IDLE, 22)
+        first.sendall(SLOW)
+        gate.await_requests(1)  # the loop stays in this response
+        for connection in burst:
+            connection.sendall(head(first=b"GET /burst HTTP/1.1"))
+        last.sendall(head())
+
+        gate.opened.set()
+
+        for connection in (last, first, *burst):
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+    assert gate.order.index("/x") <= 4
+
+
+def test_loop_answers_requests_between_expensive_events(gate, clock, monkeypatch):
+    """2,000 simultaneous TLS handshakes once delayed all other clients by seconds."""
+    handled, handled_before = [], []
+
+    def app(environ, start_response):
+        handled_before.append(len(handled))
+        return gate(environ, start_response)
+
+    with serving(app, threads=1, clock=clock) as server:
+        first, *expensive, last = [connect(server) for _ in range(22)]
+        server.await_state(_State.IDLE, 22)
+        first.sendall(SLOW)
+        gate.await_requests(1)
+        receive = jwtserver._Connection.receive
+
+        def expensive_receive(connection):
+            clock.now += 0.002
+            handled.append(connection)
+            return receive(connection)
+
+        monkeypatch.setattr(jwtserver._Connection, "receive", expensive_receive)
+        for connection in expensive:
+            connection.sendall(head(first=b"GET /burst HTTP/1.1")[:-1])
+        last.sendall(head())
+
+        gate.opened.set()
+
+        assert last.recv(12) == b"HTTP/1.1 200"
+        for connection in (first, *expensive, last):
+            connection.close()
+    assert handled_before[1] < 10
 
 
 def test_loop_sends_the_responses_of_an_iteration_although_it_moves(gate):
@@ -691,15 +780,52 @@ def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_s
     assert len(body) == 20_000_000
 
 
+def test_client_that_keeps_the_loop_is_dropped_soon(no_thread_starts, clock):
+    waits = []
+
+    class SlowSocket:
+        """Takes a few bytes of each call, after almost all of the time that it may block."""
+
+        def __init__(self, sock):
+            self.sock = sock
+
+        def __getattr__(self, name):
+            return getattr(self.sock, name)
+
+        def send(self, data):
+            if not self.sock.gettimeout():
+                raise BlockingIOError
+            waits.append(0.9 * self.sock.gettimeout())
+            clock.now += waits[-1]
+            return self.sock.send(data[:10])
+
+    no_thread_starts(1)
+    with serving(streaming(5), clock=clock) as server:
+        enter = server._enter
+
+        def enter_slow(connection, state):
+            connection.sock = SlowSocket(connection.sock)
+            enter(connection, state)
+
+        server._enter = enter_slow
+        with pytest.raises(ConnectionResetError):
+            exchange(server, STREAM, end=False)
+
+    assert sum(waits) < 3 * jwtserver.RECHECK_SECONDS
+
+
 @pytest.mark.parametrize("data", [STREAM, put(LONG)])
 def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_THREADS", 2)
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     with serving(streaming(100)) as server:
         slow = [connect(server) for _ in range(4)]
         for connection in slow:
             connection.sendall(data)
 
-        assert statuses(exchange(server, head())) == [200]
+        server.await_state(_State.RESPONDING, 4)
+        while server.count(_State.RESPONDING) > 2:  # until two are dropped
+            assert statuses(exchange(server, head())) == [200]
 
         for connection in slow:
             connection.close()
@@ -727,6 +853,7 @@ def test_stream_is_closed_when_its_client_has_gone():
     (1024, 0, 1_000_000), (1e12, 100_000, 1_000_000), (1e12, 3_000, 10_000)])
 def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read, size):
     monkeypatch.setattr(jwtserver, "MAX_READER_PAUSE", 0.05)
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     closed = threading.Event()
 
     def app(environ, start_response):
@@ -770,7 +897,8 @@ READS = {
 
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("end", ["close", "reset", "reset before", "stall"])
-def test_long_body_that_is_cut_off_raises_in_the_application(clock, read, end):
+def test_long_body_that_is_cut_off_raises_in_the_application(clock, monkeypatch, read, end):
+    monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     outcomes, go, done = [], threading.Event(), threading.Event()
 
     def app(environ, start_response):
@@ -798,7 +926,7 @@ def test_long_body_that_is_cut_off_raises_in_the_application(clock, read, end):
         while not done.wait(0.02):
             clock.now += 10.1 if end == "stall" else 0
 
-    assert outcomes == ["the request body is incomplete"] * 2
+    assert outcomes == ["The request body is incomplete"] * 2
 
 
 def test_long_body_that_is_cut_off_gets_408_without_a_traceback(caplog):
@@ -925,18 +1053,6 @@ def test_interrupt_twice_exits(monkeypatch):
 # --- TLS
 
 
-@pytest.fixture
-def certificate(tmp_path):
-    path = tmp_path / "server.pem"
-    path.write_text(CERTIFICATE)
-    return str(path)
-
-
-@pytest.fixture
-def trusting(certificate):
-    return ssl.create_default_context(cafile=certificate)
-
-
 def test_tls_serves_requests_in_order(certificate, trusting):
     seen = []
 
@@ -1024,3 +1140,207 @@ def test_tls_clients_that_have_gone_before_accept_cost_nothing(certificate, trus
         with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
             connection.sendall(head(b"Connection: close"))
             assert statuses(received(connection)) == [200]
+
+
+def tls_client(trusting):
+    """A client without a socket: its TLS session, the bytes to it, and the bytes from it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return trusting.wrap_bio(incoming, outgoing, server_hostname="localhost"), incoming, outgoing
+
+
+@pytest.fixture
+def send_key_updates(trusting):
+    """Makes a handshake over a socket; returns a client's session and a flood of KeyUpdates."""
+    library = ctypes.CDLL(ssl._ssl.__file__)
+    library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.SSL_do_handshake.argtypes = [ctypes.c_void_p]
+
+    def flood(connection, count, requested):
+        client, incoming, outgoing = tls_client(trusting)
+        while client.version() is None:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            connection.sendall(outgoing.read())
+            if client.version() is None:
+                incoming.write(connection.recv(9999))
+        # struct PySSLSocket: PyObject_HEAD, PyObject *Socket, SSL *ssl
+        pointer = ctypes.c_void_p.from_address(
+            id(client._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)).value
+        for _ in range(count):
+            assert library.SSL_key_update(pointer, requested) == 1
+            assert library.SSL_do_handshake(pointer) == 1
+        client.write(head(b"Connection: close"))
+        return client, incoming, outgoing.read()
+
+    return flood
+
+
+def test_tls_flood_of_key_updates_is_handled_in_steps(
+        certificate, send_key_updates, monkeypatch):
+    """OpenSSL reads on and on while a client sends KeyUpdate messages (RFC 8446 §4.6.3)."""
+    received, receive = [], jwtserver._Connection.receive
+    monkeypatch.setattr(jwtserver._Connection, "receive",
+                        lambda connection: received.append(connection) or receive(connection))
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server, connect(server) as connection:
+        client, incoming, flood = send_key_updates(connection, 3000, requested=0)
+        received.clear()
+        connection.sendall(flood)
+        answer = b""
+        while not answer:
+            incoming.write(connection.recv(9999))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                answer = client.read(12)
+
+    assert answer == b"HTTP/1.1 200"
+    assert len(received) >= len(flood) // jwtserver.RECEIVE_BYTES >= 4
+
+
+def test_tls_flood_of_key_updates_that_want_an_answer_is_disconnected(
+        certificate, send_key_updates):
+    """The answers would wait in memory."""
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server, connect(server) as connection:
+        _, _, flood = send_key_updates(connection, 3000, requested=1)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(flood)
+
+        assert server.closed.acquire(timeout=10)
+    assert server.entered[_State.RESPONDING].acquire(blocking=False) is False
+
+
+def test_tls_write_of_nothing_sends_nothing(certificate, trusting):
+    def app(environ, start_response):
+        write = start_response("200 OK", [("Content-Length", "2")])
+        for piece in (b"a", b"", b"b"):
+            write(piece)
+        return []
+
+    with serving(app, tls=jwtserver._tls_context(certificate, None)) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head(b"Connection: close"))
+
+            ((_, _, body),) = parse(received(connection))
+
+    assert body == b"ab"
+
+
+def test_tls_request_that_arrives_with_the_end_of_the_handshake_is_answered(
+        certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server, connect(server) as connection:
+        client, incoming, outgoing = tls_client(trusting)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        connection.sendall(outgoing.read())
+        incoming.write(connection.recv(9999))
+        client.do_handshake()
+        client.write(head(b"Connection: close"))
+
+        for byte in outgoing.read():  # in the smallest pieces
+            connection.sendall(bytes([byte]))
+        incoming.write(received(connection))
+
+        assert statuses(client.read(9999)) == [200]
+
+
+def test_tls_client_that_ends_its_session_is_closed(certificate, trusting):
+    tls = jwtserver._tls_context(certificate, None)
+    with serving(tls=tls) as server:
+        with trusting.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(head())
+            connection.recv(9999)
+            with contextlib.suppress(OSError):
+                connection.unwrap()
+
+        assert server.closed.acquire(timeout=10)
+
+
+def test_tls_without_cbc_tells_the_client_why_the_handshake_failed(certificate, trusting):
+    trusting.maximum_version = ssl.TLSVersion.TLSv1_2
+    trusting.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
+    tls = jwtserver._tls_context(certificate, None)
+
+    with serving(tls=tls) as server, connect(server) as connection:
+        with pytest.raises(ssl.SSLError, match="(?i)handshake.failure"):
+            trusting.wrap_socket(connection, server_hostname="localhost")
+
+    names = [cipher["name"] for cipher in tls.get_ciphers()]
+    assert names and all("GCM" in name or "CHACHA20" in name for name in names)
+
+
+# --- Threads of the application that outlive its response
+
+
+def test_write_in_another_thread_belongs_to_its_own_response(monkeypatch):
+    entered, send, threads = threading.Event(), jwtserver._Handler._send, []
+
+    def send_late(handler, data, is_last_piece):
+        if data == b"late":
+            entered.set()
+            ended.wait(0.05)
+        send(handler, data, is_last_piece)
+
+    def app(environ, start_response):
+        write = start_response("200 OK", [])
+        if environ["PATH_INFO"] == "/late":
+            threads.append(threading.Thread(target=write, args=[b"late"]))
+            threads[0].start()
+            assert entered.wait(10)
+        return []
+
+    ended = threading.Event()
+    monkeypatch.setattr(jwtserver._Handler, "_send", send_late)
+    with serving(app) as server:
+        data = exchange(server, head(first=b"GET /late HTTP/1.1") + head())
+    threads[0].join()
+
+    assert [body for _, _, body in parse(data)] == [b"late", b""]
+
+
+def test_input_is_not_read_after_the_end_of_the_response():
+    kept = []
+
+    def app(environ, start_response):
+        kept.append(environ["wsgi.input"])
+        start_response("200 OK", [])
+        return []
+
+    with serving(app) as server, connect(server) as connection:
+        connection.sendall(put(LONG) + b"abc")
+        assert statuses(received(connection)) == [200]
+
+        with pytest.raises(OSError):
+            kept[0].read(3)
+
+
+# --- Limits of the system
+
+
+@pytest.mark.parametrize("files, connections", [
+    (100, 50), (2000, 1424), (resource.RLIM_INFINITY, 4096)])
+def test_connections_leave_files_to_the_database(monkeypatch, files, connections):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+
+    with serving() as server:
+        assert server._max_connections == connections
+
+
+def test_connections_are_as_few_as_select_takes_on_windows(monkeypatch):
+    class WindowsSelector(selectors.SelectSelector):
+        def select(self, timeout=None):
+            if len(self.get_map()) > 8:
+                raise ValueError("too many file descriptors in select()")
+            return super().select(timeout)
+
+    monkeypatch.setattr(selectors, "DefaultSelector", WindowsSelector)
+    monkeypatch.setattr(jwtserver, "MAX_SELECT_SOCKETS", 8)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with serving() as server:
+        connections = [connect(server) for _ in range(9)]
+        server.await_state(_State.IDLE, 9)
+
+        assert statuses(exchange(server, head())) == [200]
+
+        for connection in connections:
+            connection.close()

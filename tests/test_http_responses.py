@@ -9,8 +9,10 @@ import threading
 
 import pytest
 
+import jwtserver
 from http_support import connect, exchange, head, parse, received, serving, statuses
-from support import ROOT
+from jwtserver import Settings
+from support import ROOT, Clock, call
 
 
 def answering(*pieces, headers=(("Content-Type", "text/plain"),), status="200 OK", make=iter):
@@ -167,8 +169,9 @@ def text(environ, start_response):
 
 BAD_HEADERS = [
     [("X", "a\r\nSet-Cookie: b")], [("X", "a\nb")], [("X", "a\rb")], [("X\r\nY", "a")],
-    [("X: a\r\nY", "b")], [("", "a")], [("X Y", "a")], [("X", "a\0")], [("X", "\u20ac")],
-    [("X", 1)], [("X", b"a")], [(b"X", "a")], [("Transfer-Encoding", "chunked")],
+    [("X: a\r\nY", "b")], [("X:y", "z")], [("Content-Length:0", "")],
+    [("", "a")], [("X Y", "a")], [("X", "a\0")], [("X", "\u20ac")], [("X", 1)], [("X", b"a")],
+    [(b"X", "a")], [("Transfer-Encoding", "chunked")],
     [("Upgrade", "x")], [LENGTH, LENGTH],
     [("Content-Length", "-1")], [("Content-Length", "x")], [("Content-Length", "")],
 ]
@@ -187,6 +190,107 @@ def test_fault_of_the_application_is_500_with_logged_traceback(app, caplog):
     assert json.loads(body) == {"success": False, "error": "Internal server error"}
     assert not {"x", "y", "set-cookie"} & set(headers)
     assert "Traceback" in caplog.text
+
+
+SERVER_ERRORS = {  # the status, and what causes it
+    400: [b"Content-Length: x"], 408: [b"Content-Length: 9"],
+    413: [b"Content-Length: " + b"9" * 16], 417: [b"Expect: x"], 431: [b"X: " + b"y" * 17_000],
+}
+ORIGIN = "https://app.example"
+
+
+@pytest.mark.parametrize("status", SERVER_ERRORS)
+@pytest.mark.parametrize("path, member", [
+    (b"/auth/authenticate?x", "message"), (b"http://h/auth/refresh", "message"),
+    (b"/authenticate", "error"), (b"/auth/logout", "error"), (b"/", "error"),
+])
+def test_error_of_the_server_has_the_form_of_the_endpoint(status, path, member):
+    clock = Clock()
+    with serving(cors_origins=(ORIGIN,), prefix="/auth", clock=clock) as server, \
+            connect(server) as connection:
+        lines = [b"X: y", b"Origin: " + ORIGIN.encode(), *SERVER_ERRORS[status]]
+        connection.sendall(head(*lines, first=b"POST " + path + b" HTTP/1.1"))
+        if status == 408:
+            server.await_state("reading body")
+            clock.now += 11
+        ((code, headers, body),) = parse(received(connection))
+
+    assert (code, headers["access-control-allow-origin"]) == (status, ORIGIN)
+    assert headers["vary"] == "Origin"
+    assert json.loads(body)["success"] is False and json.loads(body)[member]
+    assert body.endswith(b"\n")
+
+
+def test_error_of_the_server_before_the_end_of_the_headers_has_the_form_of_the_endpoint():
+    clock = Clock()
+    with serving(cors_origins=("*",), clock=clock) as server, connect(server) as connection:
+        connection.sendall(b"POST /authenticate HTTP/1.1\r\norigin:https://a\r\nX: y\r\n")
+        server.await_state("reading header")
+        clock.now += 11
+        ((status, headers, body),) = parse(received(connection))
+
+    assert (status, headers["access-control-allow-origin"]) == (408, "*")
+    assert "message" in json.loads(body)
+
+
+@pytest.mark.parametrize("first, status, member", [
+    (b"POST /authenticate?" + b"x" * 17_000 + b" HTTP/1.1", 414, "message"),
+    (b"POST /authenticate HTTP/2.0", 505, "message"),
+    (b"CONNECT /authenticate HTTP/1.1", 405, "error"), (b"POST /refresh", 400, "error"),
+])
+def test_error_about_a_request_line_has_the_member_of_its_path(first, status, member):
+    with serving() as server:
+        ((code, _, body),) = parse(exchange(server, head(first=first)))
+
+    assert (code, list(json.loads(body))) == (status, ["success", member])
+
+
+def test_error_of_the_server_to_a_preflight_is_no_answer_to_it():
+    lines = [b"Origin: https://a", b"Access-Control-Request-Method: PUT", b"Content-Length: 9"]
+    with serving(cors_origins=("*",)) as server:
+        data = exchange(server, head(*lines, first=b"OPTIONS /x HTTP/1.1"))
+
+    assert statuses(data) == [400]
+
+
+@pytest.mark.parametrize("line", [b"Content-Length: x", b"Content-Length: 9", b"Expect: x",
+                                  b"X: " + b"y" * 17_000, b"X" * 17_000])
+def test_error_of_the_server_to_head_has_no_body(line):
+    with serving() as server:
+        data = exchange(server, head(line, first=b"HEAD /x HTTP/1.1"))
+
+    assert data.startswith(b"HTTP/1.1 4") and data.endswith(b"\r\n\r\n")
+    assert data.count(b"\r\n\r\n") == 1
+
+
+def test_error_members_of_the_server_are_those_of_the_endpoints():
+    settings = Settings(prefix="/auth")
+    service = jwtserver.Service(None, None, settings, None)
+
+    for path, route in jwtserver._routes(
+            service, jwtserver.Pages(service), settings.prefix, demo=True).items():
+        app = jwtserver._error_application(jwtserver.HTTPError(408, "Late"), path, settings)
+        assert call(app).json == {"success": False, route.error_member: "Late"}
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("started", [False, True])
+def test_fault_of_a_generator_is_500_with_cors_headers(method, started):
+    def app(environ, start_response):
+        if started:
+            start_response("200 OK", [("Set-Cookie", "secret=1")])
+        yield b""
+        raise LookupError
+
+    with serving(app, cors_origins=(ORIGIN,)) as server:
+        data = exchange(server, head(
+            b"Origin: " + ORIGIN.encode(), first=method + b" /authenticate HTTP/1.1"))
+
+    ((status, headers, body),) = parse(data, [method.decode()])
+    assert (status, headers["access-control-allow-origin"]) == (500, ORIGIN)
+    assert "set-cookie" not in headers
+    assert body == (b"" if method == b"HEAD" else
+                    b'{"success": false, "message": "Internal server error"}\n')
 
 
 def test_connection_headers_of_the_application_are_dropped():
@@ -318,8 +422,12 @@ def test_response_stream_arrives_piece_by_piece():
 def test_header_injection_is_refused_under_python_O():
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
-import test_http_responses as test
-print(test.response_to(test.answering(b"x", headers=[("X", "a\\r\\nY: b")]))[:12])
+from http_support import exchange, head, serving
+def app(environ, start_response):
+    start_response("200 OK", [("X", "a\\r\\nY: b")])
+    return [b"x"]
+with serving(app) as server:
+    print(exchange(server, head())[:12])
 """
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from urllib.parse import urljoin
 
 import pytest
 from webtest import TestApp
@@ -33,16 +34,18 @@ def bearer(**claims):
 def test_verify_with_a_token_names_its_user(client, method):
     headers = bearer(sub="alice", scope="read write")
 
-    response = client.request("/verify", method=method, headers=headers, status=204)
+    response = client.request("/verify", method=method, headers=headers, status=200)
 
     assert (response.headers["Remote-User"], response.headers["Remote-Scope"]) == (
         "alice", "read write")
-    assert response.body == b"" and "Content-Length" not in response.headers
+    expected = {"user": "alice", "scope": "read write"}
+    assert not response.body if method == "HEAD" else response.json == expected
 
 
 def test_verify_of_a_name_beyond_ascii_sends_utf_8(client):
-    response = client.get("/verify", headers=bearer(sub="Zoë 山田"), status=204)
+    response = client.get("/verify", headers=bearer(sub="Zoë 山田"))
 
+    assert response.json == {"user": "Zoë 山田", "scope": ""}
     assert response.headers["Remote-User"].encode("latin-1").decode() == "Zoë 山田"
     assert response.headers["Remote-Scope"] == ""
 
@@ -67,6 +70,36 @@ def test_verify_of_claims_that_a_header_cannot_carry_is_refused(client, claims):
     assert "Remote-User" not in response.headers
 
 
+@pytest.mark.parametrize("query", [
+    "scope=read", "scope=read%20write", "scope=write+read", "scope=+read++", "sc%6Fpe=read",
+    "", "x=1", "optional", "Scope=admin", "scopes=admin", "x;scope=admin", "%ff=%ff&&=&a=1&a=2"])
+def test_verify_with_scopes_that_the_token_has_or_other_parameters_admits(client, query):
+    client.get(f"/verify?{query}", headers=bearer(sub="alice", scope="read write"), status=200)
+
+
+@pytest.mark.parametrize("query, scope", [
+    ("scope=admin", "admin"), ("scope=admin%20read", "admin read"), ("scope=READ", "READ"),
+    ("scope=read+admin", "read admin"), ("scope=rea", "rea"), ("optional&scope=admin", "admin")])
+@pytest.mark.parametrize("granted", [{"scope": "read write"}, {}], ids=["some", "none"])
+def test_verify_with_a_scope_that_the_token_lacks_is_refused(client, query, scope, granted):
+    response = client.get(f"/verify?{query}", headers=bearer(sub="alice", **granted), status=403)
+
+    assert response.json == {"success": False, "error": "Insufficient scope"}
+    assert response.headers["WWW-Authenticate"] == (
+        f'Bearer realm="api", error="insufficient_scope", scope="{scope}"')
+    assert "Remote-User" not in response.headers
+
+
+@pytest.mark.parametrize("query", [
+    "scope", "scope=", "scope=+", "scope=a&scope=a", "scope=a&x=1&sc%6fpe=a", 'scope=%22',
+    "scope=a%0d%0ab", "scope=a,%5c", "scope=%ff", "scope=%C3%BC", "scope=read%09"])
+def test_verify_with_a_malformed_or_repeated_scope_is_refused(client, query):
+    response = client.get(
+        f"/verify?{query}", headers=bearer(sub="alice", scope="a read"), status=400)
+
+    assert response.json["error"].startswith("`scope` must be given once")
+
+
 def test_verify_is_never_open(settings):
     client = TestApp(create_app(settings._replace(exempt=("/",))))
 
@@ -81,7 +114,7 @@ def test_verify_stands_beside_an_application(settings):
 
     client = TestApp(create_app(settings._replace(prefix="/auth"), app=app))
 
-    client.get("/auth/verify", headers=bearer(sub="alice"), status=204)
+    client.get("/auth/verify", headers=bearer(sub="alice"), status=200)
 
 
 # --- The document
@@ -97,7 +130,8 @@ def test_openapi_has_every_endpoint(document):
     assert {path: sorted(operations) for path, operations in document["paths"].items()} == {
         "/authenticate": ["post"], "/refresh": ["post"], "/logout": ["post"],
         "/verify": sorted(methods), "/health": ["get"], "/protected": ["get"],
-        "/openapi.json": ["get"], "/": ["get"]}
+        "/openapi.json": ["get"], "/": ["get"], "/login": ["get", "post"], "/password": ["post"],
+        "/sessions": ["get"], "/sessions/{id}": ["delete", "post"]}
     assert (document["openapi"], document["info"]["version"]) == ("3.1.0", jwtserver.__version__)
 
 
@@ -109,10 +143,28 @@ def test_openapi_of_an_application_has_the_endpoints_beside_it(settings):
     assert "/auth/authenticate" in paths and "/protected" not in paths
 
 
+@pytest.mark.parametrize("prefix", ["", "/auth", "/a/b"])
+@pytest.mark.parametrize("mount", ["", "/mnt"])
+def test_openapi_server_leads_to_the_endpoints(settings, prefix, mount):
+    client = TestApp(create_app(settings._replace(prefix=prefix)))
+    url = f"http://h{mount}{prefix}/openapi.json"
+
+    document = client.get(f"{prefix}/openapi.json")
+
+    (server,) = document.json["servers"]
+    root = urljoin(url, server["url"]).rstrip("/")
+    assert root == f"http://h{mount}"
+    assert f"{prefix}/authenticate" in document.json["paths"]
+    assert document.headers["Cache-Control"] == "no-cache"
+
+
 def test_index_of_the_demo_lists_the_endpoints_and_the_document(client, settings):
+    assert client.get("/").headers["Cache-Control"] == "no-cache"
     assert client.get("/").json == {
-        "endpoints": ["POST /authenticate", "POST /refresh", "POST /logout", "any /verify",
-                      "GET /health", "GET /protected", "GET /openapi.json", "GET /"],
+        "endpoints": ["POST /authenticate", "POST /refresh", "POST /logout", "POST /password",
+                      "GET /sessions", "DELETE /sessions/{id}", "POST /sessions/{id}",
+                      "any /verify", "GET /health", "GET /login", "POST /login", "GET /protected",
+                      "GET /openapi.json", "GET /"],
         "openapi": "/openapi.json"}
     mine = TestApp(create_app(settings, app=lambda *args: []))
     mine.get("/", status=401)
@@ -151,7 +203,7 @@ def test_openapi_describes_every_response(settings, client, document):
     for path in ("/authenticate", "/refresh"):
         check(client.post(path, "x", {"Content-Type": "text/plain"}, status=415), path, "post")
     token = {"Authorization": f"Bearer {answer['token']}"}
-    for path, status in [("/protected", 200), ("/verify", 204)]:
+    for path, status in [("/protected", 200), ("/verify", 200)]:
         check(client.get(path, headers=token, status=status), path, "get")
         check(client.get(path, status=401), path, "get")
     check(client.post("/logout", headers=token, status=204), "/logout", "post")

@@ -6,15 +6,10 @@ import inspect
 
 import pytest
 
-from support import PASSWORD
+from support import PASSWORD, for_each
 from wsgi_auth import (
     PBKDF2_ITERATIONS, hash_password, needs_rehash, password_iterations, verify_password,
 )
-
-
-@pytest.fixture(autouse=True)
-def clean_environment():
-    """These tests read neither the environment nor a folder."""
 
 
 UNICODE_PASSWORD = "Zo\u00eb \u2603"
@@ -72,25 +67,26 @@ def spent(monkeypatch):
 # --- Hashes of other libraries ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("password, encoded", FOREIGN)
+@for_each("password, encoded", FOREIGN)
 def test_hash_of_another_library_verifies_and_has_iterations(password, encoded):
     assert verify_password(password, encoded) is True
     assert password_iterations(encoded) == 1000
 
 
-@pytest.mark.parametrize("wrong", [
+@for_each("wrong", [
     "Correct horse", "correct horse ", " correct horse", "correct", "correct horsf", "", None,
     b"correct horse", "correct\u00a0horse", "x" * 1025, "correct horse\ud800", 0, True, ["correct"],
-], ids=ascii)
+])
 @pytest.mark.parametrize("password, encoded", FOREIGN[:4])
 def test_hash_of_another_library_with_wrong_password_is_false(password, encoded, wrong):
     assert verify_password(wrong, encoded) is False
 
 
-def test_verify_of_equivalent_unicode_is_false_as_under_django():
+def test_verify_of_the_password_in_nfd_is_true_for_a_hash_of_nfc():
     decomposed = "Zoe\u0308 \u2603"
 
-    assert verify_password(decomposed, FOREIGN[4].values[1]) is False
+    assert verify_password(decomposed, FOREIGN[4].values[1]) is True
+    assert verify_password("Zoe \u2603", FOREIGN[4].values[1]) is False
 
 
 def test_hash_of_current_cost_verifies_and_needs_no_rehash():
@@ -188,6 +184,44 @@ def test_hash_of_unusable_password_raises_value_error(spent, password):
 def test_hash_of_password_that_is_not_text_raises_type_error(password):
     with pytest.raises(TypeError):
         hash_password(password, iterations=1)
+
+
+NFD, NFC = "Zoe\u0308", "Zo\u00eb"
+
+
+def test_hash_of_password_is_that_of_its_nfc_form():
+    salt, checksum = hash_password(NFD, iterations=10).split("$")[2:]
+
+    derived = hashlib.pbkdf2_hmac("sha256", NFC.encode(), salt.encode(), 10)
+    assert base64.b64decode(checksum) == derived
+
+
+@pytest.mark.parametrize("stored, typed, expected, hashes", [
+    (NFC, NFC, True, 1), (NFC, NFD, True, 1), (NFD, NFD, True, 2), (NFD, NFC, False, 1),
+    ("x", NFD, False, 2), ("x", NFC, False, 1), (None, NFD, False, 2), (None, NFC, False, 1),
+], ids=ascii)
+def test_verify_tries_the_nfc_form_and_then_the_form_as_typed(
+        spent, stored, typed, expected, hashes):
+    checksum = hashlib.pbkdf2_hmac("sha256", (stored or "").encode(), SALT.encode(), 10)
+    spent.clear()
+    encoded = django(10, checksum=base64.b64encode(checksum).decode()) if stored else None
+
+    verified = verify_password(typed, encoded, min_iterations=10)
+
+    assert verified is expected
+    assert spent == [10] * hashes  # as many for an unknown user as for a wrong password
+
+
+@pytest.mark.parametrize("password", [
+    "\u0958" * 171 + "x",  # 514 bytes, 1,027 in NFC
+    "e\u0308" * 342,  # 1,026 bytes, 684 in NFC
+], ids=["after", "before"])
+def test_password_over_the_limit_in_one_form_is_refused(spent, password):
+    with pytest.raises(ValueError, match="longer than 1024 bytes"):
+        hash_password(password, iterations=1)
+    assert verify_password(password, None, min_iterations=10) is False
+
+    assert spent == []
 
 
 # --- Stored values that are no hash -------------------------------------------------------------
@@ -307,8 +341,10 @@ JUNK = {
 }
 
 
-@pytest.mark.parametrize("encoded", JUNK.values(), ids=JUNK)
+@for_each("encoded", JUNK)
 def test_junk_verifies_nothing_and_costs_nothing(spent, encoded):
+    spent.clear()
+
     assert verify_password(PASSWORD, encoded) is False
     assert password_iterations(encoded) == 0
     assert needs_rehash(encoded, iterations=1) is True
@@ -316,7 +352,7 @@ def test_junk_verifies_nothing_and_costs_nothing(spent, encoded):
 
 
 @pytest.mark.parametrize("password", [None, b"x", "", "\ud800", "x" * 1025], ids=ascii)
-@pytest.mark.parametrize("encoded", [None, "", b"x", "\ud800", 10**30], ids=ascii)
+@for_each("encoded", [None, "", b"x", "\ud800", 10**30])
 def test_junk_with_unusable_password_is_false(password, encoded):
     assert verify_password(password, encoded, min_iterations=10) is False
 

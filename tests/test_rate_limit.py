@@ -61,7 +61,7 @@ def test_rate_limit_refusal_of_head_has_no_body(clock):
 
     response = call(app, method="HEAD")
 
-    assert (response.status, response.headers["Content-Length"], response.body) == (429, "48", b"")
+    assert (response.status, response.headers["Content-Length"], response.body) == (429, "49", b"")
 
 
 def test_rate_limit_counts_by_user_and_otherwise_by_address(clock):

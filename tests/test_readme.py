@@ -1,5 +1,6 @@
 """The README's commands, run as printed, in a folder that contains only the two modules."""
 
+import configparser
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 import jwtserver
-from support import ENVIRONMENT, ROOT, free_port
+from support import ENVIRONMENT, ROOT, free_port, store_with, user
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -84,6 +85,16 @@ def test_readme_test_command_is_what_ci_runs():
     assert "pytest" in commands[0] and "activate" not in commands[0]
 
 
+def test_readme_test_command_installs_what_the_metadata_names():
+    """By name, because the installation of the project takes longer than that of these packages."""
+    metadata = configparser.ConfigParser(interpolation=None)
+    metadata.read(ROOT / "setup.cfg", encoding="utf-8")
+    (installed,) = re.findall(r"pip install --quiet ([\w -]+) &&", README)
+
+    required = re.findall(r"^[\w-]+", metadata["options.extras_require"]["test"], re.MULTILINE)
+    assert installed.split() == required
+
+
 def test_readme_names_every_setting_and_no_other():
     documented = set(re.findall(r"JWTSERVER_[A-Z_0-9]+", README))
 
@@ -119,3 +130,18 @@ def test_readme_python_examples_run(tmp_path, monkeypatch):
             lambda status, headers: statuses.append(status))
 
     assert statuses == ["401 Unauthorized"] * 2
+
+
+def test_readme_backup_beside_a_server_is_complete_and_private(shell, tmp_path):
+    (command,) = re.findall(r"^    (.*\.backup\(.*)$", README, re.MULTILINE)
+    store = store_with(str(tmp_path / "empty" / "jwtserver.db"), user("alice"))
+    assert (tmp_path / "empty" / "jwtserver.db-wal").stat().st_size
+
+    output_of(shell(command))
+
+    copy = tmp_path / "empty" / "copy.db"
+    assert copy.stat().st_mode & 0o777 == 0o600
+    restored = jwtserver.open_store(str(copy))
+    assert restored.all_users() == store.all_users()
+    restored.close()
+    store.close()

@@ -18,7 +18,7 @@ import pytest
 
 import jwtserver
 from http_support import (
-    CERTIFICATE, echo, exchange, head, parse, received, serving, statuses)
+    OTHER_CERTIFICATE, echo, exchange, head, parse, received, serving, statuses)
 from jwtserver import Settings
 from support import ENVIRONMENT, ROOT, Running
 
@@ -204,7 +204,7 @@ def test_two_authorization_headers_are_refused(server):
 @pytest.mark.parametrize("target", [
     b"/protected", b"//protected", b"http://host/protected", b"/%70rotected", b"/x/../protected",
     b"/PROTECTED", b"/protected;x", b"/protected%00", b"/%2570rotected", b"/protected%0a",
-    b"/protected?x=/health", b"/protected%2f", b"/./protected", b"/\\protected",
+    b"/protected?x=/health", b"/protected%2f", b"/./protected", b"/%5cprotected",
 ])
 def test_protected_in_any_spelling_needs_a_token(server, target):
     response = server.raw(b"GET " + target + b" HTTP/1.0\r\n\r\n")
@@ -287,18 +287,6 @@ def test_serve_on_port_in_use_is_an_error(tmp_path, monkeypatch, capsys):
 # --- The flags of serve
 
 
-@pytest.fixture
-def certificate(tmp_path):
-    path = tmp_path / "server.pem"
-    path.write_text(CERTIFICATE)
-    return str(path)
-
-
-@pytest.fixture
-def trusting(certificate):
-    return ssl.create_default_context(cafile=certificate)
-
-
 def test_limit_of_open_files_is_raised_to_the_maximum():
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
@@ -315,8 +303,63 @@ def test_listening_socket_is_inherited(monkeypatch):
         monkeypatch.setenv("LISTEN_FDS", "1")
         monkeypatch.setattr(jwtserver, "LISTEN_FD", os.dup(listener.fileno()))
 
-        with jwtserver._listen("192.0.2.1", 1) as inherited:
+        (inherited,) = jwtserver._listen("192.0.2.1", 1)
+        with inherited:
             assert inherited.getsockname() == listener.getsockname()
+
+
+def test_listening_sockets_inherited_are_all_served(monkeypatch):
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    addresses = [listener.getsockname() for listener in listeners]
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", "2")
+    first = os.dup(listeners[0].fileno())
+    os.dup2(listeners[1].fileno(), first + 1)
+    monkeypatch.setattr(jwtserver, "LISTEN_FD", first)
+    seen = []
+
+    def app(environ, start_response):
+        seen.append((environ["SERVER_NAME"], int(environ["SERVER_PORT"])))
+        return echo(environ, start_response)
+
+    server = jwtserver._Server(app, jwtserver._listen("", 0), Settings())
+    for listener in listeners:
+        listener.close()
+    thread = threading.Thread(target=lambda: (server.serve_forever(), server.finish()))
+    thread.start()
+    for address in addresses:
+        with socket.create_connection(address) as connection:
+            connection.sendall(head(b"Connection: close"))
+            assert statuses(received(connection)) == [200]
+    server.interrupt()
+    thread.join()
+
+    assert seen == addresses
+
+
+@pytest.mark.parametrize("kind, count, words", [
+    ("file", "1", "from LISTEN_FDS, is not a listening socket"),
+    ("connection", "1", "from LISTEN_FDS, is not a listening socket"),
+    ("listener", "2", "from LISTEN_FDS, is not a listening socket"),
+    ("listener", "many", "the variable LISTEN_FDS must be a number, and is many"),
+])
+def test_socket_inherited_that_cannot_be_served_stops_the_start(
+        monkeypatch, capsys, kind, count, words):
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as connection, \
+            open(os.devnull) as file:
+        given = {"file": file, "connection": connection, "listener": listener}[kind]
+        number = 200  # and 201 is not open
+        os.dup2(given.fileno(), number)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", count)
+        monkeypatch.setattr(jwtserver, "LISTEN_FD", number)
+
+        assert jwtserver.main(["--port", "0"]) == 1
+
+        errors = capsys.readouterr().err
+        assert words in errors and errors.count("\n") == 1
+        with contextlib.suppress(OSError):
+            os.close(number)
 
 
 def test_application_is_imported_from_the_current_folder(tmp_path, monkeypatch):
@@ -352,6 +395,102 @@ def test_serve_over_tls(start, certificate, trusting):
                               server_hostname="127.0.0.1") as connection:
         connection.sendall(head(b"Connection: close", first=b"GET /health HTTP/1.1"))
         assert statuses(received(connection)) == [200]
+
+
+def test_certificate_is_reloaded_at_a_signal(start, certificate, trusting, tmp_path):
+    def presented():
+        with trusting.wrap_socket(socket.create_connection(("127.0.0.1", server.port)),
+                                  server_hostname="127.0.0.1") as connection:
+            return connection.getpeercert(binary_form=True)
+
+    def reload_to(text, message):
+        (tmp_path / "server.pem").write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+        while message not in server.process.stderr.readline():
+            pass
+
+    server = start("--tls-cert", certificate)
+    first = presented()
+    other = OTHER_CERTIFICATE.partition("-----BEGIN PRIV")[0]
+    trusting.load_verify_locations(cadata=other)
+    reload_to("no certificate", "cannot be used, and the old certificate stays")
+    assert presented() == first
+
+    reload_to(OTHER_CERTIFICATE, "is used for new connections")
+
+    assert presented() == ssl.PEM_cert_to_DER_cert(other)
+
+
+def test_certificate_reloaded_in_this_process(certificate, tmp_path, caplog):
+    with serving(tls=jwtserver._tls_context(certificate, None)) as server:
+        first = server.tls
+        jwtserver._reload_certificate(server, str(tmp_path / "none.pem"), None, signal.SIGHUP, None)
+        assert server.tls is first
+
+        jwtserver._reload_certificate(server, certificate, None, signal.SIGHUP, None)
+
+        assert server.tls is not first
+    assert ["none.pem cannot be used" in message for message in caplog.messages] == [True]
+
+
+def test_serve_over_tls_reloads_its_certificate_at_sighup(certificate, monkeypatch):
+    handlers = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(
+        jwtserver._Server, "serve_forever", lambda server: handlers[signal.SIGHUP](1, None))
+
+    assert jwtserver.main(["--port", "0", "--tls-cert", certificate]) == 0
+
+    assert handlers[signal.SIGHUP].func is jwtserver._reload_certificate
+
+
+def test_idle_connections_leave_files_to_the_database(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+app = print
+""")
+    server = start("--app", "mine:app")
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(90)]
+
+    assert server.request("/authenticate", b"username=x&password=y")[0] == 401
+
+    for connection in idle:
+        connection.close()
+
+
+def test_endpoints_are_answered_although_all_threads_are_in_the_application(caplog):
+    arrived, opened = threading.Semaphore(0), threading.Event()
+
+    def stream(environ, start_response):
+        start_response("200 OK", [])
+        arrived.release()
+        assert opened.wait(10)
+        return [b"done"]
+
+    settings = Settings(secret="k" * 32, protect=("/closed",), threads=3)
+    store = jwtserver.open_store(settings.database)
+    app = jwtserver.create_app(settings, app=stream, store=store)
+    with serving(app, threads=3) as server:
+        streams = [socket.create_connection(server.address) for _ in range(2)]
+        for connection in streams:
+            connection.sendall(head(b"Connection: close"))
+            assert arrived.acquire(timeout=10)
+            server._move_loop(0)
+
+        for _ in range(2):
+            assert statuses(exchange(server, head(first=b"GET /health HTTP/1.1"))) == [200]
+            ((status, headers, body),) = parse(exchange(server, head()))
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert json.loads(body) == {"success": False, "error": "All threads are busy"}
+
+        opened.set()
+        for connection in streams:
+            assert statuses(received(connection)) == [200]
+            connection.close()
+    store.close()
+    assert [message.partition(":")[0] for message in caplog.messages
+            if "threads" in message] == ["All 3 threads are busy"]
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -440,6 +579,29 @@ def app(environ, start_response):
     assert (server.process.returncode, "Traceback" in errors) == (0, False)
 
 
+def test_signal_ends_a_response_that_hangs_although_no_thread_could_be_started(start, tmp_path):
+    (tmp_path / "mine.py").write_text("""
+import pathlib, sys, threading, time
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+sys.modules["__main__"].SHUTDOWN_TIMEOUT = 0.1
+def app(environ, start_response):
+    pathlib.Path("begun").touch()
+    time.sleep(60)
+""")
+    server = start("--app", "mine:app", "--protect", "/x")
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head(first=b"GET / HTTP/1.1"))
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        with server.process:
+            server.process.stdout.read()
+            server.process.stderr.read()
+    assert server.process.returncode == -signal.SIGALRM
+
+
 def test_second_signal_ends_at_once(start, tmp_path):
     (tmp_path / "mine.py").write_text("""
 import pathlib, time
@@ -522,13 +684,13 @@ def test_access_log_has_one_escaped_line_per_request():
 
     with serving(app, access_log=log) as server:
         agent = b'User-Agent: x" \\ \xff\x80'
-        exchange(server, head(agent, b"Referer: http://r", first=b'GET /x?"y HTTP/1.1'))
+        exchange(server, head(agent, b"Referer: http://r", first=rb"GET /x?\y HTTP/1.1"))
         exchange(server, b"GARBAGE\r\n\r\n")
 
     first, second = log.getvalue().splitlines()
     date = r"\[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
     assert re.fullmatch(
-        r'127\.0\.0\.1 - a\\x20b\\x0a ' + date + r' "GET /x\?\\x22y HTTP/1\.1" 200 \d+ "http://r"'
+        r'127\.0\.0\.1 - a\\x20b\\x0a ' + date + r' "GET /x\?\\x5cy HTTP/1\.1" 200 \d+ "http://r"'
         r' "x\\x22 \\x5c \\xff\\x80"', first)
     assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "-" 400 \d+ "-" "-"', second)
 
@@ -552,4 +714,4 @@ def test_access_log_goes_to_the_output(start):
 
     _, output, _ = server.stop()
 
-    assert '"GET /health HTTP/1.1" 200 16 "-" "Python-urllib/' in output
+    assert '"GET /health HTTP/1.1" 200 17 "-" "Python-urllib/' in output

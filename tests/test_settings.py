@@ -1,9 +1,13 @@
 """Settings from the environment, and the keys."""
 
 import errno
+import io
+import itertools
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +15,12 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
-from support import KEY, ROOT
+from support import KEY, ROOT, for_each
 
 OTHER = KEY[::-1]
 
 
-@pytest.mark.parametrize("variable, text, field, value", [
+@for_each("variable, text, field, value", [
     ("DATABASE", "x.db", "database", "x.db"),
     ("DATABASE", "postgresql://h/x", "database", "postgresql://h/x"),
     ("SECRET", KEY, "secret", KEY),
@@ -25,6 +29,8 @@ OTHER = KEY[::-1]
     ("AUDIENCE", "tool", "audience", "tool"),
     ("TOKEN_LIFETIME", "60", "token_lifetime", 60),
     ("SESSION_LIFETIME", "86400", "session_lifetime", 86400),
+    ("LEEWAY", "0", "leeway", 0),
+    ("LEEWAY", "30", "leeway", 30),
     ("CORS_ORIGINS", "https://a, http://b:1,", "cors_origins", ("https://a", "http://b:1")),
     ("CORS_ORIGINS", "*", "cors_origins", ("*",)),
     ("LOGIN_FAILURES", "3/60", "login_failures", (3, 60)),
@@ -43,7 +49,7 @@ def test_variable_sets_its_field(variable, text, field, value):
     assert getattr(settings, field) == value
 
 
-@pytest.mark.parametrize("variable, text", [
+@for_each("variable, text", [
     ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"),
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
@@ -51,7 +57,8 @@ def test_variable_sets_its_field(variable, text, field, value):
     *(("PBKDF2_ITERATIONS", text) for text in ("0", "10000001", "x")),
     *((variable, text) for variable in ("LOGIN_FAILURES", "RATE_LIMIT") for text in (
         "5", "5/", "/900", "0/900", "5/0", "5/900/1", "-5/900", "5 / 900", "5/15m", "off")),
-    ("SESSION_LIFETIME", "0"), ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
+    ("SESSION_LIFETIME", "0"), ("LEEWAY", "-1"), ("LEEWAY", "0.5"), ("LEEWAY", "x"),
+    ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
     *(("PREFIX", text) for text in ("auth", "//", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
     *((variable, text) for variable in ("PROTECT", "EXEMPT") for text in (
         "/a,/b", "/a:admin", "/a=admin", "/x;GET,POST /a,/b", "/my files:admin", "/my=x files",
@@ -64,7 +71,7 @@ def test_variable_that_cannot_be_used_is_named(variable, text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field, value, read", [
+@for_each("field, value, read", [
     ("database", Path("x.db"), "x.db"), ("secret_file", Path("x.key"), "x.key"),
     ("token_lifetime", "60", 60), ("login_failures", "3/60", (3, 60)),
     ("login_failures", [3, 60], (3, 60)), ("rate_limit", "300/60", (300, 60)),
@@ -77,7 +84,7 @@ def test_field_accepts_the_text_of_its_variable_and_python_values(field, value, 
     assert getattr(Settings(**{field: value}).checked(), field) == read
 
 
-@pytest.mark.parametrize("field, value", [
+@for_each("field, value", [
     ("database", None), ("database", ""), ("secret", [KEY]), ("secret", KEY.encode()),
     ("secret_file", None), ("issuer", 1), ("token_lifetime", 1.5), ("token_lifetime", True),
     ("token_lifetime", 0), ("login_failures", 5), ("login_failures", None),
@@ -109,6 +116,23 @@ def test_key_file_is_beside_the_database():
     assert Settings(database="data/users.db").key_file == Path("data/jwtserver.key")
     assert Settings(database="data/users.db", secret_file="k").key_file == Path("k")
     assert Settings(database="postgresql://h/x").key_file == Path("jwtserver.key")
+
+
+@pytest.mark.parametrize("leeway", [10, 0])
+@pytest.mark.parametrize("secret", [KEY, ""], ids=["secret", "file"])
+def test_leeway_applies_to_the_tokens_of_the_service(secret, leeway):
+    now = 1_700_000_000
+    settings = Settings(secret=secret, leeway=leeway)
+    token = jwtserver.make_signer(settings, lambda: now).sign({"sub": "alice"})
+
+    def verify(clock):
+        return jwtserver.make_signer(settings, lambda: clock).verify(token)
+
+    assert verify(now - leeway)["sub"] == verify(now + 3599 + leeway)["sub"] == "alice"
+    with pytest.raises(wsgi_auth.ImmatureSignatureError):
+        verify(now - leeway - 1)
+    with pytest.raises(wsgi_auth.ExpiredSignatureError):
+        verify(now + 3600 + leeway)
 
 
 # --- Keys
@@ -144,7 +168,10 @@ def test_key_file_that_is_no_file_is_named_without_a_warning(path, caplog):
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("text", [f"{KEY} {OTHER}", f"{KEY}\nThe words of some other document\n"])
+@pytest.mark.parametrize("text", [
+    f"{KEY} {OTHER}", f"{KEY}\\n{OTHER}", f"{KEY}\\n",
+    f"{KEY}\nThe words of some other document\n",
+])
 def test_keys_with_spaces_are_refused(text):
     Path("jwtserver.key").write_text(text)
 
@@ -187,6 +214,99 @@ def test_key_file_is_found_after_the_application_changes_the_folder():
     with pytest.raises(wsgi_auth.InvalidSignatureError):
         signer.verify(wsgi_auth.TokenSigner(KEY).sign({"sub": "alice"}))
     signer.verify(wsgi_auth.TokenSigner(OTHER).sign({"sub": "alice"}))
+
+
+def can_verify(signer, key):
+    try:
+        return bool(signer.verify(wsgi_auth.TokenSigner(key).sign({"sub": "alice"})))
+    except wsgi_auth.InvalidSignatureError:
+        return False
+
+
+@pytest.fixture
+def file_signer():
+    """A signer that checks its file at each use, and has KEY."""
+    Path("jwtserver.key").write_text(f"{KEY}\n")
+    Path("jwtserver.key").chmod(0o600)
+    now = itertools.count(time.time())
+    return jwtserver.FileSigner(Settings(), lambda: next(now))
+
+
+def test_key_file_that_was_unreadable_is_read_again_after_chmod(file_signer, monkeypatch, caplog):
+    Path("jwtserver.key").write_text(f"{OTHER}\n")
+
+    def refusing_open(path, *args, **options):
+        if os.fspath(path) == file_signer._path and not os.stat(path).st_mode & 0o200:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return io.open(path, *args, **options)
+
+    monkeypatch.setattr(jwtserver, "open", refusing_open, raising=False)  # root may read any file
+    os.chmod("jwtserver.key", 0o000)
+    assert can_verify(file_signer, KEY) and not can_verify(file_signer, OTHER)
+    assert len(caplog.messages) == 1  # although it was read several times
+    assert caplog.messages[0].endswith("jwtserver.key: Permission denied")
+
+    os.chmod("jwtserver.key", 0o600)
+
+    assert can_verify(file_signer, OTHER) and not can_verify(file_signer, KEY)
+
+
+def test_key_file_that_could_not_be_read_for_a_moment_is_read_again(
+        file_signer, monkeypatch, caplog):
+    def full(*args, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    Path("jwtserver.key").write_text(f"{OTHER}\n")
+    with monkeypatch.context() as context:
+        context.setattr(jwtserver, "open", full, raising=False)
+        assert can_verify(file_signer, KEY) and not can_verify(file_signer, OTHER)
+
+    assert can_verify(file_signer, OTHER) and not can_verify(file_signer, KEY)
+    assert len(caplog.messages) == 1
+
+
+def test_key_file_that_is_malformed_is_read_once_and_logged_once(file_signer, caplog):
+    Path("jwtserver.key").chmod(0o644)
+    Path("jwtserver.key").write_text("short\n")
+
+    assert can_verify(file_signer, KEY) and not can_verify(file_signer, OTHER)
+
+    assert len(caplog.messages) == 2  # that others can read it, and that it is malformed
+
+
+def test_key_file_that_two_threads_reload_at_once_is_not_forgotten(monkeypatch):
+    """One thread reads a file, and another one reads the next file before the first continues."""
+    written, continued = threading.Event(), threading.Event()
+    load = jwtserver._load_signer
+
+    def slow_load(*args):
+        signer = load(*args)
+        if threading.current_thread() is slow:
+            written.set()
+            continued.wait(10)
+        return signer
+
+    class Signer(jwtserver.FileSigner):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name in ("_loaded", "_signer") and written.is_set() and not continued.is_set():
+                continued.set()
+                slow.join(10)
+
+    Path("jwtserver.key").write_text(f"{KEY}\n")
+    now = itertools.count(time.time())
+    signer = Signer(Settings(), lambda: next(now))
+    slow = threading.Thread(target=signer._reload_if_changed)
+    monkeypatch.setattr(jwtserver, "_load_signer", slow_load)
+    replace_keys(Settings(), lambda keys: [b"second" * 10])
+    slow.start()
+    assert written.wait(10)
+    replace_keys(Settings(), lambda keys: [OTHER.encode()])
+
+    signer._reload_if_changed()
+
+    assert not slow.is_alive()
+    assert can_verify(signer, OTHER) and not can_verify(signer, KEY)
 
 
 def test_key_file_is_created_with_one_key_for_the_owner_only():
@@ -239,13 +359,108 @@ def test_key_file_that_others_can_read_causes_a_warning(caplog):
     assert "jwtserver.key can be read by others; run: chmod 600 jwtserver.key" in caplog.text
 
 
+def stale_draft(name, age=61):
+    path = Path(name)
+    path.write_text(f"{KEY}\n")
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_replace_keys_removes_the_drafts_of_killed_processes():
+    others = ["jwtserver.key.0123456789abcde", "jwtserver.key.0123456789abcdeg",
+              "xjwtserver.key.0123456789abcdef", "jwtserver-key.0123456789abcdef"]
+    for name in [*others, "jwtserver.key.0123456789abcdef"]:
+        stale_draft(name)
+    stale_draft("jwtserver.key.00000000000000aa", age=50)  # its process may still run
+    os.mkdir("jwtserver.key.00000000000000bb")
+    os.utime("jwtserver.key.00000000000000bb", (0, 0))
+
+    replace_keys(Settings(), lambda keys: [OTHER.encode()])
+
+    assert sorted(os.listdir()) == sorted([
+        *others, "jwtserver.key", "jwtserver.key.00000000000000aa",
+        "jwtserver.key.00000000000000bb"])
+
+
+def test_replace_keys_through_a_link_to_a_file_of_another_user_is_refused():
+    """The owner of the folder could otherwise make root overwrite or disclose any file."""
+    target = Path("/etc/passwd")
+    if os.getuid() == 0:
+        os.mkdir("private")
+        target = Path("private/roots.key").absolute()
+        target.write_text(f"{KEY}\n")
+        target.chmod(0o600)
+        os.chown(".", 65534, 65534)
+    before = target.read_bytes()
+    os.symlink(target, "jwtserver.key")
+
+    with pytest.raises(SettingsError, match=f"jwtserver.key is a link to {target}, which does not"):
+        replace_keys(Settings(), lambda keys: [OTHER.encode()])
+
+    assert target.read_bytes() == before
+    assert set(os.listdir()) <= {"jwtserver.key", "private"}
+
+
+def test_replace_keys_with_a_draft_that_becomes_a_link_changes_no_other_file(monkeypatch):
+    """By path, chown and chmod would follow the link."""
+    prepare_keys(Settings())
+    other = Path("other")
+    other.write_text("other\n")
+    other.chmod(0o644)
+    os.chmod("jwtserver.key", 0o640)
+    fsync = os.fsync
+
+    def swap(descriptor):
+        fsync(descriptor)
+        [draft] = Path().glob("jwtserver.key.*")
+        draft.unlink()
+        draft.symlink_to(other.absolute())
+
+    monkeypatch.setattr(os, "fsync", swap)
+    replace_keys(Settings(), lambda keys: [OTHER.encode()])
+
+    assert other.stat().st_mode & 0o777 == 0o644
+    assert other.read_text() == "other\n"
+
+
+def test_replace_keys_in_a_folder_that_is_swapped_changes_the_first_folder(monkeypatch):
+    os.mkdir("folder")
+    os.mkdir("other")
+    for name in ("folder", "other"):
+        Path(name, "jwtserver.key").write_text(f"{KEY}\n")
+
+    def change(keys):
+        os.rename("folder", "moved")
+        os.symlink("other", "folder")
+        return [OTHER.encode()]
+
+    replace_keys(Settings(secret_file="folder/jwtserver.key"), change)
+
+    assert Path("moved/jwtserver.key").read_text() == f"{OTHER}\n"
+    assert Path("other/jwtserver.key").read_text() == f"{KEY}\n"
+
+
+def test_key_file_of_another_user_causes_a_warning_for_root(caplog, monkeypatch):
+    prepare_keys(Settings())
+    load_keys(Settings())
+    assert caplog.messages == []
+    if os.getuid() == 0:
+        os.chown("jwtserver.key", 65534, 65534)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    load_keys(Settings())
+
+    assert caplog.messages == ["jwtserver.key belongs to another user, and so do its keys;"
+                               " run jwtserver as that user, not as root"]
+
+
 def test_replace_keys_through_a_link_keeps_link_mode_and_owner():
     os.mkdir("secrets")
     target = Path("secrets/key")
     target.write_text(f"{KEY}\n")
     target.chmod(0o440)
     if os.getuid() == 0:
-        os.chown(target, 65534, 65534)
+        for path in (".", target):
+            os.chown(path, 65534, 65534)
     before = target.stat()
     os.symlink("secrets/key", "jwtserver.key")
 
@@ -259,11 +474,15 @@ def test_replace_keys_through_a_link_keeps_link_mode_and_owner():
 
 
 def test_replace_keys_where_files_have_no_owner_replaces_them(monkeypatch):
-    monkeypatch.delattr(os, "chown")
+    """As on Windows, where a folder cannot be opened either."""
+    monkeypatch.delattr(os, "fchown")
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    stale_draft("jwtserver.key.0123456789abcdef")
 
     replace_keys(Settings(), lambda keys: [OTHER.encode()])
 
     assert Path("jwtserver.key").read_text() == f"{OTHER}\n"
+    assert os.listdir() == ["jwtserver.key"]
 
 
 def test_replace_keys_failing_leaves_no_draft():

@@ -20,17 +20,13 @@ import pytest
 
 import support
 import wsgi_auth
+from support import for_each
 from wsgi_auth import (
     MAX_TOKEN_BYTES, DecodeError, ExpiredSignatureError, ImmatureSignatureError,
     InvalidAlgorithmError, InvalidAudienceError, InvalidClaimError, InvalidIssuerError,
     InvalidKeyError, InvalidSignatureError, InvalidTokenError, MissingRequiredClaimError,
     TokenSigner, decode, encode, parse_json_object,
 )
-
-
-@pytest.fixture(autouse=True)
-def clean_environment():
-    """These tests read neither the environment nor a folder."""
 
 
 KEY = support.KEY.encode()
@@ -75,6 +71,14 @@ def rejection(token, **policy):
 def shares_text(message, secret):
     """Whether the message contains eight consecutive characters of `secret`."""
     return any(secret[i:i + 8] in message for i in range(len(secret) - 7))
+
+
+def nested_list(depth):
+    """A list of a list of a list …"""
+    value = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
 
 
 def signer_at(now, **policy):
@@ -125,7 +129,7 @@ def test_encode_writes_compact_json_signed_as_in_rfc7515():
 # --- Round trips and other libraries ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     pytest.param({}, id="empty"),
     pytest.param({"sub": "Zoë ☃ \U0001f600"}, id="unicode"),
     pytest.param({"sub": 'a"b\\c\n\t\x00:{}[],'}, id="characters_of_json"),
@@ -176,7 +180,16 @@ def test_encode_with_additional_headers_writes_them():
     ({"b64": False}, DecodeError),
     ({"typ": "JWE"}, DecodeError),
     ({"typ": None}, DecodeError),
-], ids=["alg_none", "alg_null", "crit", "b64", "typ_jwe", "typ_null"])
+    ({"kid": 123}, DecodeError),
+    ({"kid": None}, DecodeError),
+    ({"x": "\ud800"}, DecodeError),
+    ({"x": math.nan}, DecodeError),
+    ({1: "a", "1": "b"}, DecodeError),
+    ({"x": nested_list(100)}, DecodeError),
+    ({"x": nested_list(100_000)}, DecodeError),
+    ({"x": "x" * MAX_TOKEN_BYTES}, DecodeError),
+], ids=["alg_none", "alg_null", "crit", "b64", "typ_jwe", "typ_null", "kid_number", "kid_null",
+        "lone_surrogate", "nan", "duplicate", "deep", "very_deep", "long"])
 def test_encode_with_headers_that_decode_rejects_raises(headers, error):
     with pytest.raises(InvalidTokenError) as caught:
         encode({"sub": "alice"}, KEY, headers=headers)
@@ -254,7 +267,7 @@ def test_tokens_are_exchanged_with_jsonwebtoken_and_jose_in_node():
 # --- Errors -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error, base", [
+@for_each("error, base", [
     (InvalidTokenError, Exception),
     (DecodeError, InvalidTokenError),
     (InvalidSignatureError, DecodeError),  # as in PyJWT
@@ -358,7 +371,7 @@ BAD_KEYS = {
 @pytest.mark.parametrize("use", [
     lambda key: encode({}, key), lambda key: decode(signed(), key), TokenSigner,
 ], ids=["encode", "decode", "signer"])
-@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS)
+@for_each("key", BAD_KEYS)
 def test_unusable_key_is_rejected_with_advice_and_without_any_part_of_it(use, key):
     with pytest.raises(InvalidKeyError) as caught:
         use(key)
@@ -375,7 +388,7 @@ def test_short_key_is_rejected_with_its_length():
         TokenSigner("☃" * 10 + "x")
 
 
-@pytest.mark.parametrize("key", [
+@for_each("key", [
     pytest.param("k" * 32, id="32_bytes"),
     pytest.param("é" * 16, id="32_bytes_of_utf8"),
     pytest.param(bytes(32), id="bytes_of_zero"),
@@ -458,7 +471,7 @@ def test_sign_twice_makes_different_jti():
 
 
 @pytest.mark.parametrize("name, value", [
-    ("iat", NOW - 5), ("exp", NOW + 5), ("jti", "mine"), ("iss", "https://b.example"),
+    ("iat", NOW - 5), ("exp", NOW + 5), ("jti", "mine"), ("iss", ISSUER),
     ("aud", ["api", "other"]),
 ])
 def test_sign_with_claim_given_keeps_it(name, value):
@@ -531,6 +544,114 @@ def test_verify_of_token_without_required_claim_names_it(payload, policy, missin
 
     assert caught.value.claim == missing
     assert str(caught.value) == f"Token is missing the {missing} claim"
+
+
+@pytest.mark.parametrize("claims, policy", [
+    ({}, {}), ({"sub": 1}, {}), ({"sub": None}, {}), ({"sub": "a", "jti": 7}, {}),
+    ({"sub": "a", "exp": "1"}, {}), ({"sub": "a", "exp": True}, {}),
+    ({"sub": "a", "exp": None}, {}), ({"sub": "a", "nbf": "now"}, {}),
+    ({"sub": "a", "iat": [NOW]}, {}), ({"sub": "a", "iss": 1}, {}),
+    ({"sub": "a", "iss": "https://b.example"}, {"issuer": ISSUER}),
+    ({"sub": "a", "aud": "api"}, {}), ({"sub": "a", "aud": 1}, {"audience": "api"}),
+    ({"sub": "a", "aud": "web"}, {"audience": "api"}), ({"sub": "a"}, {"audience": []}),
+    pytest.param({"sub": "a", "x": "x" * 12_200}, {}, id="long"),
+    pytest.param({"sub": "a", 1: "b", "1": "c"}, {}, id="duplicate"),
+    pytest.param({"sub": "a", "x": nested_list(100)}, {}, id="deep"),
+    pytest.param({"sub": "a", "x": nested_list(100_000)}, {}, id="very_deep"),
+])
+def test_sign_of_claims_that_verify_rejects_at_any_time_raises_value_error(claims, policy):
+    signer = signer_at(NOW, **policy)
+
+    with pytest.raises(ValueError) as caught:
+        signer.sign(claims)
+
+    assert len(str(caught.value)) < 100
+
+
+@pytest.mark.parametrize("claims", [
+    {"exp": NOW - 10}, {"exp": 0}, {"exp": -10**400}, {"nbf": NOW + 99}, {"iat": 10**400},
+], ids=lambda claims: repr(claims)[:20])
+def test_sign_of_claims_for_another_time_is_accepted(claims):
+    signer = signer_at(NOW)
+
+    token = signer.sign({"sub": "alice", **claims})
+
+    with pytest.raises((ExpiredSignatureError, ImmatureSignatureError)):
+        signer.verify(token)
+
+
+def test_sign_of_any_mapping_is_accepted():
+    class Name(str):
+        pass
+
+    claims = collections.ChainMap({"sub": Name("alice")}, {"roles": ("a",)})
+
+    assert signer_at(NOW).verify(signer_at(NOW).sign(claims))["sub"] == "alice"
+
+
+def test_signer_has_ten_seconds_of_leeway_and_decode_none():
+    token = signer_at(NOW).sign({"sub": "alice"})
+
+    assert signer_at(NOW - 10).verify(token) == signer_at(NOW + 3609).verify(token)
+    for now, error in [(NOW - 11, ImmatureSignatureError), (NOW + 3610, ExpiredSignatureError)]:
+        with pytest.raises(error):
+            signer_at(now).verify(token)
+    for now, error in [(NOW - 1, ImmatureSignatureError), (NOW + 3600, ExpiredSignatureError)]:
+        with pytest.raises(error):
+            decode(token, KEY, now=now)
+
+
+WRONG_NAMES = [1, True, 1.5, b"api", ["api", 1], [None], [b"api"], ...]
+WRONG_NUMBERS = ["1", None, True, [1], b"1", ...]
+
+
+@pytest.mark.parametrize("policy", [
+    *({"audience": value} for value in WRONG_NAMES), *({"issuer": value} for value in WRONG_NAMES),
+    {"issuer": [ISSUER]}, *({"leeway": value} for value in WRONG_NUMBERS),
+    *({"lifetime": value} for value in WRONG_NUMBERS), {"clock": NOW}, {"clock": None},
+], ids=repr)
+def test_signer_with_argument_of_wrong_type_raises_type_error_at_once(policy):
+    with pytest.raises(TypeError):
+        TokenSigner(KEY, **policy)
+
+
+@pytest.mark.parametrize("policy", [
+    *({"audience": value} for value in WRONG_NAMES), *({"issuer": value} for value in WRONG_NAMES),
+    *({"leeway": value} for value in WRONG_NUMBERS),
+    *({"now": value} for value in WRONG_NUMBERS if value is not None),
+    *({"require": value} for value in [*WRONG_NAMES, "exp"]),
+], ids=repr)
+@pytest.mark.parametrize("token", ["junk", signed()], ids=["malformed", "valid"])
+def test_decode_with_argument_of_wrong_type_raises_type_error_for_any_token(token, policy):
+    with pytest.raises(TypeError):
+        decode(token, KEY, **policy)
+
+
+@pytest.mark.parametrize("leeway", [10**400, -10**400])
+def test_leeway_that_is_larger_than_every_float_is_refused_at_once(leeway):
+    with pytest.raises(OverflowError):
+        TokenSigner(KEY, leeway=leeway)
+    with pytest.raises(OverflowError):
+        decode("junk", KEY, leeway=leeway)
+
+
+@pytest.mark.parametrize("names", [
+    ["web", "api"], ("api",), {"api"}, frozenset(["api"]), {"api": 1}, iter(["api"]),
+    (name for name in ["web", "api"]),
+], ids=lambda names: type(names).__name__)
+def test_audience_in_any_collection_is_accepted(names):
+    signer = signer_at(NOW, audience=names)
+
+    token = signer.sign({"sub": "alice"})
+
+    assert "api" in signer.verify(token)["aud"]
+    assert signer.verify(token) == decode(token, KEY, audience=iter(["api"]), now=NOW)
+
+
+@pytest.mark.parametrize("headers", [5, "kid", ["kid"], [("kid", "1")], {"x": b"1"}], ids=repr)
+def test_encode_with_headers_of_wrong_type_raises_type_error(headers):
+    with pytest.raises(TypeError):
+        encode({}, KEY, headers=headers)
 
 
 # --- Rejected: malformed tokens and base64url ---------------------------------------------------
@@ -648,7 +769,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", MALFORMED)
+@for_each("token, policy, error", MALFORMED)
 def test_decode_of_malformed_token_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
@@ -685,6 +806,7 @@ TYPES = [
 EXTENSIONS = [
     {"crit": ["exp"]}, {"crit": ["b64"], "b64": False}, {"crit": []}, {"crit": None},
     {"crit": CANARY}, {"b64": False}, {"b64": True}, {"b64": None},
+    {"kid": None}, {"kid": 1}, {"kid": True}, {"kid": ["1"]}, {"kid": {CANARY: 1}},
 ]
 KEY_HEADERS = {
     "jwk": {"jwk": {"kty": "oct", "k": b64(OTHER_KEY).decode()}},
@@ -693,8 +815,8 @@ KEY_HEADERS = {
     "x5c": {"x5c": [b64(OTHER_KEY).decode()]},
     "kid_file": {"kid": "/dev/null"},
     "kid_sql": {"kid": "' UNION SELECT 'key"},
-    "kid_number": {"kid": 1},
-    "odd": {"kid": None, "jwk": None, "x5t": [], "cty": "JWT", "zip": "DEF"},
+    "kid_empty": {"kid": ""},
+    "odd": {"jwk": None, "x5t": [], "cty": "JWT", "zip": "DEF"},
 }
 HS512_INPUT = b64(b'{"alg":"HS512"}') + b"." + b64(PAYLOAD)
 
@@ -821,12 +943,12 @@ HEADERS = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", HEADERS)
+@for_each("token, policy, error", HEADERS)
 def test_decode_of_token_with_invalid_header_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("header", [
+@for_each("header", [
     *(pytest.param({"typ": typ}, id=typ) for typ in [
         "JWT", "jwt", "jWt", "at+jwt", "AT+JWT", "At+Jwt", "application/jwt", "application/at+jwt",
         "APPLICATION/JWT", "Application/AT+jwt"]),
@@ -880,12 +1002,12 @@ LEGAL_JSON = {
 }
 
 
-@pytest.mark.parametrize("token, policy, error", PAYLOADS)
+@for_each("token, policy, error", PAYLOADS)
 def test_decode_of_token_with_malformed_payload_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("data", [
+@for_each("data", [
     *(pytest.param(data, id=name) for name, data in JUNK_JSON.items()),
     *(pytest.param(b'{"a":' + opening * (size // len(opening)), id=f"{name}_{size}")
       for size in [12_000, 65_536]
@@ -899,7 +1021,7 @@ def test_parse_json_object_of_malformed_json_raises_decode_error(data):
     assert len(str(caught.value)) < 40
 
 
-@pytest.mark.parametrize("data, value", LEGAL_JSON.values(), ids=LEGAL_JSON)
+@for_each("data, value", LEGAL_JSON)
 def test_legal_json_is_returned_as_object_and_as_claims(data, value):
     assert parse_json_object(data) == value
     assert decode(signed(data), KEY, now=NOW) == value
@@ -977,12 +1099,12 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", TIMES)
+@for_each("token, policy, error", TIMES)
 def test_decode_of_token_at_the_wrong_time_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("claims, now, leeway", [
+@for_each("claims, now, leeway", [
     *(pytest.param({name: value}, now, leeway, id=f"{name}_{value}_leeway_{leeway}_at_{now - NOW}")
       for name, leeway, _, now, _ in BOUNDARIES for value in (NOW, float(NOW))),
     pytest.param({"exp": 1, "iat": 0}, 0, 0, id="at_the_epoch"),
@@ -996,10 +1118,10 @@ def test_decode_of_token_at_the_right_time_returns_its_claims(claims, now, leewa
     assert decode(token, KEY, now=now, leeway=leeway) == claims
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     {name: value} for name in ["exp", "nbf", "iat"] for value in [*NO_NUMBERS, NOW + 1]
     if (name, value) != ("exp", NOW + 1)
-], ids=repr)
+])
 def test_rejection_of_wrong_time_names_the_claim(claims):
     [name] = claims
 
@@ -1046,17 +1168,17 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", NAMES)
+@for_each("token, policy, error", NAMES)
 def test_decode_of_token_with_wrong_name_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 
 
-@pytest.mark.parametrize("policy, missing", [
+@for_each("policy, missing", [
     ({"require": ["sub", "exp"]}, "exp"), ({"require": ["exp"]}, "exp"),
     ({"issuer": ISSUER}, "iss"), ({"issuer": ""}, "iss"), ({"issuer": [ISSUER]}, "iss"),
     ({"audience": "api"}, "aud"), ({"audience": ""}, "aud"), ({"audience": ["api"]}, "aud"),
     ({"audience": []}, "aud"),
-], ids=repr)
+])
 def test_rejection_of_missing_claim_names_it(policy, missing):
     error = rejection(signed(), **policy)
 
@@ -1064,7 +1186,7 @@ def test_rejection_of_missing_claim_names_it(policy, missing):
     assert str(error) == f"Token is missing the {missing} claim"
 
 
-@pytest.mark.parametrize("claims, policy", [
+@for_each("claims, policy", [
     ({"sub": "alice"}, {"require": ["sub"]}),
     ({"aud": "api"}, {"audience": "api"}),
     ({"aud": "api"}, {"audience": ["web", "api"]}),
@@ -1076,7 +1198,7 @@ def test_rejection_of_missing_claim_names_it(policy, missing):
     ({"iss": ISSUER}, {"issuer": None}),
     ({"iss": ""}, {"issuer": ""}),
     ({"iss": ISSUER}, {"issuer": ["https://b.example", ISSUER]}),
-], ids=repr)
+])
 def test_decode_of_token_with_expected_names_returns_its_claims(claims, policy):
     token = encode(claims, KEY)
 
@@ -1132,7 +1254,7 @@ SIGNATURES = [
 ]
 
 
-@pytest.mark.parametrize("token, policy, error", SIGNATURES)
+@for_each("token, policy, error", SIGNATURES)
 def test_decode_of_token_with_wrong_signature_is_rejected(token, policy, error):
     assert type(rejection(token, **policy)) is error
 

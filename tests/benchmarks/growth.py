@@ -47,11 +47,13 @@ class Service:
     def fill(connection, size, hashed, now):
         numbers = range(size)
         connection.executemany(
-            "INSERT INTO users VALUES (?, ?, '', 0, 0)", ((f"user {n}", hashed) for n in numbers))
+            "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (jwtserver.User(f"user {n}", hashed, "", 0, 0) for n in numbers))
         connection.executemany(
-            "INSERT INTO sessions VALUES (?, ?, 0, ?, '', ?, ?)",
-            ((jwtserver._session_id(str(n)), f"user {n}", jwtserver._digest(str(n)), now,
-              int(now) + 86400 + n % 1000) for n in numbers))
+            "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (jwtserver.Session(
+                jwtserver._session_id(str(n)), f"user {n}", now, now, int(now) + 86400 + n % 1000,
+                jwtserver._digest(str(n))) for n in numbers))
 
     def call(self, method, path, fields=None, token=""):
         statuses, body = [], json.dumps(fields).encode() if fields else b""

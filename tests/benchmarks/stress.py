@@ -1,18 +1,28 @@
 """Checks the order, the number and the content of many responses, over plain HTTP or TLS.
 
     python tests/benchmarks/stress.py [--responses 100000] [--clients 16] [--tls]
-    python tests/benchmarks/stress.py --readers 500
+    python tests/benchmarks/stress.py --readers 500 | --sleepers 110 | --headers 1000
+    python tests/benchmarks/stress.py --tls --handshakes 2000 | --key-updates
     ... --root ../other-checkout
 
 Each client keeps its connection and sends, in random pieces: pipelined requests, bodies that arrive
 late and together with the next request, slow requests that make the event loop move, long bodies,
-and long responses. Each response must be the one to its own request. With --readers, so many
-clients read responses of 4 MB slowly, while a probe measures how long another client waits.
+and long responses. Each response must be the one to its own request.
+
+The other flags attack the server, while a probe measures how long another client waits:
+
+    --readers      so many clients read responses of 4 MB slowly
+    --sleepers     the application sleeps for a second in so many requests
+    --headers      so many clients send headers of 50 KB
+    --handshakes   so many clients begin a TLS handshake
+    --key-updates  a client sends nothing but TLS 1.3 KeyUpdate messages (needs Linux)
+
 Exits with 1 if a response is wrong, lost or out of order, or if the probe waits over 0.25 s.
 """
 
 import argparse
 import contextlib
+import ctypes
 import random
 import socket
 import ssl
@@ -41,6 +51,8 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     if kind == "slow":
         time.sleep(0.008)
+    if kind == "sleep":
+        time.sleep(1)
     if kind == "big":
         return [BODY]
     if kind == "stream":
@@ -183,54 +195,144 @@ def check_responses(port, tls, clients, responses):
     return set(results) == {"right"}
 
 
-def check_readers(port, tls, readers, kind):
-    """Let many clients read slowly; tell whether another one waited at most 0.25 s."""
-    connections = [connect(port, tls, receive_buffer=4096) for _ in range(readers)]
+@contextlib.contextmanager
+def reading_slowly(connections):
+    """Read a little from each connection, in a thread."""
     stop = threading.Event()
 
-    def read_slowly():
+    def read():
         while not stop.is_set():
             for connection in connections:
                 with contextlib.suppress(OSError):  # a server may abort it
                     connection.recv(1000)
             time.sleep(0.1)
 
-    for connection in connections:
-        connection.sendall(request(kind, "0")[0])
-    reader = threading.Thread(target=read_slowly)
+    reader = threading.Thread(target=read)
     reader.start()
-    slowest, end = 0.0, time.monotonic() + 8
+    try:
+        yield
+    finally:
+        stop.set()
+        reader.join()
+
+
+def probe(port, tls, seconds, label):
+    """Send requests over new connections; tell whether each took at most 0.25 s."""
+    slowest, end = 0.0, time.monotonic() + seconds
     while time.monotonic() < end:
         began = time.monotonic()
-        with connect(port, tls) as probe, probe.makefile("rb") as file:
-            probe.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        with connect(port, tls) as connection, connection.makefile("rb") as file:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
             assert read_response(file)[0] == 200
         slowest = max(slowest, time.monotonic() - began)
         time.sleep(0.01)
-    stop.set()
-    reader.join()
+    print(f"{label}: another client waited {slowest:.3f} s at most", flush=True)
+    return slowest <= 0.25
+
+
+def check_readers(port, tls, count):
+    results = []
+    for kind in ("big", "stream"):
+        connections = [connect(port, tls, receive_buffer=4096) for _ in range(count)]
+        for connection in connections:
+            connection.sendall(request(kind, "0")[0])
+        with reading_slowly(connections):
+            label = f"{count} clients read /{kind} (4 MB) slowly"
+            results.append(probe(port, tls, 8, label))
+        for connection in connections:
+            connection.close()
+    return all(results)
+
+
+def check_burst(port, tls, count, data, seconds, label):
+    """Send `data` over many connections at once."""
+    connections = [connect(port, tls) for _ in range(count)]
+    sender = threading.Thread(target=lambda: [each.sendall(data) for each in connections])
+    sender.start()
+    quick = probe(port, tls, seconds, f"{count} {label}")
+    sender.join()
     for connection in connections:
         connection.close()
-    print(f"{readers} clients read /{kind} (4 MB) slowly: another waited {slowest:.3f} s at most")
-    return slowest <= 0.25
+    return quick
+
+
+def check_handshakes(port, count):
+    """Send a ClientHello over many connections at once; the probe makes a handshake too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    hello = outgoing.read()
+    connections = [connect(port, tls=False) for _ in range(count)]
+    sender = threading.Thread(target=lambda: [each.sendall(hello) for each in connections])
+    sender.start()
+    quick = probe(port, True, 6, f"{count} TLS handshakes")
+    sender.join()
+    for connection in connections:
+        connection.close()
+    return quick
+
+
+def check_key_updates(port):
+    """Send KeyUpdate messages without a pause for eight seconds."""
+    connection = connect(port, tls=True)
+    library = ctypes.CDLL(ssl._ssl.__file__)
+    library.SSL_key_update.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.SSL_do_handshake.argtypes = [ctypes.c_void_p]
+    # struct PySSLSocket: PyObject_HEAD, PyObject *Socket, SSL *ssl
+    pointer = ctypes.c_void_p.from_address(id(connection._sslobj) + 24).value
+    end = time.monotonic() + 8
+
+    def flood():
+        sent = 0
+        while time.monotonic() < end:
+            if not library.SSL_key_update(pointer, 0) or library.SSL_do_handshake(pointer) != 1:
+                break
+            sent += 1
+        print(f"{sent} KeyUpdate messages sent")
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    quick = probe(port, True, 8, "KeyUpdate messages without a pause")
+    flooding.join()
+    connection.close()
+    return quick
+
+
+HEADERS = b"GET /fast/0 HTTP/1.1\r\nHost: a\r\n" + b"".join(
+    b"X-%d: %b\r\n" % (number, b"x" * 500) for number in range(98)) + b"\r\n"
+
+
+def attack(args, port):
+    """Run the attack that the flags choose; tell whether the probe was quick."""
+    if args.readers:
+        return check_readers(port, args.tls, args.readers)
+    if args.handshakes:
+        return check_handshakes(port, args.handshakes)
+    if args.key_updates:
+        return check_key_updates(port)
+    if args.headers:
+        return check_burst(port, args.tls, args.headers, HEADERS, 6, "headers of 50 KB")
+    if args.sleepers:
+        header = request("sleep", "0")[0]
+        return check_burst(port, args.tls, args.sleepers, header, 4, "requests that sleep 1 s")
+    return check_responses(port, args.tls, args.clients, args.responses)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Check many responses.")
     parser.add_argument("--responses", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--readers", type=int, default=0)
+    for flag in ("--readers", "--sleepers", "--headers", "--handshakes"):
+        parser.add_argument(flag, type=int, default=0)
+    parser.add_argument("--key-updates", action="store_true")
     parser.add_argument("--tls", action="store_true")
     parser.add_argument("--root", type=Path, default=HERE.parents[1])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         process, port = start(args.root.resolve(), Path(folder), args.tls)
         try:
-            if args.readers:
-                right = all([check_readers(port, args.tls, args.readers, kind)
-                             for kind in ("big", "stream")])
-            else:
-                right = check_responses(port, args.tls, args.clients, args.responses)
+            right = attack(args, port)
         finally:
             process.terminate()
             process.stdout.read()

@@ -1,5 +1,6 @@
 """Fixtures for tests with other programs: servers in their own process, and their client."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -34,7 +35,8 @@ class Client:
     """Sends requests to a server on this machine, each over its own connection."""
 
     def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
+        self.host = f"127.0.0.1:{port}"
+        self.url = f"http://{self.host}"
 
     def __call__(self, path, fields=None, token=None, method=None, headers=()):
         """Status, headers and body, parsed if it is JSON."""
@@ -68,9 +70,9 @@ class Client:
             time.sleep(0.02)
 
 
-@pytest.fixture
-def folder():
-    """A folder with the two modules and a user, for accounts without privileges."""
+@contextlib.contextmanager
+def service_folder():
+    """The folder of the fixture `folder`."""
     folder = Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
     for name in ("jwtserver.py", "wsgi_auth.py"):
         shutil.copy(support.ROOT / name, folder)
@@ -81,9 +83,9 @@ def folder():
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def start(folder):
-    """Starts a server by its command line, and returns its client."""
+@contextlib.contextmanager
+def processes_in(folder):
+    """The function of the fixture `start`, for the servers in a folder."""
     processes = []
     (folder / "log").touch()
 
@@ -114,3 +116,29 @@ def start(folder):
     log = (folder / "log").read_text(errors="replace")
     print(log)
     assert "Traceback" not in log
+
+
+@pytest.fixture(scope="session")
+def open_folder():
+    """Makes a folder like the fixture `folder`, for the time of a `with`."""
+    return service_folder
+
+
+@pytest.fixture(scope="session")
+def open_start():
+    """Makes a function like the fixture `start`, for the time of a `with`."""
+    return processes_in
+
+
+@pytest.fixture
+def folder():
+    """A folder with the two modules and a user, for accounts without privileges."""
+    with service_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def start(folder):
+    """Starts a server by its command line, and returns its client."""
+    with processes_in(folder) as start:
+        yield start

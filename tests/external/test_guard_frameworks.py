@@ -153,6 +153,45 @@ def pecan_app():
     return pecan.make_app(Root())
 
 
+def turbogears_app():
+    tg = imported("tg")
+
+    class Root(tg.TGController):
+        @tg.expose()
+        def index(self):
+            return f"{HELLO}{tg.request.remote_user}"
+
+        @tg.expose()
+        def protected(self, *rest):
+            return f"{SECRET}{tg.request.remote_user}"
+
+        @tg.expose()
+        def public(self):
+            return f"{HELLO}{tg.request.remote_user}"
+
+    configurator = tg.MinimalApplicationConfigurator()
+    configurator.update_blueprint({"root_controller": Root()})
+    return configurator.make_wsgi_app()
+
+
+def with_handler_of_the_rest(make, name):
+    """A framework whose pages are all served by one method, which gets the path."""
+    def serve(self, *rest):
+        return SECRET if rest == ("page",) else HELLO
+
+    if make is cherrypy_app:
+        cherrypy = imported("cherrypy")
+        return cherrypy.Application(type("Root", (), {name: cherrypy.expose(serve)})(), "")
+    if make is pecan_app:
+        pecan = imported("pecan")
+        return pecan.make_app(type("Root", (), {name: pecan.expose()(serve)})())
+    tg = imported("tg")
+    configurator = tg.MinimalApplicationConfigurator()
+    root = type("Root", (tg.TGController,), {name: tg.expose()(serve)})()
+    configurator.update_blueprint({"root_controller": root})
+    return configurator.make_wsgi_app()
+
+
 def morepath_app():
     morepath = imported("morepath")
 
@@ -304,7 +343,7 @@ def passed(app, paths):
 
 FRAMEWORKS = [
     flask_app, bottle_app, falcon_app, django_app, pyramid_app, pyramid_traversal_app, werkzeug_app,
-    cherrypy_app, pecan_app, morepath_app,
+    cherrypy_app, pecan_app, turbogears_app, morepath_app,
 ]
 
 
@@ -391,6 +430,36 @@ def test_cherrypy_that_reads_punctuation_alike_serves_no_secret(path):
 
     assert serves_secret(app, path)
     assert (status, SECRET in body) == ("401 Unauthorized", False)
+
+
+@pytest.mark.parametrize("make, path", [
+    (cherrypy_app, "/public/__self__/protected"), (cherrypy_app, "/public/--self--/protected"),
+    (cherrypy_app, "/__class__/protected/x"), (pecan_app, "/__class__/protected/x"),
+    (turbogears_app, "/index/__self__/protected"), (turbogears_app, "/index/--self--/protected"),
+])
+@pytest.mark.parametrize("rules", [
+    {"exempt": ["/public", "/index"]}, {"protect": ["/protected"]}], ids=repr)
+def test_framework_that_walks_attributes_serves_no_secret(make, path, rules):
+    app = make()
+
+    status, _ = get(BearerAuthMiddleware(app, SIGNER, **rules), path)
+
+    assert serves_secret(app, path)
+    assert status == "401 Unauthorized"
+
+
+@pytest.mark.parametrize("make, name, path", [
+    (cherrypy_app, "default", "/default/page"), (cherrypy_app, "index", "/index/page"),
+    (pecan_app, "_default", "/_default/page"), (turbogears_app, "_default", "/_default/page"),
+    (turbogears_app, "_default", "/-default/page"),
+])
+def test_framework_with_a_handler_of_the_rest_serves_no_secret(make, name, path):
+    app = with_handler_of_the_rest(make, name)
+
+    status, _ = guarded_get(app, path, rule="/page")
+
+    assert serves_secret(app, path)
+    assert status == "401 Unauthorized"
 
 
 def test_django_rest_framework_serves_no_secret_for_a_suffix():

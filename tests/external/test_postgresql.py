@@ -1,16 +1,23 @@
 """PostgreSQL: its URL, several servers that share it, and restarts."""
 
 import os
+import select
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from webtest import TestApp
 
 import jwtserver
-from jwtserver import Rate, SettingsError, open_store
-from support import PASSWORD, ROOT, store_with, user
+from jwtserver import Rate, Settings, SettingsError, create_app, open_store
+from support import KEY, PASSWORD, ROOT, bearer, sign_in, store_with, user
 
 
 @pytest.fixture
@@ -40,12 +47,22 @@ def test_url_needs_psycopg(url, monkeypatch):
 
 @pytest.mark.parametrize("url", [
     "postgresql://h/x?nope=1", "postgresql://[h/x", "postgresql://u:p%zzsecret@h/x",
-    "postgresql://u:pa secret@h/x", "postgresql://u:sec/secret@127.0.0.1:1/x"])
+    "postgresql://u:sec/secret@127.0.0.1:1/x"])
 def test_url_that_is_malformed_names_the_setting_and_shows_no_password(url):
     pytest.importorskip("psycopg")
 
     with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE must be ") as caught:
         open_store(url)
+
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_url_with_a_space_shows_no_password():
+    """psycopg with libpq 17 and earlier accepts it."""
+    pytest.importorskip("psycopg")
+
+    with pytest.raises(SettingsError, match="^JWTSERVER_DATABASE(: | must be )") as caught:
+        open_store("postgresql://u:pa secret@127.0.0.1:1/x")
 
     assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
@@ -122,7 +139,11 @@ def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
         store.enable_user("alice")
 
 
-def test_connections_that_a_restart_has_cut_are_replaced_silently(own_postgresql):
+@pytest.mark.parametrize("system_has_poll", [True, False])
+def test_connections_that_a_restart_has_cut_are_replaced_silently(
+        own_postgresql, monkeypatch, system_has_poll):
+    if not system_has_poll:  # Windows
+        monkeypatch.delattr(select, "poll")
     store = open_store(own_postgresql.url)
     with store.database.connection(), store.database.connection():
         pass  # so that two are idle
@@ -250,3 +271,176 @@ def test_restart_of_the_database_under_load_causes_only_503s(
         assert load.client("/protected", token=token)[0] == 200
     latest = {"refresh_token": load.latest["refresh_token"]}
     assert load.client("/refresh", latest)[0] == 200
+
+
+# --- Credentials
+
+
+def test_password_and_service_come_from_the_environment(own_postgresql, monkeypatch, tmp_path):
+    require_passwords(own_postgresql, "sesame")
+    host = f"127.0.0.1:{own_postgresql.port}"
+    with pytest.raises(SettingsError, match="no password supplied"):
+        open_store(f"postgresql://postgres@{host}/postgres")
+
+    monkeypatch.setenv("PGPASSWORD", "sesame")
+    open_store(f"postgresql://postgres@{host}/postgres").close()
+
+    (tmp_path / "services").write_text(
+        f"[sign-in]\nhost=127.0.0.1\nport={own_postgresql.port}\n"
+        "user=postgres\ndbname=postgres\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "sign-in")
+    store = open_store("postgresql://")
+    assert store.name == "database postgres at 127.0.0.1"
+    store.close()
+    open_store("postgresql:///?service=sign-in").close()
+
+
+def require_passwords(server, password):
+    connection = jwtserver._PostgreSQL(server.url).connect()
+    connection.execute(f"ALTER ROLE postgres PASSWORD '{password}'")
+    connection.close()
+    access = server.folder / "data" / "pg_hba.conf"
+    access.write_text(access.read_text().replace("trust", "scram-sha-256"))
+    server.stop()
+    server.start()
+
+
+# --- PgBouncer, fail-over
+
+
+def make_client(url, store=None):
+    settings = Settings(database=url, secret=KEY, pbkdf2_iterations=1000)
+    return TestApp(create_app(settings, store=store))
+
+
+def statuses_of(client, answer):
+    """The status of a sign-in, a refresh, a guarded request and a health check."""
+    requests = [sign_in(client, status="*"),
+                client.post_json(
+                    "/refresh", {"refresh_token": answer["refresh_token"]}, status="*"),
+                client.get("/protected", headers=bearer(answer["token"]), status="*"),
+                client.get("/health", status="*")]
+    return [response.status_int for response in requests]
+
+
+@pytest.fixture
+def pgbouncer(postgresql, administrator, free_port):
+    """The URL of a new database through a PgBouncer whose clients share two connections."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not program:
+        pytest.skip("PgBouncer is not installed")
+    administrator.execute("CREATE DATABASE bouncing")
+    port, folder = free_port(), Path(tempfile.mkdtemp(prefix="jwtserver-test-"))
+    (folder / "pgbouncer.ini").write_text(f"""
+[databases]
+bouncing = host=127.0.0.1 port={postgresql.port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 2
+""")
+    folder.chmod(0o755)
+    account = ["--user=nobody"] if os.getuid() == 0 else []
+    process = subprocess.Popen([program, *account, str(folder / "pgbouncer.ini")],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    await_port(port)
+    yield f"postgresql://postgres@127.0.0.1:{port}/bouncing"
+    process.terminate()
+    process.wait()
+    shutil.rmtree(folder)
+    administrator.execute("DROP DATABASE bouncing WITH (FORCE)")
+
+
+def await_port(port):
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            assert time.monotonic() < end
+            threading.Event().wait(0.02)
+
+
+def test_pgbouncer_that_changes_the_connection_between_transactions_fails_no_request(pgbouncer):
+    """A third of the sign-ins failed: a prepared statement belongs to one connection."""
+    store_with(pgbouncer, user("alice")).close()
+    client = make_client(pgbouncer)
+
+    def work(number):
+        answer = sign_in(client).json
+        return [statuses_of(client, answer) for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        rounds = [statuses for work in pool.map(work, range(8)) for statuses in work]
+
+    assert {status for statuses in rounds for status in statuses} == {200}
+
+
+def test_connection_without_a_pooler_prepares_its_statements(store):
+    """Without them, a look-up costs the server three times as much."""
+    with store.database.connection() as connection:
+        for _ in range(7):
+            connection.execute("SELECT 1 + ?", [1])
+        rows = connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchall()
+
+    assert rows == [(1,)]
+
+
+def test_fail_over_to_a_standby_causes_only_503s(start_postgresql):
+    primary = start_postgresql()
+    store_with(primary.url, user("alice")).close()
+    standby = start_postgresql(primary)
+    hosts = f"127.0.0.1:{standby.port},127.0.0.1:{primary.port}"  # the read-only one first
+    client = make_client(f"postgresql://postgres@{hosts}/postgres")
+    answer = sign_in(client).json
+
+    assert statuses_of(client, answer) == [200] * 4
+    primary.stop()  # after the standby has everything
+    assert statuses_of(client, answer) == [503] * 4
+    standby.promote()
+    assert statuses_of(client, answer) == [200] * 4
+
+
+def test_database_that_becomes_read_only_causes_only_503s(store, postgresql_url, administrator):
+    client = make_client(postgresql_url, store)
+    answer = sign_in(client).json
+
+    administrator.execute("ALTER ROLE postgres SET default_transaction_read_only = on")
+    store.close()
+    statuses = statuses_of(client, answer)
+    administrator.execute("ALTER ROLE postgres RESET default_transaction_read_only")
+
+    assert statuses == [503] * 4
+    assert statuses_of(client, answer) == [200] * 4
+
+
+def test_pooled_connection_that_became_read_only_fails_one_write(store, postgresql_url):
+    """It may lead to a server that is a standby since a fail-over."""
+    client = make_client(postgresql_url, store)
+    answer = sign_in(client).json
+    with store.database.connection() as connection:
+        connection.execute("SET default_transaction_read_only = on")
+
+    assert statuses_of(client, answer) == [503, 200, 200, 200]
+
+
+def test_application_without_its_database_answers_503_until_it_is_back(
+    own_postgresql, monkeypatch, caplog,
+):
+    """It answered 500, with a traceback, because it is built at the first request."""
+    monkeypatch.setenv("JWTSERVER_DATABASE", own_postgresql.url)
+    monkeypatch.setattr(jwtserver, "_built", None)
+    client = TestApp(jwtserver.application)
+
+    own_postgresql.stop()
+    response = client.get("/health", status=503)
+    own_postgresql.start()
+
+    assert response.json == {"success": False, "error": "The database cannot answer"}
+    assert "database postgres at 127.0.0.1: " in caplog.text
+    client.get("/health", status=200)
+    jwtserver._built = None

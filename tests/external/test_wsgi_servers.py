@@ -4,27 +4,30 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import jwtserver
-from support import ROOT
+from support import ROOT, store_with, user
 from wsgi_auth import InvalidSignatureError, decode
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 APACHE_MODULES = Path("/usr/lib/apache2/modules")
 
 GUNICORN = "gunicorn --bind 127.0.0.1:8000 --workers 4 --threads 8 jwtserver:application"
-UWSGI = ("uwsgi --http-socket 127.0.0.1:8000 --master --processes 4 --enable-threads --die-on-term"
-         " --module jwtserver")
+UWSGI = ("uwsgi --http-socket 127.0.0.1:8000 --add-header 'Connection: close' --master"
+         " --processes 4 --enable-threads --die-on-term --module jwtserver")
 GRANIAN = "granian --interface wsgi --host 127.0.0.1 --port 8000 --workers 4 jwtserver:application"
 README_COMMANDS = {
     "gunicorn": GUNICORN,
     "uwsgi": UWSGI,
-    "waitress": "waitress-serve --listen 127.0.0.1:8000 jwtserver:application",
+    "waitress": "waitress-serve --no-clear-untrusted-proxy-headers --listen 127.0.0.1:8000"
+                " jwtserver:application",
     "cheroot": "python -m cheroot --bind 127.0.0.1:8000 jwtserver:application",
     "granian": GRANIAN,
     "bjoern": "python -c 'import bjoern, jwtserver;"
@@ -74,7 +77,7 @@ def check_sign_in_guard_refresh_and_logout(client):
     token = answer["token"]
     assert client("/protected", token=token)[2] == {"message": "Welcome to the protected page"}
     status, headers, _ = client("/verify", token=token)
-    assert (status, headers["Remote-User"]) == (204, "alice")
+    assert (status, headers["Remote-User"]) == (200, "alice")
     status, headers, _ = client("/protected", token=token + "x")
     assert status == 401 and 'error="invalid_token"' in headers["WWW-Authenticate"]
     status, _, answer = client("/refresh", {"refresh_token": answer["refresh_token"]})
@@ -87,6 +90,15 @@ def check_sign_in_guard_refresh_and_logout(client):
     assert client("/refresh", {"refresh_token": answer["refresh_token"]})[0] == 401
 
 
+def check_malformed_chunk_is_the_clients_fault(port):
+    """Some servers raise an error of their own while the endpoint reads the body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nx\r\n{}\r\n0\r\n\r\n")
+        assert connection.recv(9999).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 411 "))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_server_signs_in_guards_and_logs_out(name, start, free_port):
     port = free_port()
@@ -94,6 +106,7 @@ def test_server_signs_in_guards_and_logs_out(name, start, free_port):
     client = start(command_for(name, COMMANDS[name], port), port)
 
     check_sign_in_guard_refresh_and_logout(client)
+    check_malformed_chunk_is_the_clients_fault(port)
 
 
 @pytest.mark.parametrize("command", README_COMMANDS.values(), ids=README_COMMANDS)
@@ -144,12 +157,45 @@ def test_workers_share_logout_lock_out_and_keys(name, start, free_port, folder, 
     assert client.sign_in()[0] == 429
 
 
-@pytest.mark.skipif(
-    not (APACHE_MODULES / "mod_wsgi.so").exists(), reason="mod_wsgi is not installed")
-def test_apache_with_mod_wsgi_signs_in_guards_and_logs_out(start, free_port, folder):
-    (site,) = re.findall("```apache\n(.*?)```", README, re.DOTALL)
-    site = site.replace("/srv/jwtserver", str(folder))
+OPEN_CONNECTION = """
+store = jwtserver.open_store(os.environ["JWTSERVER_DATABASE"])
+application = jwtserver.create_app(app=show_process, store=store)
+store.ping()  # leaves a connection in the pool of the process that forks
+"""
+
+
+@pytest.mark.parametrize("name", ["uwsgi", "gunicorn gthread --preload"])
+@pytest.mark.parametrize("more", ["", OPEN_CONNECTION], ids=["closed", "open"])
+def test_workers_forked_after_the_import_share_no_connection_to_postgresql(
+    name, more, start, free_port, folder, postgresql_url,
+):
+    """uWSGI forks without running Python's fork hooks."""
+    (folder / "workers.py").write_text(WORKERS + more)
+    store_with(postgresql_url, user("alice")).close()
     port = free_port()
+    client = start(command_for(name, SEVERAL_PROCESSES[name], port), port,
+                   JWTSERVER_DATABASE=postgresql_url)
+
+    def work(number):
+        status, _, answer = client.sign_in()
+        assert status == 200
+        workers = [client("/", token=answer["token"]) for _ in range(5)]
+        assert {status for status, _, _ in workers} == {200}
+        assert client("/refresh", {"refresh_token": answer["refresh_token"]})[0] == 200
+        return {worker for _, _, worker in workers}
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set().union(*pool.map(work, range(24)))) > 1
+
+
+def apache_command(folder, port, script="jwtserver.py", processes=2):
+    """The command of an Apache with the README's configuration, which it writes into `folder`."""
+    if not (APACHE_MODULES / "mod_wsgi.so").exists():
+        pytest.skip("mod_wsgi is not installed")
+    (site,) = re.findall("```apache\n(.*?)```", README, re.DOTALL)
+    site = site.replace("/srv/jwtserver/jwtserver.py", f"{folder}/{script}")
+    site = site.replace("/srv/jwtserver", str(folder))
+    site = site.replace("processes=2", f"processes={processes}")
     if os.getuid() == 0:  # Apache's processes change to another account
         shutil.chown(folder, "www-data")
         shutil.chown(folder / "jwtserver.db", "www-data")
@@ -166,7 +212,12 @@ LoadModule mpm_event_module {APACHE_MODULES}/mod_mpm_event.so
 LoadModule authz_core_module {APACHE_MODULES}/mod_authz_core.so
 LoadModule wsgi_module {APACHE_MODULES}/mod_wsgi.so
 {site}""")
+    return ["apache2", "-D", "FOREGROUND", "-f", str(folder / "apache.conf")]
 
-    client = start(["apache2", "-D", "FOREGROUND", "-f", str(folder / "apache.conf")], port)
+
+def test_apache_with_mod_wsgi_signs_in_guards_and_logs_out(start, free_port, folder):
+    port = free_port()
+
+    client = start(apache_command(folder, port), port)
 
     check_sign_in_guard_refresh_and_logout(client)
