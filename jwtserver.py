@@ -129,8 +129,19 @@ MIGRATION_TIMEOUT = 120.0  # seconds to wait while another one migrates; a milli
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 _APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
-logger = logging.getLogger("jwtserver")
-audit_logger = logging.getLogger("jwtserver.audit")
+def _always_enabled(logger: logging.Logger) -> logging.Logger:
+    """Make a logger ignore `disabled`.
+
+    By default, `logging.config` disables all loggers that exist when an application calls it. The
+    audit log and tracebacks would be lost without a notice. Levels and handlers still apply.
+    """
+    ignoring = property(lambda self: False, lambda self, value: None)
+    logger.__class__ = type("Logger", (type(logger),), {"disabled": ignoring})
+    return logger
+
+
+logger = _always_enabled(logging.getLogger("jwtserver"))
+audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
 
 

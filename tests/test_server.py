@@ -548,6 +548,26 @@ app = print
     assert errors.startswith('MINE user_add user="demo"\n')
 
 
+def test_logging_configured_by_an_application_disables_neither_audit_log_nor_tracebacks(
+    start, tmp_path,
+):
+    """`dictConfig` disables all existing loggers by default."""
+    (tmp_path / "mine.py").write_text("""
+import logging.config
+logging.config.dictConfig({"version": 1})
+def app(environ, start_response):
+    logging.config.dictConfig({"version": 1})
+    raise LookupError("mine")
+""")
+    server = start("--app", "mine:app", "--exempt", "/open")
+    assert server.request("/open")[0] == 500
+    assert server.request("/authenticate", b"username=a&password=b")[0] == 401
+    _, _, errors = server.stop()
+
+    assert " jwtserver.audit: user_add " in errors and "LookupError: mine\n" in errors
+    assert " jwtserver.audit: sign_in_failed " in errors
+
+
 def test_signal_lets_responses_in_progress_finish(start, tmp_path):
     (tmp_path / "mine.py").write_text("""
 import pathlib, time
