@@ -129,8 +129,20 @@ MIGRATION_TIMEOUT = 120.0  # seconds to wait while another one migrates; a milli
 MAX_IDLE_CONNECTIONS = 16  # to the database, in each process
 _APPLICATION_ID = 0x6A777473  # "jwts": marks an SQLite file as a database of jwtserver
 
-logger = logging.getLogger("jwtserver")
-audit_logger = logging.getLogger("jwtserver.audit")
+
+def _always_enabled(logger: logging.Logger) -> logging.Logger:
+    """Make a logger ignore `disabled`.
+
+    By default, `logging.config` disables all loggers that exist when an application calls it. The
+    audit log and tracebacks would be lost without a notice. Levels and handlers still apply.
+    """
+    ignoring = property(lambda self: False, lambda self, value: None)
+    logger.__class__ = type("Logger", (type(logger),), {"disabled": ignoring})
+    return logger
+
+
+logger = _always_enabled(logging.getLogger("jwtserver"))
+audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
 
 
@@ -3297,7 +3309,8 @@ def _rejected_request(received: bytes) -> _Request:
     text = received.decode("latin-1")
     line = _REQUEST_LINE.match(text)
     if not line:
-        return _Request({"REQUEST_METHOD": "-", "PATH_INFO": ""})
+        first_line = text[:MAX_LOGGED_LINE].partition("\n")[0]
+        return _Request({"REQUEST_METHOD": "-", "PATH_INFO": ""}, first_line)
     environ = {"REQUEST_METHOD": line[1], "PATH_INFO": ""}
     with suppress(HTTPError):
         _parse_target(line[2], environ)
@@ -3466,6 +3479,9 @@ _HOP_BY_HOP = frozenset([  # RFC 9110 §7.6.1: only the server may send these
     "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
     "upgrade"])
 _UNLOGGABLE = re.compile(r'[^\x20-\x7e]|["\\]')
+# Characters in the access log. So a line has fewer than 4,096, which are one write to a pipe.
+MAX_LOGGED_LINE = 2048  # of a request line
+MAX_LOGGED_FIELD = 480  # of each other field
 MAX_JOINED_BYTES = 64 * 1024  # a longer body is not copied to be sent together with its headers
 
 
@@ -3700,13 +3716,18 @@ def _date_field(seconds: int) -> str:
     return f"Date: {format_date_time(seconds)}\r\n"
 
 
+def _loggable(text: Any, max_length: int) -> str:
+    text = str(text or "-")[:max_length]
+    return _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)[:max_length]
+
+
 def _access_log_line(request: _Request, handler: _Handler) -> str:
     """A line in the combined log format, with all unsafe characters escaped."""
     environ = request.environ
-    address, user, line, referer, agent = [
-        _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text or "-"))
-        for text in (environ.get("REMOTE_ADDR"), environ.get("REMOTE_USER"), request.line.rstrip(),
-                     environ.get("HTTP_REFERER"), environ.get("HTTP_USER_AGENT"))]
+    address, user, referer, agent = [
+        _loggable(environ.get(key), MAX_LOGGED_FIELD)
+        for key in ("REMOTE_ADDR", "REMOTE_USER", "HTTP_REFERER", "HTTP_USER_AGENT")]
+    line = _loggable(request.line.rstrip(), MAX_LOGGED_LINE)
     user = user.replace(" ", "\\x20")
     now = time.strftime("%d/%b/%Y:%H:%M:%S %z")
     status = (handler.status or "-")[:3]

@@ -383,8 +383,8 @@ class RecordingConnection:
         self._statements.append(statement)
         return self._connection.execute(statement, values)
 
-    def close(self):
-        self._connection.close()
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
 
 
 def test_authenticate_refusal_of_a_disabled_user_does_not_depend_on_the_password(

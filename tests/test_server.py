@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import select
 import resource
 import signal
 import socket
@@ -548,6 +549,26 @@ app = print
     assert errors.startswith('MINE user_add user="demo"\n')
 
 
+def test_logging_configured_by_an_application_disables_neither_audit_log_nor_tracebacks(
+    start, tmp_path,
+):
+    """`dictConfig` disables all existing loggers by default."""
+    (tmp_path / "mine.py").write_text("""
+import logging.config
+logging.config.dictConfig({"version": 1})
+def app(environ, start_response):
+    logging.config.dictConfig({"version": 1})
+    raise LookupError("mine")
+""")
+    server = start("--app", "mine:app", "--exempt", "/open")
+    assert server.request("/open")[0] == 500
+    assert server.request("/authenticate", b"username=a&password=b")[0] == 401
+    _, _, errors = server.stop()
+
+    assert " jwtserver.audit: user_add " in errors and "LookupError: mine\n" in errors
+    assert " jwtserver.audit: sign_in_failed " in errors
+
+
 def test_signal_lets_responses_in_progress_finish(start, tmp_path):
     (tmp_path / "mine.py").write_text("""
 import pathlib, time
@@ -692,7 +713,43 @@ def test_access_log_has_one_escaped_line_per_request():
     assert re.fullmatch(
         r'127\.0\.0\.1 - a\\x20b\\x0a ' + date + r' "GET /x\?\\x5cy HTTP/1\.1" 200 \d+ "http://r"'
         r' "x\\x22 \\x5c \\xff\\x80"', first)
-    assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "-" 400 \d+ "-" "-"', second)
+    assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "GARBAGE" 400 \d+ "-" "-"', second)
+
+
+@pytest.mark.parametrize("data, line", [
+    (b"GET /x HTTP/1.1\r\n\r\n", "GET /x HTTP/1.1"),  # no Host
+    (b"GET /x HTTP/2.0\r\n\r\n", "GET /x HTTP/2.0"),
+    (b"GET /x HTTP/1.1\nHost: a\n\n", "GET /x HTTP/1.1"),
+    (b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1", "POST /x HTTP/1.1"),
+    (b"GET /x", "GET /x"),
+    (b"\x16\x03\x01\x02\0\x1b[2J\r\n\r\n", r"\x16\x03\x01\x02\x00\x1b[2J"),  # TLS
+    (b'" 200 - "\xe2\x80\xa8\r\n\r\n', r"\x22 200 - \x22\xe2\x80\xa8"),
+    (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", "GET /" + "x" * 2043),
+    (b"\r\n" + b"\0" * 20_000 + b"\r\n\r\n", r"\x00" * 512),
+])
+def test_access_log_has_the_escaped_request_line_of_a_rejected_request(data, line):
+    log = io.StringIO()
+
+    with serving(access_log=log) as server:
+        assert statuses(exchange(server, data))[0] >= 400
+
+    assert log.getvalue().count("\n") == 1
+    assert log.getvalue().split("] ")[1].startswith(f'"{line}" ')
+
+
+def test_access_log_line_fits_into_one_write_to_a_pipe():
+    log = io.StringIO()
+
+    def app(environ, start_response):
+        environ.update(REMOTE_USER=" " * 999, REMOTE_ADDR="1" * 999)
+        return echo(environ, start_response)
+
+    with serving(app, access_log=log) as server:
+        text = b"\xff" * 9999
+        exchange(server, head(b"Referer: " + text, b"User-Agent: " + text,
+                              first=b"GET /" + b"\\" * 9999 + b" HTTP/1.1"))
+
+    assert 2000 < len(log.getvalue()) < select.PIPE_BUF
 
 
 def test_access_log_without_a_reader_ends_and_requests_are_answered(caplog):

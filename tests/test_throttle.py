@@ -236,16 +236,16 @@ def test_expired_failures_are_swept_a_few_at_a_time(client, clock, monkeypatch, 
 
 
 class Queue(jwtserver._HashQueue):
-    """A hash queue that counts the sign-ins that had to wait."""
+    """A hash queue that tells when a sign-in has begun to wait."""
 
     def __init__(self, cores):
         super().__init__(cores)
-        self.joined = threading.Semaphore(0)
+        self.began_to_wait = threading.Semaphore(0)
 
     def _join(self, network, turn):
         super()._join(network, turn)
         if not turn.is_set():
-            self.joined.release()
+            self.began_to_wait.release()
 
 
 @pytest.fixture
@@ -257,76 +257,83 @@ def queue(monkeypatch):
     return queue
 
 
-@pytest.fixture
-def join(client, queue):
-    """Starts sign-ins from these addresses, one after the other; returns them as they end."""
-    threads, finished = [], []
+class SignIns:
+    """Sign-ins in threads of their own."""
 
-    def join(*addresses):
+    def __init__(self, client, queue):
+        self.client, self.queue = client, queue
+        self.threads, self.codes = [], []
+
+    def wait(self, *addresses):
+        """Start a sign-in from each address, when the one before waits for the core."""
         for address in addresses:
-            threads.append(threading.Thread(target=lambda address=address: finished.append(
-                (address, sign_in(client, address=address).status_int))))
-            threads[-1].start()
-            assert queue.joined.acquire(timeout=10)
-        return finished
+            self.threads.append(threading.Thread(target=self._sign_in, args=[address]))
+            self.threads[-1].start()
+            assert self.queue.began_to_wait.acquire(timeout=10)
 
-    yield join
-    for thread in threads:
-        thread.join()
+    def _sign_in(self, address):
+        self.codes.append(sign_in(self.client, address=address).status_int)
+
+    def finish(self):
+        for thread in self.threads:
+            thread.join()
+        return self.codes
 
 
-def test_sign_ins_of_one_network_beyond_its_share_are_refused_at_once(client, queue, join):
+@pytest.fixture
+def others(client, queue):
+    others = SignIns(client, queue)
+    yield others
+    assert set(others.finish()) <= {200}
+    assert (queue._waiting, queue._free_cores) == ({}, 1)
+
+
+def test_sign_ins_of_one_network_beyond_its_share_are_refused_at_once(client, queue, others):
     with queue.core("192.0.2.9"):
-        join(*["192.0.2.1"] * 4)
+        others.wait(*["192.0.2.1"] * 4)
         refused = sign_in(client)
 
     assert refused.status_int == 503
     assert refused.json == {"success": False, "message": "Too many sign-ins at once"}
     assert refused.headers["Retry-After"] == "10"
+    assert others.finish() == [200] * 4
+    assert sign_in(client).status_int == 200
 
 
-def test_hash_queue_keeps_places_for_other_networks(client, queue, join):
-    first, second, third, fourth = [f"192.0.2.{host}" for host in range(1, 5)]
+def test_hash_queue_keeps_places_for_networks_that_have_none(client, queue, others):
+    def refused(address):
+        return sign_in(client, address=address).status_int == 503
+
     with queue.core("192.0.2.9"):
-        finished = join(*[first] * 4, *[second] * 2, third, fourth)
-        codes = [sign_in(client, address=address).status_int
-                 for address in (first, third, "192.0.2.5")]
-        assert finished == []
+        others.wait(*["192.0.2.1"] * 4, *["192.0.2.2"] * 2)
+        assert refused("192.0.2.1") and refused("192.0.2.2")
+        others.wait("192.0.2.3", "192.0.2.4")
+        assert refused("192.0.2.5")
 
-    assert codes == [503] * 3  # all 8 places are taken
+
+def test_hash_queue_counts_an_ipv6_network_as_one(client, queue, others):
+    with queue.core("192.0.2.9"):
+        others.wait(*[f"2001:db8::{host}" for host in range(4)])
+        assert sign_in(client, address="2001:db8::ffff").status_int == 503
+        others.wait("2001:db8:0:1::1", "::ffff:192.0.2.1")
 
 
 def test_hash_queue_serves_the_networks_in_turn(queue):
-    order = []
+    served = []
 
-    def use(network):
+    def hash_for(network):
         with queue.core(network):
-            order.append(network)
+            served.append(network)
 
-    threads = [threading.Thread(target=use, args=[network]) for network in "aaabc"]
-    with queue.core("x"):
+    threads = [threading.Thread(target=hash_for, args=[network]) for network in "aaabbc"]
+    with queue.core("a"):
         for thread in threads:
             thread.start()
-            assert queue.joined.acquire(timeout=10)
+            assert queue.began_to_wait.acquire(timeout=10)
     for thread in threads:
         thread.join()
 
-    assert "".join(order) == "abcaa"
-
-
-def test_hash_queue_counts_an_ipv6_network_as_one(client, queue, join):
-    with queue.core("192.0.2.9"):
-        join(*[f"2001:db8::{host}" for host in range(4)])
-        assert sign_in(client, address="2001:db8::ffff").status_int == 503
-        join("2001:db8:0:1::1", "::ffff:192.0.2.1")
-
-
-def test_hash_queue_forgets_networks_whose_sign_ins_have_ended(queue):
-    for network in "ab":
-        with queue.core(network):
-            assert queue._waiting == {}
-
-    assert (queue._waiting, queue._free_cores) == ({}, 1)
+    assert served == ["a", "b", "c", "a", "b", "a"]
 
 
 def test_wait_for_a_core_that_is_interrupted_leaves_the_queue(queue, monkeypatch):
@@ -334,11 +341,14 @@ def test_wait_for_a_core_that_is_interrupted_leaves_the_queue(queue, monkeypatch
         def wait(self):
             raise KeyboardInterrupt
 
-    with queue.core("192.0.2.1"):
-        for network in ("192.0.2.2", "192.0.2.1"):
-            monkeypatch.setattr("threading.Event", Interrupted)
+    with queue.core("a"):
+        turn = threading.Event()
+        queue._join("b", turn)
+        monkeypatch.setattr("threading.Event", Interrupted)
+        for network in "abc":
             with pytest.raises(KeyboardInterrupt), queue.core(network):
                 pass
-            monkeypatch.undo()
-    with queue.core("192.0.2.1"):
-        assert (queue._waiting, queue._free_cores) == ({}, 0)
+        assert list(queue._waiting) == ["b"]
+    assert turn.is_set()
+    queue._leave("b", turn)
+    assert (queue._waiting, queue._free_cores) == ({}, 1)
