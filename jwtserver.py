@@ -153,11 +153,40 @@ class Error(Exception):
 _WARNING_EVENTS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
 
 
+_AUDIT_HANDLER = "jwtserver.audit_log"
+_LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+
+
 def _audit(event: str, **details: str) -> None:
     """Log an event in one line. JSON escapes line ends and terminal control characters."""
     level = logging.WARNING if event in _WARNING_EVENTS else logging.INFO
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
     audit_logger.log(level, "%s", line.replace("\x7f", "\\u007f"))
+
+
+def _open_audit_log(settings: "Settings") -> None:
+    """Append audit lines to the file that the settings name, in addition to the log.
+
+    Each line is one write, so those of several processes do not mix. After the file was moved away
+    (logrotate), a new one is created.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+    for handler in list(audit_logger.handlers):
+        if handler.name == _AUDIT_HANDLER:
+            audit_logger.removeHandler(handler)
+            handler.close()
+    if settings.audit_log:
+        from logging.handlers import WatchedFileHandler  # takes 15 ms
+        try:
+            handler = WatchedFileHandler(settings.audit_log, encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(
+                f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
+        handler.name = _AUDIT_HANDLER
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", _LOG_TIME_FORMAT))
+        audit_logger.addHandler(handler)
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -299,6 +328,7 @@ class Settings(NamedTuple):
     trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # by X-Forwarded-*
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
+    audit_log: Annotated[str, _parse_path] = ""  # a file to which audit lines are appended
     optional: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
@@ -2457,6 +2487,7 @@ _PAGE_HEADERS = (
     ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
     ("X-Frame-Options", "DENY"),
 )
+MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
 # A path of this site. Browsers take `//x` and `/\x` for another site, and drop tabs and line ends.
 _LOCAL_PAGE = re.compile(r"/(?!/)[!-\[\]-~]*")
 
@@ -2630,6 +2661,9 @@ class Pages:
             service.store.end_session(previous.get("sid", ""))
         token, seconds = issue_token(
             grant, service.signer, service.settings.session_lifetime, service.clock())
+        if len(token) > MAX_COOKIE_TOKEN:  # the browser would drop it, and come back for ever
+            service.store.end_session(grant.session.id)
+            raise HTTPError(403, "Your name and scopes are too long for a cookie")
         return _see_other(next_page, service.cookie_header(environ, token, seconds))
 
     def _form(
@@ -2879,6 +2913,7 @@ def create_app(
     if app is not None and not callable(app):
         raise TypeError("app must be a WSGI application")
     settings = settings.checked() if settings else Settings.from_environ(os.environ)
+    _open_audit_log(settings)
     store = store or _open_store_for_app(settings)
     service = Service(store, make_signer(settings, clock), settings, clock)
     pages = Pages(service)
@@ -4851,7 +4886,14 @@ def _server_url(host: str, listener: socket.socket, tls: Any) -> str:
 def _log_to_stderr() -> None:
     """Print the log, unless the user's application has already configured logging."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
-                        datefmt="%Y-%m-%dT%H:%M:%S%z")
+                        datefmt=_LOG_TIME_FORMAT)
+
+
+def _warn_to_stderr() -> None:
+    """Print only the warnings of a command, each in one line."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    logging.basicConfig(handlers=[handler], format="jwtserver: warning: %(message)s")
 
 
 def _load_app(name: str) -> WSGIApplication:
@@ -5297,6 +5339,8 @@ _COMMON_ARGUMENTS = (
               " users of this machine can see flags; put a password into JWTSERVER_DATABASE."),
     _argument("--secret-file FILE",
               "The file with the signing keys (default: jwtserver.key beside the database)."),
+    _argument("--verbose", "Print the log of a command (default: only warnings).",
+              action="store_true"),
 )
 _NAME = _argument("name NAME", "The name of the user.")
 _SCOPE = _argument(
@@ -5455,8 +5499,11 @@ def _run_command(arguments: List[str]) -> None:
             sys.stdout.reconfigure(errors="backslashreplace")
         args = _build_parser().parse_args(arguments)
         if args.run is not _serve:
-            _log_to_stderr()
-        args.run(args, _read_settings(args))
+            (_log_to_stderr if args.verbose else _warn_to_stderr)()
+        settings = _read_settings(args)
+        if args.run is not _serve:  # `create_app` opens it for the server
+            _open_audit_log(settings)
+        args.run(args, settings)
     finally:
         _flush_output()
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, main, open_store
@@ -519,15 +520,42 @@ def test_main_without_site_packages_runs_as_a_program(store):
 
 
 @pytest.mark.sqlite
-def test_command_as_a_program_shows_its_line_of_the_audit_log(store):
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "jwtserver.py"), "user", "disable", "alice"],
-        capture_output=True, text=True, timeout=20)
+def test_command_as_a_program_shows_its_line_of_the_audit_log_only_if_asked(store, monkeypatch):
+    def run(*arguments):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "jwtserver.py"), *arguments],
+            capture_output=True, text=True, timeout=20)
+        assert result.returncode == 0 and result.stdout.count("\n") == 1
+        return result.stderr
 
-    assert (result.returncode, result.stdout) == (
-        0, "Disabled the user alice and ended the user's sessions\n")
-    assert result.stderr.endswith(' jwtserver.audit: user_disable user="alice"\n')
-    assert result.stderr.count("\n") == 1
+    monkeypatch.setenv("JWTSERVER_NOTHING", "x")
+    warning = run("user", "enable", "alice")
+    verbose = run("user", "disable", "alice", "--verbose")
+
+    assert warning == "jwtserver: warning: There is no such setting: JWTSERVER_NOTHING\n"
+    assert verbose.endswith(' jwtserver.audit: user_disable user="alice"\n')
+
+
+def test_audit_log_file_gets_the_lines_of_commands_and_server(command, store, monkeypatch):
+    monkeypatch.setenv("JWTSERVER_AUDIT_LOG", "audit.log")
+    command("user disable alice")
+    Path("audit.log").rename("audit.log.1")
+    command("user enable alice")
+    client = TestApp(jwtserver.create_app())
+    client.post("/authenticate", {"username": "x\ny", "password": "x"}, status=401)
+    monkeypatch.delenv("JWTSERVER_AUDIT_LOG")
+    command("user disable alice")
+
+    old, new = (Path(name).read_text().splitlines() for name in ("audit.log.1", "audit.log"))
+    assert [line.partition(" ")[2] for line in old] == ['user_disable user="alice"']
+    assert [line.partition(" ")[2] for line in new] == [
+        'user_enable user="alice"', 'sign_in_failed user="x\\ny" address=""']
+
+
+def test_audit_log_that_cannot_be_written_is_an_error(command, store, monkeypatch):
+    monkeypatch.setenv("JWTSERVER_AUDIT_LOG", "no/audit.log")
+
+    assert refused(command("user list"), "JWTSERVER_AUDIT_LOG: no/audit.log: No such file")
 
 
 def test_version_is_printed(capsys):

@@ -493,6 +493,15 @@ def test_program_with_the_cookie_gets_the_answers_of_programs(browser):
     assert the_cookie(response)[1:] == ("", ["Max-Age=0", "Path=/", "HttpOnly", "SameSite=Lax"])
 
 
+def test_person_whose_token_is_too_long_for_a_cookie_is_told_so(browser, store):
+    store.add_users([user("ж" * 150, "read " * 400)])
+
+    page = submit(browser, "ж" * 150, status=403)
+
+    assert "too long for a cookie" in page and "Set-Cookie" not in page.headers
+    assert store.sessions_of("ж" * 150, 1_800_000_000) == []
+
+
 # --- The second factor and the account page -----------------------------------------------------
 
 
