@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 import jwtserver
+from http_support import CERTIFICATE
 from support import PASSWORD, ROOT, free_port, user
 from test_wsgi_servers import README_COMMANDS, apache_command, command_for
 
@@ -117,18 +118,20 @@ def backend_command(server, folder, port):
 @pytest.fixture
 def proxy(request, backend, open_start):
     """The client of a proxy with the README's configuration, in front of a server."""
-    name, port = request.param, free_port()
+    name, port, tls_port = request.param, free_port(), free_port()
     program = CADDIES.get(name, name)
     if not shutil.which(program, path=f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin"):
         pytest.skip(f"{name} is not installed")
     folder = backend.folder / f"proxy-{port}"
     (folder / "site").mkdir(parents=True)
     (folder / "site" / "index.html").write_text("a page")
+    (folder / "pem").write_text(CERTIFICATE)
     backend.folder.chmod(0o755)
 
     def write(file_name, text):
         for printed, used in [
-            ("listen 8080", f"listen 127.0.0.1:{port}"),
+            ("listen 8080", f"listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl;"
+             f" ssl_certificate {folder}/pem; ssl_certificate_key {folder}/pem"),
             ("http://:8080 {", f"http://:{port} {{\nbind 127.0.0.1\n"),
             ("address: :8080", f"address: 127.0.0.1:{port}"),
             ("0.0.0.0, port_value: 8080", f"127.0.0.1, port_value: {port}"),
@@ -158,7 +161,7 @@ def proxy(request, backend, open_start):
         client = start(command, port, path="/api/", HOME=str(folder))
         # Traefik serves before it has read its second file.
         assert any(client("/api/")[0] == 401 for _ in range(2000))
-        client.name = name
+        client.name, client.tls_url = name, f"https://127.0.0.1:{tls_port}"
         yield client
 
 
@@ -456,3 +459,41 @@ def test_nginx_has_locations_for_groups(browser, backend):
     browser.sign_in("carol")
     assert [browser(page)[0] for page in pages] == [*pages.values()]
     assert browser("/api/admin/")[2]["application"]["HTTP_REMOTE_SCOPE"] == "staff admin"
+
+
+@pytest.fixture
+def chromium():
+    pages = pytest.importorskip("test_sign_in_pages")  # needs Selenium
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("Chromium is not installed")
+    chromium = pages.Browser()
+    yield chromium
+    chromium.quit()
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
+def test_chromium_signs_in_behind_nginx_over_https(chromium, proxy, backend):
+    page, site = f"{proxy.tls_url}/api/a%20b?c=%26", f"{proxy.tls_url}/"
+    chromium.get(page)
+    assert chromium.current_url == f"{proxy.tls_url}/login?next=/api/a%2520b%3Fc%3D%2526"
+
+    chromium.sign_in("alice")
+
+    chromium.await_page(page)
+    seen = json.loads(chromium.text)["application"]
+    assert (seen["HTTP_REMOTE_USER"], seen["HTTP_X_FORWARDED_PROTO"]) == ("alice", "https")
+    (cookie,) = chromium.get_cookies()
+    assert (cookie["name"], cookie["secure"]) == ("__Host-jwtserver", True)
+    chromium.get(site)
+    assert chromium.text == "a page"
+    chromium.get(f"{site}staff/")
+    assert "403 Forbidden" in chromium.text
+
+    chromium.get(f"{site}login")
+    chromium.press("Sign out")
+
+    chromium.await_page(f"{site}login")
+    assert chromium.get_cookies() == []
+    chromium.get(page)
+    assert "Password" in chromium.text
