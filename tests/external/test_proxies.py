@@ -11,10 +11,12 @@ import shutil
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
 import jwtserver
+from http_support import CERTIFICATE
 from support import PASSWORD, ROOT, free_port, user
 from test_wsgi_servers import README_COMMANDS, apache_command, command_for
 
@@ -24,7 +26,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CADDIES = {"caddy": "caddy", **{
     f"caddy {version}": str(ROOT / f".ci/caddy-{version}/bin/caddy")
     for version in ("2.8.4", "2.10.2", "2.11.1", "2.11.7")}}
-PROXIES = ["nginx", *CADDIES, "traefik"]
+PROXIES = ["nginx", *CADDIES, "traefik", "envoy"]
 SERVERS = ["jwtserver", "mod_wsgi", *README_COMMANDS]
 BACKEND = '''
 import json
@@ -92,7 +94,7 @@ def backend(request, open_folder, open_start):
     with open_folder() as folder, open_start(folder) as start:
         store = jwtserver.open_store(str(folder / "jwtserver.db"))
         store.set_scope("alice", "read")
-        store.add_users([user("bob")])
+        store.add_users([user("bob"), user("carol", "staff admin")])
         store.close()
         (folder / "backend.py").write_text(BACKEND)
         (folder / "own_server.py").write_text(OWN_SERVER)
@@ -116,20 +118,25 @@ def backend_command(server, folder, port):
 @pytest.fixture
 def proxy(request, backend, open_start):
     """The client of a proxy with the README's configuration, in front of a server."""
-    name, port = request.param, free_port()
+    name, port, tls_port = request.param, free_port(), free_port()
     program = CADDIES.get(name, name)
     if not shutil.which(program, path=f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin"):
         pytest.skip(f"{name} is not installed")
     folder = backend.folder / f"proxy-{port}"
     (folder / "site").mkdir(parents=True)
     (folder / "site" / "index.html").write_text("a page")
+    (folder / "pem").write_text(CERTIFICATE)
     backend.folder.chmod(0o755)
 
     def write(file_name, text):
         for printed, used in [
-            ("listen 8080", f"listen 127.0.0.1:{port}"),
+            ("listen 8080", f"listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl;"
+             f" ssl_certificate {folder}/pem; ssl_certificate_key {folder}/pem"),
             ("http://:8080 {", f"http://:{port} {{\nbind 127.0.0.1\n"),
             ("address: :8080", f"address: 127.0.0.1:{port}"),
+            ("0.0.0.0, port_value: 8080", f"127.0.0.1, port_value: {port}"),
+            ("port_value: 3000", f"port_value: {backend.host.rpartition(':')[2]}"),
+            ("port_value: 9000", f"port_value: {backend.host.rpartition(':')[2]}"),
             ("127.0.0.1:3000", backend.host), ("127.0.0.1:9000", backend.host),
             ("/srv/site", f"{folder}/site"),
         ]:
@@ -143,6 +150,10 @@ def proxy(request, backend, open_start):
         write("traefik.yml", readme_block("yaml", 0))
         write("jwtserver.yml", readme_block("yaml", 1))
         command = ["traefik", "--configfile=traefik.yml"]
+    elif name == "envoy":
+        write("envoy.yaml", readme_block("yaml", 2))
+        command = ["envoy", "--config-path", "envoy.yaml", "--concurrency", "1",
+                   "--disable-hot-restart", "--log-level", "warning"]
     else:
         write("Caddyfile", CADDY.format(folder=folder, site=readme_block("caddy")))
         command = [program, "run"]
@@ -150,6 +161,7 @@ def proxy(request, backend, open_start):
         client = start(command, port, path="/api/", HOME=str(folder))
         # Traefik serves before it has read its second file.
         assert any(client("/api/")[0] == 401 for _ in range(2000))
+        client.name, client.tls_url = name, f"https://127.0.0.1:{tls_port}"
         yield client
 
 
@@ -175,7 +187,7 @@ def ask(client, path, headers=(), token=None, method="GET", body=None):
                     answer = response.read()
                     break
     if response.headers["Content-Type"] == "application/json":
-        answer = json.loads(answer)
+        answer = json.loads(answer or "null")
     return response.status, response.headers, answer
 
 
@@ -202,13 +214,23 @@ FORGERIES = {
 }
 
 
+def forgeries_for(proxy):
+    """All forgeries, without those to which a proxy answers 400."""
+    if proxy.name != "envoy":
+        return FORGERIES.values()
+    assert ask(proxy, "/api/", CONNECTION)[0] == 400
+    harmless = ("Connection", "close, Remote-User, Remote-Scope, Remote_User")
+    return [[harmless if header in CONNECTION else header for header in forgery]
+            for forgery in FORGERIES.values()]
+
+
 @pytest.mark.parametrize("backend", SERVERS, indirect=True)
 @pytest.mark.parametrize("proxy", PROXIES, indirect=True)
 def test_proxy_passes_on_only_the_user_and_the_client_that_it_has_seen(proxy, backend):
     tokens = {name: proxy("/authenticate", {"username": name, "password": PASSWORD})[2]["token"]
               for name in ("alice", "bob")}
 
-    for forgery in FORGERIES.values():
+    for forgery in forgeries_for(proxy):
         check_user_is_needed(proxy, forgery)
         check_user_is_that_of_the_token(proxy, tokens["alice"], "alice", "read", forgery)
         check_user_is_that_of_the_token(proxy, tokens["bob"], "bob", "", forgery)
@@ -236,7 +258,8 @@ def check_user_is_that_of_the_token(proxy, token, name, scope, forgery):
     assert application["HTTP_REMOTE_USER"] == name
     assert application.get("HTTP_REMOTE_SCOPE", "") == scope
     assert (application["REQUEST_METHOD"], application["received"]) == ("POST", "70000")
-    assert (verify["PATH_INFO"], verify.get("QUERY_STRING", "")) == ("/verify", "")
+    assert verify["PATH_INFO"] == "/verify"
+    assert verify.get("QUERY_STRING", "") in ("", "login")  # nginx has two locations
     assert (verify["HTTP_X_FORWARDED_METHOD"], verify["HTTP_X_FORWARDED_URI"]) == ("POST", path)
     for environ in (application, verify):
         check_client(environ, proxy)
@@ -287,12 +310,190 @@ def test_nginx_asks_verify_before_files(proxy, backend):
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
-@pytest.mark.parametrize("proxy", PROXIES, indirect=True)
+@pytest.mark.parametrize("proxy", PROXIES[:-1], indirect=True)
 def test_proxy_upgrades_only_to_websocket(proxy, backend):
     token = proxy.sign_in()[2]["token"]
 
     for protocols in [["websocket"], ["h2c"], ["h2c, websocket"], ["h2c", "websocket"], []]:
         headers = [("Connection", "Upgrade"), *(("Upgrade", protocol) for protocol in protocols)]
-        application = ask(proxy, "/api/", headers, token)[2]["application"]
+        seen = ask(proxy, "/api/", headers, token)[2]
         allowed = ["websocket"] if protocols == ["websocket"] else ["websocket", None]
-        assert application.get("HTTP_UPGRADE") in allowed
+        assert seen["application"].get("HTTP_UPGRADE") in allowed
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["envoy"], indirect=True)
+def test_envoy_does_not_upgrade_to_http_2(proxy, backend):
+    token = proxy.sign_in()[2]["token"]
+
+    for protocols in ["h2c", "h2c, websocket"]:
+        headers = [("Connection", "Upgrade"), ("Upgrade", protocols)]
+        status, _, seen = ask(proxy, "/api/", headers, token)
+        assert status == 403 or "HTTP_UPGRADE" not in seen["application"]
+
+
+class Browser:
+    """What a person's browser does, over a proxy: it keeps the cookie and says who sends a form."""
+
+    def __init__(self, proxy):
+        self.proxy = proxy
+        self.cookie = ""
+
+    def __call__(self, path, form=None, origin=None, forged=()):
+        headers = [("Accept", "text/html,*/*;q=0.8"), *forged]
+        if self.cookie:
+            headers.append(("Cookie", self.cookie))
+        if form is None:
+            return ask(self.proxy, path, headers)
+        headers += [("Origin", origin or self.proxy.url),
+                    ("Content-Type", "application/x-www-form-urlencoded")]
+        status, headers, body = ask(
+            self.proxy, path, headers, method="POST", body=urlencode(form).encode())
+        if headers["Set-Cookie"]:
+            self.cookie = headers["Set-Cookie"].partition(";")[0]
+        return status, headers, body
+
+    def sign_in(self, name, next_page="/"):
+        return self("/login", {"username": name, "password": PASSWORD, "next": next_page})
+
+
+@pytest.fixture
+def browser(proxy):
+    return Browser(proxy)
+
+
+PAGE = "/api/a%20b?c=%26&d='%22"
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", PROXIES, indirect=True)
+def test_proxy_sends_people_to_the_form_and_back_to_the_page(browser, backend):
+    status, headers, _ = browser(PAGE)
+    assert (status, headers["Cache-Control"]) == (303, "no-store")
+    login = urlsplit(headers["Location"])
+    assert (login.scheme, login.netloc, login.path) == ("", "", "/login")
+    assert parse_qs(login.query) == {"next": [PAGE]}
+    status, _, form = browser(headers["Location"])
+    assert status == 200 and b"</form>" in form
+    assert browser("/login", {"username": "alice"})[0] == 401
+
+    status, headers, _ = browser.sign_in("alice", PAGE)
+
+    assert (status, headers["Location"]) == (303, PAGE)
+    status, _, seen = browser(PAGE)
+    assert (status, seen["application"]["HTTP_REMOTE_USER"]) == (200, "alice")
+    assert b"Your account" in browser("/login")[2]
+    assert browser("/sessions")[2]["sessions"][0]["current"]
+    status, headers, _ = browser("/logout", {})
+    assert (status, headers["Location"]) == (303, "/login")
+    assert "Max-Age=0" in headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", PROXIES, indirect=True)
+def test_proxy_admits_a_cookie_only_from_its_own_pages(browser, proxy, backend):
+    browser.sign_in("alice")
+    stolen = browser.cookie
+    website = "http://other.example"
+    safe = [("X-Forwarded-Method", "GET"), ("X_Forwarded_Method", "GET"),
+            ("X-HTTP-Method-Override", "GET")]
+    handshake = [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Origin", website),
+                 ("Sec-WebSocket-Key", "eA=="), ("Sec-WebSocket-Version", "13")]
+    host = [("X-Forwarded-Host", "other.example"), ("X_Forwarded_Host", "other.example"),
+            ("Forwarded", "host=other.example")]
+
+    assert browser("/api/", {"a": "b"})[0] == 200
+    for forged in [[], safe, host, safe + host, [("Sec-Fetch-Site", "cross-site")]]:
+        assert browser("/api/", {"a": "b"}, website, forged)[0] == 403
+        assert browser("/api/", {"a": "b"}, "null", forged)[0] == 403
+        assert browser("/login", {"username": "bob"}, website, forged)[0] == 403
+        assert browser("/logout", {}, website, forged)[0] == 403
+    assert browser("/api/", {"a": "b"}, forged=[("Sec-Fetch-Site", "cross-site")])[0] == 403
+    assert browser("/api/", forged=handshake)[0] == 403
+    assert browser("/api/")[0] == 200
+    assert browser("/logout", {})[0] == 303
+    assert ask(proxy, "/api/", [("Cookie", stolen)])[0] == 401
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", PROXIES, indirect=True)
+def test_proxy_answers_programs_and_forgeries_with_401(browser, proxy, backend):
+    for forgery in forgeries_for(proxy):
+        for query in ["", "?optional", "?optional&login&scope=x", "?%6Fptional"]:
+            status, headers, body = ask(proxy, f"/api/{query}", forgery)
+            assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="api"')
+            assert body == {"success": False, "error": "An authorization header is required"}
+        status, headers, _ = browser("/api/?optional", forged=forgery)
+        assert (status, headers["Location"]) == (303, "/login?next=/api/%3Foptional")
+        assert browser("/api/", {"a": "b"}, forged=forgery)[0] == 401
+        assert browser("/api/", forged=[*forgery, ("Authorization", "Bearer x")])[0] == 401
+    status, _, body = ask(proxy, "/api/", method="HEAD")
+    assert status == 401 and not body
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["nginx", *CADDIES], indirect=True)
+def test_static_site_is_for_people_who_have_signed_in(browser, backend):
+    assert browser("/index.html")[1]["Location"] == "/login?next=/index.html"
+
+    browser.sign_in("alice")
+
+    status, headers, body = browser("/")
+    assert (status, headers["Cache-Control"], body) == (200, "private", b"a page")
+    assert browser("/missing")[0] == 404
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
+def test_nginx_has_locations_for_groups(browser, backend):
+    pages = {"/staff/": 404, "/api/admin/": 200}  # the status for a user with the scope
+    unusual = ["/api/%61dmin/", "/api/x/../admin/", "//api//admin/?optional", "/api/./admin/x"]
+    for page in pages:
+        assert browser(page)[1]["Location"] == f"/login?next={page}"
+
+    browser.sign_in("alice")
+    assert [browser(page)[0] for page in pages] == [403, 403]
+    assert {browser(page)[0] for page in unusual} == {403}
+    assert browser("/api/")[0] == 200
+
+    browser.sign_in("carol")
+    assert [browser(page)[0] for page in pages] == [*pages.values()]
+    assert browser("/api/admin/")[2]["application"]["HTTP_REMOTE_SCOPE"] == "staff admin"
+
+
+@pytest.fixture
+def chromium():
+    pages = pytest.importorskip("test_sign_in_pages")  # needs Selenium
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("Chromium is not installed")
+    chromium = pages.Browser()
+    yield chromium
+    chromium.quit()
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
+def test_chromium_signs_in_behind_nginx_over_https(chromium, proxy, backend):
+    page, site = f"{proxy.tls_url}/api/a%20b?c=%26", f"{proxy.tls_url}/"
+    chromium.get(page)
+    assert chromium.current_url == f"{proxy.tls_url}/login?next=/api/a%2520b%3Fc%3D%2526"
+
+    chromium.sign_in("alice")
+
+    chromium.await_page(page)
+    seen = json.loads(chromium.text)["application"]
+    assert (seen["HTTP_REMOTE_USER"], seen["HTTP_X_FORWARDED_PROTO"]) == ("alice", "https")
+    (cookie,) = chromium.get_cookies()
+    assert (cookie["name"], cookie["secure"]) == ("__Host-jwtserver", True)
+    chromium.get(site)
+    assert chromium.text == "a page"
+    chromium.get(f"{site}staff/")
+    assert "403 Forbidden" in chromium.text
+
+    chromium.get(f"{site}login")
+    chromium.press("Sign out")
+
+    chromium.await_page(f"{site}login")
+    assert chromium.get_cookies() == []
+    chromium.get(page)
+    assert "Password" in chromium.text
