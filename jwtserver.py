@@ -39,6 +39,7 @@ and sessions are in a database, the signing keys in a file. Which chapter to rea
     HTTP: requests, responses        how requests are parsed and responses are framed
     HTTP: connections                the state of a connection
     HTTP: the event loop, sockets    which thread does what, and how the loop moves
+    Output                           how the server writes to a pipe that nobody reads
     Commands, The command line       what each command does; all commands and flags
 
 The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you use another server.
@@ -77,7 +78,7 @@ import unicodedata
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from enum import Enum
 from functools import lru_cache, partial, wraps
 from html import escape
@@ -4765,6 +4766,126 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
     return context
 
 
+# --- Output -------------------------------------------------------------------------------------
+#
+# Design: If nobody reads a pipe, a write to it blocks: first the event loop, then each thread that
+# logs. So while the server runs, a write to standard output or error joins a queue, and one thread
+# for each of the two does the writing. It joins only as much as a pipe takes in one piece, so that
+# the lines of several processes do not mix. If the queue is full, the write is lost and counted.
+# Files are written directly.
+
+MAX_QUEUED_OUTPUT = 1024 * 1024  # bytes
+MAX_OUTPUT_WAIT = 0.5  # seconds for a reader of each, before the server ends
+MAX_JOINED_OUTPUT = 4096  # bytes; Linux does not split such a write to a pipe (PIPE_BUF)
+OUTPUT_INTERVAL = 0.005  # seconds; without a pause, the thread costs 10 % of the requests
+
+
+class _OutputQueue(io.RawIOBase):
+    """A pipe or terminal to which another thread writes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file  # it has no buffer
+        self._process_id = os.getpid()
+        self._changed = threading.Condition()  # of the attributes below
+        self._pieces: Deque[bytes] = deque()
+        self._size = 0  # bytes that have not been written
+        self._lost_writes = 0
+        self._failure: Optional[Tuple[int, str]] = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor of the pipe or terminal."""
+        return int(self._file.fileno())
+
+    def isatty(self) -> bool:
+        """Return whether this is a terminal."""
+        return bool(self._file.isatty())
+
+    def write(self, data: Any) -> int:
+        """Append to the queue, if there is room.
+
+        Raises:
+            OSError: the thread could not write, because the pipe is closed.
+        """
+        if os.getpid() != self._process_id:  # the application has forked; the thread is not here
+            return int(self._file.write(data))
+        with self._changed:
+            if self._failure:
+                raise OSError(*self._failure)
+            piece = bytes(data)
+            if self._lost_writes:
+                piece = b"jwtserver: nobody read %d writes; they are lost\n%b" % (
+                    self._lost_writes, piece)
+            if self._size + len(piece) > MAX_QUEUED_OUTPUT:
+                self._lost_writes += 1
+            else:
+                self._lost_writes = 0
+                self._pieces.append(piece)
+                self._size += len(piece)
+                self._changed.notify_all()
+        return len(data)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all is written, but not longer."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._size, seconds)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._pieces)
+                    piece = self._pieces.popleft()
+                    while self._pieces and len(piece + self._pieces[0]) <= MAX_JOINED_OUTPUT:
+                        piece += self._pieces.popleft()
+                written = self._file.write(piece)
+                if written is None:  # it is full; another process has made it non-blocking
+                    written = 0
+                with self._changed:
+                    self._size -= written
+                    if written < len(piece):
+                        self._pieces.appendleft(piece[written:])
+                    self._changed.notify_all()
+                if not written or not self._pieces:
+                    time.sleep(OUTPUT_INTERVAL)
+        except OSError as error:
+            with self._changed:
+                self._failure, self._size = (error.errno or 0, str(error.strerror)), 0
+                self._changed.notify_all()
+
+
+def _queued(stream: Any) -> Any:
+    """The same stream, with a queue in front of it if it may block."""
+    # Some streams are missing or have no file, and some systems have no thread left.
+    with suppress(AttributeError, OSError, RuntimeError):
+        mode = os.fstat(stream.fileno()).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty():
+            return io.TextIOWrapper(
+                _OutputQueue(getattr(stream.buffer, "raw", stream.buffer)),
+                stream.encoding, stream.errors, line_buffering=True)
+    return stream
+
+
+@contextmanager
+def _queued_output() -> Iterator[None]:
+    """Put queues in front of standard output and error, during a `with` block."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = streams = _queued(sys.stdout), _queued(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            if stream not in before:
+                with suppress(OSError):
+                    stream.flush()
+                stream.buffer.wait(MAX_OUTPUT_WAIT)
+        sys.stdout, sys.stderr = before
+
+
 # --- Commands -----------------------------------------------------------------------------------
 #
 # Design: Each command is one function of its arguments and the settings. It does one thing, prints
@@ -5456,7 +5577,8 @@ def _run_command(arguments: List[str]) -> None:
         args = _build_parser().parse_args(arguments)
         if args.run is not _serve:
             _log_to_stderr()
-        args.run(args, _read_settings(args))
+        with _queued_output() if args.run is _serve else nullcontext():
+            args.run(args, _read_settings(args))
     finally:
         _flush_output()
 
