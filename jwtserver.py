@@ -3717,9 +3717,13 @@ def _date_field(seconds: int) -> str:
     return f"Date: {format_date_time(seconds)}\r\n"
 
 
+def _escape(match: "re.Match[str]") -> str:
+    return f"\\x{ord(match[0]):02x}"
+
+
 def _loggable(text: Any, max_length: int) -> str:
     text = str(text or "-")[:max_length]
-    return _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)[:max_length]
+    return _UNLOGGABLE.sub(_escape, text)[:max_length]
 
 
 def _access_log_line(request: _Request, handler: _Handler) -> str:
@@ -4969,10 +4973,28 @@ def _server_url(host: str, listener: socket.socket, tls: Any) -> str:
     return f"{'https' if tls else 'http'}://{host}:{_socket_address(listener)[1]}"
 
 
+class _LogFormatter(logging.Formatter):
+    """Escapes control characters, and indents all lines of a record except the first.
+
+    A traceback shows the text of the exception, which may come from a client. It must not look like
+    a line of the audit log, or control the terminal.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        lines = super().format(record).split("\n")
+        return "\n    ".join([_CONTROL_CHARACTERS.sub(_escape, line) for line in lines])
+
+
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # except tabs
+
+
 def _log_to_stderr() -> None:
     """Print the log, unless the user's application has already configured logging."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
-                        datefmt="%Y-%m-%dT%H:%M:%S%z")
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _LogFormatter("%(asctime)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _load_app(name: str) -> WSGIApplication:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import select
@@ -772,6 +773,25 @@ def test_access_log_goes_to_the_output(start):
     _, output, _ = server.stop()
 
     assert '"GET /health HTTP/1.1" 200 17 "-" "Python-urllib/' in output
+
+
+# --- The log
+
+
+def test_log_record_cannot_be_forged_by_the_text_of_an_exception():
+    formatter = jwtserver._LogFormatter("AT %(name)s: %(message)s")
+    try:
+        raise ValueError('a\nAT jwtserver.audit: sign_in\r\x85\u2028AT x: y\x1b[2J\té')
+    except ValueError:
+        record = logging.LogRecord(
+            "jwtserver", logging.ERROR, "", 0, "A fault\nAT x: y", (), sys.exc_info())
+
+    text = formatter.format(record)
+
+    assert [line for line in text.splitlines() if not line.startswith("    ")] == [
+        "AT jwtserver: A fault"]
+    assert text.endswith(
+        "\n    AT jwtserver.audit: sign_in\\x0d\\x85\\x2028AT x: y\\x1b[2J\té")
 
 
 # --- Output that nobody reads
