@@ -892,7 +892,7 @@ def _network(address: str) -> str:
     except ValueError:  # a server on a Unix socket knows no address
         return address
     if isinstance(ip, ipaddress.IPv4Address):
-        return address
+        return str(ip)
     return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
