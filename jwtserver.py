@@ -39,6 +39,7 @@ and sessions are in a database, the signing keys in a file. Which chapter to rea
     HTTP: requests, responses        how requests are parsed and responses are framed
     HTTP: connections                the state of a connection
     HTTP: the event loop, sockets    which thread does what, and how the loop moves
+    Output                           how the server writes to a pipe that nobody reads
     Commands, The command line       what each command does; all commands and flags
 
 The five HTTP chapters are the server of `python jwtserver.py`. Skip them if you use another server.
@@ -77,7 +78,7 @@ import unicodedata
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from enum import Enum
 from functools import lru_cache, partial, wraps
 from html import escape
@@ -921,7 +922,7 @@ def _network(address: str) -> str:
     except ValueError:  # a server on a Unix socket knows no address
         return address
     if isinstance(ip, ipaddress.IPv4Address):
-        return address
+        return str(ip)
     return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
 
 
@@ -3751,9 +3752,13 @@ def _date_field(seconds: int) -> str:
     return f"Date: {format_date_time(seconds)}\r\n"
 
 
+def _escape(match: "re.Match[str]") -> str:
+    return f"\\x{ord(match[0]):02x}"
+
+
 def _loggable(text: Any, max_length: int) -> str:
     text = str(text or "-")[:max_length]
-    return _UNLOGGABLE.sub(lambda match: f"\\x{ord(match[0]):02x}", text)[:max_length]
+    return _UNLOGGABLE.sub(_escape, text)[:max_length]
 
 
 def _access_log_line(request: _Request, handler: _Handler) -> str:
@@ -4800,6 +4805,126 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
     return context
 
 
+# --- Output -------------------------------------------------------------------------------------
+#
+# Design: If nobody reads a pipe, a write to it blocks: first the event loop, then each thread that
+# logs. So while the server runs, a write to standard output or error joins a queue, and one thread
+# for each of the two does the writing. It joins only as much as a pipe takes in one piece, so that
+# the lines of several processes do not mix. If the queue is full, the write is lost and counted.
+# Files are written directly.
+
+MAX_QUEUED_OUTPUT = 1024 * 1024  # bytes
+MAX_OUTPUT_WAIT = 0.5  # seconds for a reader of each, before the server ends
+MAX_JOINED_OUTPUT = 4096  # bytes; Linux does not split such a write to a pipe (PIPE_BUF)
+OUTPUT_INTERVAL = 0.005  # seconds; without a pause, the thread costs 10 % of the requests
+
+
+class _OutputQueue(io.RawIOBase):
+    """A pipe or terminal to which another thread writes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file  # it has no buffer
+        self._process_id = os.getpid()
+        self._changed = threading.Condition()  # of the attributes below
+        self._pieces: Deque[bytes] = deque()
+        self._size = 0  # bytes that have not been written
+        self._lost_writes = 0
+        self._failure: Optional[Tuple[int, str]] = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor of the pipe or terminal."""
+        return int(self._file.fileno())
+
+    def isatty(self) -> bool:
+        """Return whether this is a terminal."""
+        return bool(self._file.isatty())
+
+    def write(self, data: Any) -> int:
+        """Append to the queue, if there is room.
+
+        Raises:
+            OSError: the thread could not write, because the pipe is closed.
+        """
+        if os.getpid() != self._process_id:  # the application has forked; the thread is not here
+            return int(self._file.write(data))
+        with self._changed:
+            if self._failure:
+                raise OSError(*self._failure)
+            piece = bytes(data)
+            if self._lost_writes:
+                piece = b"jwtserver: nobody read %d writes; they are lost\n%b" % (
+                    self._lost_writes, piece)
+            if self._size + len(piece) > MAX_QUEUED_OUTPUT:
+                self._lost_writes += 1
+            else:
+                self._lost_writes = 0
+                self._pieces.append(piece)
+                self._size += len(piece)
+                self._changed.notify_all()
+        return len(data)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all is written, but not longer."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._size, seconds)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._pieces)
+                    piece = self._pieces.popleft()
+                    while self._pieces and len(piece + self._pieces[0]) <= MAX_JOINED_OUTPUT:
+                        piece += self._pieces.popleft()
+                written = self._file.write(piece)
+                if written is None:  # it is full; another process has made it non-blocking
+                    written = 0
+                with self._changed:
+                    self._size -= written
+                    if written < len(piece):
+                        self._pieces.appendleft(piece[written:])
+                    self._changed.notify_all()
+                if not written or not self._pieces:
+                    time.sleep(OUTPUT_INTERVAL)
+        except OSError as error:
+            with self._changed:
+                self._failure, self._size = (error.errno or 0, str(error.strerror)), 0
+                self._changed.notify_all()
+
+
+def _queued(stream: Any) -> Any:
+    """The same stream, with a queue in front of it if it may block."""
+    # Some streams are missing or have no file, and some systems have no thread left.
+    with suppress(AttributeError, OSError, RuntimeError):
+        mode = os.fstat(stream.fileno()).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty():
+            return io.TextIOWrapper(
+                _OutputQueue(getattr(stream.buffer, "raw", stream.buffer)),
+                stream.encoding, stream.errors, line_buffering=True)
+    return stream
+
+
+@contextmanager
+def _queued_output() -> Iterator[None]:
+    """Put queues in front of standard output and error, during a `with` block."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = streams = _queued(sys.stdout), _queued(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in streams:
+            if stream not in before:
+                with suppress(OSError):
+                    stream.flush()
+                stream.buffer.wait(MAX_OUTPUT_WAIT)
+        sys.stdout, sys.stderr = before
+
+
 # --- Commands -----------------------------------------------------------------------------------
 #
 # Design: Each command is one function of its arguments and the settings. It does one thing, prints
@@ -4883,17 +5008,35 @@ def _server_url(host: str, listener: socket.socket, tls: Any) -> str:
     return f"{'https' if tls else 'http'}://{host}:{_socket_address(listener)[1]}"
 
 
+class _LogFormatter(logging.Formatter):
+    """Escapes control characters, and indents all lines of a record except the first.
+
+    A traceback shows the text of the exception, which may come from a client. It must not look like
+    a line of the audit log, or control the terminal.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        lines = super().format(record).split("\n")
+        return "\n    ".join([_CONTROL_CHARACTERS.sub(_escape, line) for line in lines])
+
+
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # except tabs
+
+
 def _log_to_stderr() -> None:
     """Print the log, unless the user's application has already configured logging."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s",
-                        datefmt=_LOG_TIME_FORMAT)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogFormatter("%(asctime)s %(name)s: %(message)s", _LOG_TIME_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _warn_to_stderr() -> None:
     """Print only the warnings of a command, each in one line."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    logging.basicConfig(handlers=[handler], format="jwtserver: warning: %(message)s")
+    handler.setFormatter(_LogFormatter("jwtserver: warning: %(message)s"))
+    logging.basicConfig(handlers=[handler])
 
 
 def _load_app(name: str) -> WSGIApplication:
@@ -5503,7 +5646,8 @@ def _run_command(arguments: List[str]) -> None:
         settings = _read_settings(args)
         if args.run is not _serve:  # `create_app` opens it for the server
             _open_audit_log(settings)
-        args.run(args, settings)
+        with _queued_output() if args.run is _serve else nullcontext():
+            args.run(args, settings)
     finally:
         _flush_output()
 

@@ -1365,12 +1365,13 @@ class BearerAuthMiddleware:
     def authenticate(self, environ: Environ) -> Optional[Claims]:
         """Return the claims of the request's token, or None if it has no valid, unrevoked token.
 
-        Middleware in front of the guard can call this. The guard then uses the result and does not
-        verify the token again. If `is_revoked` raises, this returns None, and the guard asks again.
+        Middleware in front of the guard can call this. The guard, or another call, then uses the
+        result and does not verify the token again. If `is_revoked` raises, this returns None, and
+        the guard asks again.
         """
         credentials = self._credentials(environ)
         try:
-            result = self._check_token(*credentials)
+            result = self._check_once(environ, *credentials)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
         environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, *credentials, result)
@@ -1383,6 +1384,17 @@ class BearerAuthMiddleware:
             return authorization, ""
         prefix = "__Host-" if environ.get("wsgi.url_scheme") == "https" else ""
         return "", _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+
+    def _check_once(
+        self, environ: Environ, authorization: str, cookie: str,
+    ) -> Union[Claims, _Refusal]:
+        """Return the result of `authenticate`, if it was called for these credentials."""
+        token_check = environ.pop(_TOKEN_CHECK, None)
+        question = (self.signer, self.is_revoked, authorization, cookie)
+        if isinstance(token_check, tuple) and token_check[:4] == question:
+            result: Union[Claims, _Refusal] = token_check[4]
+            return result
+        return self._check_token(authorization, cookie)
 
     def _check_token(self, authorization: str, cookie: str) -> Union[Claims, _Refusal]:
         if not authorization and not cookie:
@@ -1402,12 +1414,7 @@ class BearerAuthMiddleware:
         self, environ: Environ, authorization: str, cookie: str, scopes: Scopes,
     ) -> Optional[_Refusal]:
         """Replace the identity in the environ, or return why the request is refused."""
-        token_check = environ.pop(_TOKEN_CHECK, None)
-        question = (self.signer, self.is_revoked, authorization, cookie)
-        if isinstance(token_check, tuple) and token_check[:4] == question:
-            result = token_check[4]
-        else:
-            result = self._check_token(authorization, cookie)
+        result = self._check_once(environ, authorization, cookie)
         if isinstance(result, _Refusal):
             return result
         if cookie and is_cross_site(environ):

@@ -345,6 +345,31 @@ def test_service_verifies_and_looks_up_a_token_once_per_request(make, monkeypatc
     assert (len(verified), len(looked_up)) == (4, 4)
 
 
+@pytest.mark.parametrize("method, path", [
+    ("GET", "/protected"), ("POST", "/logout"), ("GET", "/logout/"), ("GET", "/verify"),
+    ("GET", "/verify?optional"), ("GET", "/verify?login"), ("GET", "/sessions"), ("GET", "/login"),
+    ("POST", "/login"), ("GET", "/"), ("GET", "/nope"), ("GET", "/health"),
+])
+@pytest.mark.parametrize("trusted_proxies", [0, 1])
+@pytest.mark.parametrize("carrier", ["header", "cookie"])
+def test_service_verifies_a_token_at_most_once_on_every_path(
+    make, monkeypatch, store, method, path, trusted_proxies, carrier,
+):
+    client = make(trusted_proxies=trusted_proxies)
+    token = token_of(client, "alice", "198.51.100.1")
+    headers = {"Accept": "text/html", "X-Forwarded-Method": "GET", **(
+        bearer(token) if carrier == "header" else {"Cookie": f"jwtserver={token}"})}
+    verified, looked_up, verify, is_open = [], [], TokenSigner.verify, store.is_open
+    monkeypatch.setattr(
+        TokenSigner, "verify", lambda *args: verified.append(args) or verify(*args))
+    monkeypatch.setattr(
+        store, "is_open", lambda *args: looked_up.append(args) or is_open(*args))
+
+    client.request(path, method=method, headers=headers, status="*")
+
+    assert len(verified) == len(looked_up) == (path != "/health")
+
+
 def test_service_rate_without_the_database_is_counted_by_address(make, monkeypatch, store):
     client = make(4, app=hello, protect=["/protected"])
     alice = bearer(token_of(client, "alice", "198.51.100.1"))

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import select
@@ -772,3 +773,161 @@ def test_access_log_goes_to_the_output(start):
     _, output, _ = server.stop()
 
     assert '"GET /health HTTP/1.1" 200 17 "-" "Python-urllib/' in output
+
+
+# --- The log
+
+
+def test_log_record_cannot_be_forged_by_the_text_of_an_exception():
+    formatter = jwtserver._LogFormatter("AT %(name)s: %(message)s")
+    try:
+        raise ValueError('a\nAT jwtserver.audit: sign_in\r\x85\u2028AT x: y\x1b[2J\té')
+    except ValueError:
+        record = logging.LogRecord(
+            "jwtserver", logging.ERROR, "", 0, "A fault\nAT x: y", (), sys.exc_info())
+
+    text = formatter.format(record)
+
+    assert [line for line in text.splitlines() if not line.startswith("    ")] == [
+        "AT jwtserver: A fault"]
+    assert text.endswith(
+        "\n    AT jwtserver.audit: sign_in\\x0d\\x85\\x2028AT x: y\\x1b[2J\té")
+
+
+# --- Output that nobody reads
+
+
+def test_output_that_nobody_reads_does_not_block_the_server(start, tmp_path):
+    """A pipe holds 64 KiB."""
+    (tmp_path / "mine.py").write_text("""
+import logging
+logging.basicConfig(format="%(message)s")
+def app(environ, start_response):
+    logging.warning("a" * 1000)
+    environ["wsgi.errors"].write("b" * 1000 + "\\n")
+    print("c" * 1000)
+    start_response("204 No Content", [])
+    return []
+""")
+    server = start("--app", "mine:app", "--protect", "/x", "--access-log")
+
+    data = server.raw(head(first=b"GET / HTTP/1.1") * 100)
+    server.process.terminate()
+    output, errors = server.process.communicate(timeout=20)
+
+    assert statuses(data) == [204] * 100
+    assert output.count("c" * 1000 + "\n") == output.count('"GET / HTTP/1.1" 204') == 100
+    assert errors.count("a" * 1000 + "\n") == errors.count("b" * 1000 + "\n") == 100
+
+
+@pytest.fixture
+def pipe():
+    """The two ends of a pipe, and a queue in front of the second."""
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as output, open(writer, "wb", buffering=0) as file:
+        yield output, file, jwtserver._OutputQueue(file)
+
+
+def fill(file):
+    """Fill a pipe, so that the next write blocks."""
+    os.set_blocking(file.fileno(), False)
+    filled = 0
+    while written := file.write(b"." * 65536):
+        filled += written
+    os.set_blocking(file.fileno(), True)
+    return filled
+
+
+def test_output_beyond_the_queue_is_lost_and_counted(pipe, monkeypatch):
+    output, file, queue = pipe
+    monkeypatch.setattr(jwtserver, "MAX_QUEUED_OUTPUT", 100)
+    filled = fill(file)
+
+    for number in range(13):
+        assert queue.write(b"line %02d..\n" % number) == 10
+    queue.wait(0)  # gives up
+    output.read(filled)
+    queue.wait(10)
+    queue.write(b"last\n")
+    queue.wait(10)
+
+    assert output.read(999).splitlines() == [
+        *(b"line %02d.." % number for number in range(10)),
+        b"jwtserver: nobody read 3 writes; they are lost", b"last"]
+
+
+def test_output_to_a_full_pipe_that_does_not_block_is_written_later(pipe, monkeypatch):
+    output, file, queue = pipe
+    tried = threading.Event()
+    monkeypatch.setattr("time.sleep", lambda seconds: tried.set())
+    filled = fill(file)
+    os.set_blocking(file.fileno(), False)
+
+    queue.write(b"later")
+    assert tried.wait(10)
+    output.read(filled)
+    queue.wait(10)
+
+    assert output.read(99) == b"later"
+
+
+def test_output_to_a_closed_pipe_raises_from_then_on(pipe):
+    output, _, queue = pipe
+    output.close()
+
+    queue.write(b"lost")
+    queue.wait(10)
+
+    for _ in range(2):
+        with pytest.raises(BrokenPipeError, match="Broken pipe"):
+            queue.write(b"x")
+
+
+def test_output_of_a_forked_process_is_written_at_once(pipe):
+    output, file, queue = pipe
+
+    child = os.fork()
+    if child == 0:
+        queue.write(b"child")
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    assert output.read(99) == b"child"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_output_has_a_queue_only_where_it_may_block(monkeypatch, tmp_path, is_terminal):
+    if is_terminal:
+        reader, writer = os.openpty()
+    else:
+        reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as output, open(writer, "w") as stream:
+        with open(tmp_path / "file", "w") as file:
+            monkeypatch.setattr(sys, "stdout", stream)
+            monkeypatch.setattr(sys, "stderr", file)
+            with jwtserver._queued_output():
+                assert (sys.stdout is stream, sys.stderr is file) == (False, True)
+                assert sys.stdout.isatty() == is_terminal
+                assert (sys.stdout.fileno(), sys.stdout.encoding) == (writer, stream.encoding)
+                print("whole,", "and", end=" ")
+                print("unfinished", end="")
+            assert (sys.stdout, sys.stderr) == (stream, file)
+        assert output.read(99) == b"whole, and unfinished"
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["none", "without a file"])
+def test_output_that_is_no_file_has_no_queue(monkeypatch, stream):
+    monkeypatch.setattr(sys, "stdout", stream)
+
+    with jwtserver._queued_output():
+        assert sys.stdout is stream
+
+
+def test_output_without_another_thread_has_no_queue(monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    reader, writer = os.pipe()
+    with open(reader), open(writer, "w") as stream:
+        assert jwtserver._queued(stream) is stream
