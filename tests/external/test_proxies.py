@@ -117,8 +117,12 @@ def backend_command(server, folder, port):
 
 @pytest.fixture
 def proxy(request, backend, open_start):
-    """The client of a proxy with the README's configuration, in front of a server."""
-    name, port, tls_port = request.param, free_port(), free_port()
+    """The client of a proxy with the README's configuration, in front of a server.
+
+    After the name of the proxy, `, optional` means that no token is needed.
+    """
+    name, optional, _ = request.param.partition(", optional")
+    port, tls_port = free_port(), free_port()
     program = CADDIES.get(name, name)
     if not shutil.which(program, path=f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin"):
         pytest.skip(f"{name} is not installed")
@@ -141,6 +145,10 @@ def proxy(request, backend, open_start):
             ("/srv/site", f"{folder}/site"),
         ]:
             text = text.replace(printed, used)
+        if optional:
+            text = text.replace("/verify?login", "/verify?optional").replace(
+                f"{backend.host};\n        proxy_set_body", f"{backend.host}/verify?optional;"
+                "\n        proxy_set_body", 1)  # the first such location of nginx
         (folder / file_name).write_text(text)
 
     if name == "nginx":
@@ -160,7 +168,7 @@ def proxy(request, backend, open_start):
     with open_start(folder) as start:
         client = start(command, port, path="/api/", HOME=str(folder))
         # Traefik serves before it has read its second file.
-        assert any(client("/api/")[0] == 401 for _ in range(2000))
+        assert any(client("/api/")[0] in (200, 401) for _ in range(2000))
         client.name, client.tls_url = name, f"https://127.0.0.1:{tls_port}"
         yield client
 
@@ -239,6 +247,23 @@ def test_proxy_passes_on_only_the_user_and_the_client_that_it_has_seen(proxy, ba
     assert proxy("/logout", token=tokens["alice"], method="POST")[0] == 204
     assert proxy("/api/", token=tokens["alice"])[0] == 401
     assert proxy("/api/", token=tokens["bob"])[0] == 200
+
+
+@pytest.mark.parametrize("backend", ["cheroot"], indirect=True)  # `Remote_User` is `Remote-User`
+@pytest.mark.parametrize("proxy", [  # Caddy before 2.10 passes on the name of its own variable
+    f"{name}, optional" for name in PROXIES if name not in ("caddy", "caddy 2.8.4")], indirect=True)
+def test_proxy_passes_on_no_user_without_a_token(proxy, backend):
+    token = proxy.sign_in()[2]["token"]
+
+    for forgery in forgeries_for(proxy):
+        status, _, seen = ask(proxy, "/api/", forgery)
+        assert status == 200
+        for environ in (seen["application"], seen["verify"]):
+            check_client(environ, proxy)
+            assert not environ.get("HTTP_REMOTE_USER") and not environ.get("HTTP_REMOTE_SCOPE")
+        assert ask(proxy, "/api/", forgery, token="x.y.z")[0] == 401
+        seen = ask(proxy, "/api/", forgery, token)[2]
+        assert seen["application"]["HTTP_REMOTE_USER"] == "alice"
 
 
 def check_user_is_needed(proxy, forgery):
