@@ -2564,8 +2564,9 @@ def _field(
 
 
 def _local_page(page: Any) -> str:
-    """Return a path of this site, or `/` for anything that may lead to another site."""
-    return page if isinstance(page, str) and _LOCAL_PAGE.fullmatch(page) else "/"
+    """Return a path of this site, or `/` for one that is long or may lead to another site."""
+    is_local = isinstance(page, str) and _LOCAL_PAGE.fullmatch(page)
+    return page if is_local and len(page) <= MAX_NEXT_LENGTH else "/"
 
 
 def _wants_page(environ: Environ) -> bool:

@@ -1138,7 +1138,7 @@ _COOKIE_PAIR = rf'{_HTTP_TOKEN.pattern}=(?:{_COOKIE_OCTETS}|"{_COOKIE_OCTETS}")'
 _COOKIE_STRING = re.compile(f"{_COOKIE_PAIR}(?:; {_COOKIE_PAIR})*")
 _LOGIN_PATH = re.compile(r"/(?:[\w.~!$&'()*+,;=:@%-][\w.~!$&'()*+,;=:@%/-]*)?", re.ASCII)
 _PATH_CHARACTERS = "/!$&'()*+,;=:@~"  # RFC 3986 §3.3, besides letters, digits and `-._`
-MAX_NEXT_LENGTH = 4096  # of a redirect to the login page; servers limit the length of a target
+MAX_NEXT_LENGTH = 2048  # of a page to return to; nginx takes 4 KiB of headers, cookie included
 
 
 class _Refusal(NamedTuple):

@@ -368,6 +368,7 @@ OTHER_SITES = [
     "\t//evil.example", "/\n/evil.example", "/\r\nSet-Cookie: x=y", " //evil.example",
     "https://evil.example", "https:evil.example", "HTTPS:/evil.example", "javascript:alert(1)",
     "data:text/html,x", "evil.example", "http://tool.example@evil.example/", "@evil.example", "",
+    "/" + "x" * 2048,
     "?x", "#x", "/\x00/x", "/\x7f", "/caf\xe9", "/ x", "x" * 5000,
 ]
 

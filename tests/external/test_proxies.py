@@ -41,7 +41,9 @@ def application(environ, start_response):
     def start(status, headers, *exc_info):
         if environ["PATH_INFO"] == "/verify":
             asked["verify"] = show(environ)
-        return start_response(status, [*headers, ("Seen", show(environ))], *exc_info)
+        if environ["PATH_INFO"] in ("/authenticate", "/health"):
+            headers = [*headers, ("Seen", show(environ))]
+        return start_response(status, headers, *exc_info)
 
     if not environ["PATH_INFO"].startswith("/api/"):
         return service(environ, start)
@@ -454,6 +456,19 @@ def test_proxy_answers_programs_and_forgeries_with_401(browser, proxy, backend):
         assert browser("/api/", forged=[*forgery, ("Authorization", "Bearer x")])[0] == 401
     status, _, body = ask(proxy, "/api/", method="HEAD")
     assert status == 401 and not body
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", PROXIES, indirect=True)
+def test_proxy_sends_people_to_the_form_from_an_address_of_any_length(browser, backend):
+    for length in [2000, 2048, 3000, 3900, 4080, 6000]:
+        status, headers, _ = browser("/api/?" + "x" * length)
+        assert status == 303
+        page = parse_qs(urlsplit(headers["Location"]).query)["next"][0]
+        browser.cookie = ""
+        assert browser.sign_in("alice", page)[0] == 303
+        assert browser.sign_in("alice", "/" + "x" * length)[0] == 303
+        browser.cookie = ""
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
