@@ -145,6 +145,8 @@ def _always_enabled(logger: logging.Logger) -> logging.Logger:
 logger = _always_enabled(logging.getLogger("jwtserver"))
 audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
+# For JWTSERVER_AUDIT_LOG. It is not registered, so `logging.config` cannot change it.
+_audit_file = logging.Logger("jwtserver.audit", logging.INFO)
 
 
 class Error(Exception):
@@ -152,9 +154,6 @@ class Error(Exception):
 
 
 _WARNING_EVENTS = ("sign_in_failed", "locked_out", "refresh_failed", "refresh_reused")
-
-
-_AUDIT_HANDLER = "jwtserver.audit_log"
 _LOG_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -162,7 +161,10 @@ def _audit(event: str, **details: str) -> None:
     """Log an event in one line. JSON escapes line ends and terminal control characters."""
     level = logging.WARNING if event in _WARNING_EVENTS else logging.INFO
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
-    audit_logger.log(level, "%s", line.replace("\x7f", "\\u007f"))
+    line = line.replace("\x7f", "\\u007f")
+    audit_logger.log(level, "%s", line)
+    if _audit_file.handlers:
+        _audit_file.log(level, "%s", line)
 
 
 def _open_audit_log(settings: "Settings") -> None:
@@ -174,10 +176,9 @@ def _open_audit_log(settings: "Settings") -> None:
     Raises:
         SettingsError: the file cannot be written.
     """
-    for handler in list(audit_logger.handlers):
-        if handler.name == _AUDIT_HANDLER:
-            audit_logger.removeHandler(handler)
-            handler.close()
+    for handler in list(_audit_file.handlers):
+        _audit_file.removeHandler(handler)
+        handler.close()
     if settings.audit_log:
         from logging.handlers import WatchedFileHandler  # takes 15 ms
         try:
@@ -185,9 +186,8 @@ def _open_audit_log(settings: "Settings") -> None:
         except OSError as error:
             raise SettingsError(
                 f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
-        handler.name = _AUDIT_HANDLER
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", _LOG_TIME_FORMAT))
-        audit_logger.addHandler(handler)
+        _audit_file.addHandler(handler)
 
 
 # --- Settings -----------------------------------------------------------------------------------

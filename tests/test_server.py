@@ -553,21 +553,28 @@ app = print
 def test_logging_configured_by_an_application_disables_neither_audit_log_nor_tracebacks(
     start, tmp_path,
 ):
-    """`dictConfig` disables all existing loggers by default."""
+    """`dictConfig` disables all other loggers by default, and resets those below a listed one."""
     (tmp_path / "mine.py").write_text("""
 import logging.config
+config = {"version": 1, "loggers": {"jwtserver": {"level": "WARNING"}}}
 logging.config.dictConfig({"version": 1})
 def app(environ, start_response):
     logging.config.dictConfig({"version": 1})
+    logging.config.dictConfig(config)
     raise LookupError("mine")
 """)
-    server = start("--app", "mine:app", "--exempt", "/open")
+    server = start("--app", "mine:app", "--exempt", "/open", JWTSERVER_AUDIT_LOG="audit.log")
     assert server.request("/open")[0] == 500
     assert server.request("/authenticate", b"username=a&password=b")[0] == 401
+    password = next(line for line in server.process.stdout if "The password is" in line).split()[3]
+    body = f"username=demo&password={password.rstrip('.')}"
+    assert server.request("/authenticate", body.encode())[0] == 200
     _, _, errors = server.stop()
 
     assert " jwtserver.audit: user_add " in errors and "LookupError: mine\n" in errors
     assert " jwtserver.audit: sign_in_failed " in errors
+    assert [line.split()[1] for line in (tmp_path / "audit.log").read_text().splitlines()] == [
+        "user_add", "token_issue", "sign_in_failed", "sign_in"]
 
 
 def test_signal_lets_responses_in_progress_finish(start, tmp_path):
