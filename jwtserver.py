@@ -1891,6 +1891,7 @@ class Operation(NamedTuple):
     status: int = 200  # of a success
     schema: Optional[Mapping[str, Any]] = None  # of the JSON of a success
     fields: Tuple[str, ...] = ()  # that the body must have
+    optional_fields: Tuple[str, ...] = ()  # that it may have
     errors: Tuple[int, ...] = ()  # besides those that every operation of its kind has
 
 
@@ -1904,6 +1905,7 @@ class Route(NamedTuple):
     methods: Mapping[str, Operation]
     error_member: str = "error"
     guarded: bool = False
+    is_html: bool = False  # all responses are pages, for programs as well
     is_page: bool = False  # people open it or send a form to it: errors are pages
 
     def respond(self, environ: Environ) -> Response:
@@ -2762,7 +2764,7 @@ def _object(**members: Any) -> Dict[str, Any]:
 
 
 _STRING = {"type": "string"}
-_HTML = {"type": "string", "contentMediaType": "text/html"}
+_HTML = {"type": "string"}  # a page
 _TOKENS = _object(token=_STRING, token_type={"const": "Bearer"}, expires_in={"type": "integer"},
                   refresh_token=_STRING)
 _OR_NULL = {"type": ["string", "null"]}
@@ -2777,7 +2779,8 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
     """All endpoints, by path."""
     routes = {
         "/authenticate": Route({"POST": Operation(
-            service.authenticate, schema=_TOKENS, fields=("username", "password"))}, "message"),
+            service.authenticate, schema=_TOKENS, fields=("username", "password"),
+            optional_fields=("otp",))}, "message"),
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(
@@ -2799,7 +2802,9 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
     if service.settings.cookie:
         routes["/login"] = Route({
             "GET": Operation(pages.login_page, schema=_HTML),
-            "POST": Operation(pages.login, 303, fields=("username", "password"))}, is_page=True)
+            "POST": Operation(pages.login, 303, fields=("username", "password"),
+                              optional_fields=("otp", "next"), errors=(403,))},
+            is_page=True, is_html=True)
     routes = {prefix + path: route for path, route in routes.items()}
     if demo:
         routes["/protected"] = Route(
@@ -2840,19 +2845,28 @@ def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
                  "description": "Sign-in with JSON Web Tokens"},
         "servers": [{"url": root}],
         "paths": {
-            path: {method.lower(): _describe_operation(route, method)
-                   for method in (_METHODS if "*" in route.methods else route.methods)}
+            path: {**_describe_parameters(path),
+                   **{method.lower(): _describe_operation(route, method)
+                      for method in (_METHODS if "*" in route.methods else route.methods)}}
             for path, route in routes.items()},
         "components": {"securitySchemes": {
             "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}},
     }
 
 
+def _describe_parameters(path: str) -> Dict[str, Any]:
+    if not path.endswith("{id}"):
+        return {}
+    return {"parameters": [{"name": "id", "in": "path", "required": True, "schema": _STRING}]}
+
+
 def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     operation = route.methods.get(method) or route.methods["*"]
     name = operation.endpoint.__name__.strip("_")
+    endpoints = {operation.endpoint for operation in route.methods.values()}
+    is_shared = "*" in route.methods or len(endpoints) < len(route.methods)
     description: Dict[str, Any] = {
-        "operationId": f"{name}_{method.lower()}" if "*" in route.methods else name,
+        "operationId": f"{name}_{method.lower()}" if is_shared else name,
         "summary": (operation.endpoint.__doc__ or "").partition("\n")[0],
         "responses": {str(operation.status): _describe_response(
             operation.status, operation.schema)},
@@ -2863,9 +2877,12 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
         statuses.add(401)
     if operation.fields:
         statuses.update((400, 401, 411, 413, 415))
-        description["requestBody"] = _describe_body(operation.fields)
+        description["requestBody"] = _describe_body(operation, route.is_html)
     success = {"const": False}
     for status in sorted(statuses):
+        if route.is_html:
+            description["responses"][str(status)] = _describe_response(status, _HTML)
+            continue
         schema = _object(success=success, **{route.error_member: _STRING})
         if status == 429 and route.error_member != "error":  # the rate limit says `error`
             schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
@@ -2873,18 +2890,20 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     return description
 
 
-def _describe_body(fields: Sequence[str]) -> Dict[str, Any]:
-    schema = _object(**dict.fromkeys(fields, {"type": "string", "minLength": 1}))
-    return {"required": True, "content": {
-        "application/json": {"schema": schema},
-        "application/x-www-form-urlencoded": {  # no field may occur twice, as an array would
-            "schema": {**schema, "additionalProperties": _STRING}}}}
+def _describe_body(operation: Operation, is_form: bool) -> Dict[str, Any]:
+    schema = _object(**dict.fromkeys(operation.fields, {"type": "string", "minLength": 1}))
+    schema["properties"].update(dict.fromkeys(operation.optional_fields, _STRING))
+    form = {"application/x-www-form-urlencoded": {  # no field may occur twice, as an array would
+        "schema": {**schema, "additionalProperties": _STRING}}}
+    json_body = {} if is_form else {"application/json": {"schema": schema}}
+    return {"required": True, "content": {**json_body, **form}}
 
 
 def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
     description: Dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if schema:
-        description["content"] = {"application/json": {"schema": schema}}
+        media_type = "text/html" if schema is _HTML else "application/json"
+        description["content"] = {media_type: {"schema": schema}}
     return description
 
 

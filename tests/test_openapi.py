@@ -131,7 +131,7 @@ def test_openapi_has_every_endpoint(document):
         "/authenticate": ["post"], "/refresh": ["post"], "/logout": ["post"],
         "/verify": sorted(methods), "/health": ["get"], "/protected": ["get"],
         "/openapi.json": ["get"], "/": ["get"], "/login": ["get", "post"], "/password": ["post"],
-        "/sessions": ["get"], "/sessions/{id}": ["delete", "post"]}
+        "/sessions": ["get"], "/sessions/{id}": ["delete", "parameters", "post"]}
     assert (document["openapi"], document["info"]["version"]) == ("3.1.0", jwtserver.__version__)
 
 
