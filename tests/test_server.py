@@ -890,7 +890,19 @@ def test_output_to_a_closed_pipe_raises_from_then_on(pipe):
             queue.write(b"x")
 
 
-def test_output_of_a_forked_process_is_written_at_once(pipe):
+def test_output_joins_lines_only_as_far_as_a_pipe_takes_them_in_one_piece(pipe):
+    output, file, queue = pipe
+    filled = fill(file)
+
+    for size in (10, 3000, 1000, 5000, 10):
+        queue.write(b"%d" % (size % 9) * size)
+    output.read(filled)
+    queue.wait(10)
+
+    assert output.read(9999) == b"1" * 10 + b"3" * 3000 + b"1" * 1000 + b"5" * 5000 + b"1" * 10
+
+
+def test_output_of_a_forked_process_is_written_at_once(pipe, monkeypatch):
     output, file, queue = pipe
 
     child = os.fork()
@@ -900,6 +912,9 @@ def test_output_of_a_forked_process_is_written_at_once(pipe):
     os.waitpid(child, 0)
 
     assert output.read(99) == b"child"
+    monkeypatch.setattr(queue, "_process_id", 0)  # the same, where coverage sees it
+    queue.write(b"x")
+    assert (output.read(99), queue._size) == (b"x", 0)
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
