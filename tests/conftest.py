@@ -38,6 +38,13 @@ LACKING = re.compile("does not support processes|can't start new thread"
                      "|module '(hashlib|os)' has no attribute '(pbkdf2_hmac|link)'")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Run the tests with other programs only if they are asked for: they take a minute."""
+    if collection_path.name == "external" and not ALL:
+        return not any("external" in argument for argument in config.args) or None
+    return None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
