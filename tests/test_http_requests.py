@@ -349,8 +349,8 @@ def test_chunked_body_in_pieces_is_decoded(echoing, cut):
             "hello world", ""]
 
 
-@pytest.mark.parametrize("size", [1, 7, 1000, 70_000])
-@pytest.mark.parametrize("length", [1, 65_536, 65_537, 300_000])
+@pytest.mark.parametrize("size, length", [
+    (1, 1), (1, 5000), (7, 65_537), (1000, 65_536), (1000, 65_537), (70_000, 1), (70_000, 300_000)])
 def test_chunked_decoder_gives_the_content_and_the_rest(size, length):
     dice, decoder, content = random.Random(length), jwtserver._ChunkedDecoder(), b""
     original = dice.randbytes(length)

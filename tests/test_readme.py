@@ -1,17 +1,18 @@
 """The README's commands, run as printed, in a folder that contains only the two modules."""
 
 import configparser
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 import jwtserver
+import wsgi_auth
 from support import ENVIRONMENT, ROOT, free_port, store_with, user
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,33 +48,54 @@ def output_of(process):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_readme_transcript_on_a_free_port_matches_word_for_word(shell):
+def test_readme_commands_pasted_in_an_empty_folder_print_what_it_shows(shell):
     port = str(free_port())  # instead of 3000, which another program may use
     readme = README.replace("3000", port)
-    (run,) = re.findall("^Run it:\n\n    (.*)$", readme, re.MULTILINE)
-    transcript = "".join(re.findall("```console\n(.*?)```", readme, re.DOTALL))
+    (start,) = re.findall("^Run it:\n\n    (.*)$", readme, re.MULTILINE)
+    transcript = "".join(blocks("console", readme))
     steps = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", transcript, re.MULTILINE)
-    assert len(steps) == 7
-    server, variables = shell(f"{run} --port {port}"), {}
+    assert len(steps) == 10
+    server = shell(f"{start} --port {port}")
     try:
-        (greeting,) = re.findall("```text\n(.*?)```", readme, re.DOTALL)
+        (greeting,) = blocks("text", readme)
         shown = "".join(server.stdout.readline() for _ in greeting.splitlines())
-        pattern = re.escape(greeting).replace("…", r"[\w./-]+")
-        assert re.fullmatch(re.sub("[0-9a-f]{16}", "[0-9a-f]{16}", pattern), shown)
+        assert re.fullmatch(re.sub("[0-9a-f]{16}", "[0-9a-f]{16}", as_pattern(greeting)), shown)
 
-        for line, expected in steps:
-            output = output_of(shell(line, **variables)).rstrip("\n")
+        # One shell runs all commands, because some set variables. A null byte ends each output.
+        pasted = "".join(f"{command}\nprintf '\\0'\n" for command, _ in steps)
+        outputs = output_of(shell(pasted)).split("\0")[:-1]
 
-            pattern = re.escape(expected.rstrip("\n")).replace("…", r"[\w./-]+")
-            assert re.fullmatch(pattern, output), line
-            if "token_type" in output:
-                answer = json.loads(output)
-                variables = {
-                    "TOKEN": answer["token"], "REFRESH_TOKEN": answer["refresh_token"]}
+        assert len(outputs) == len(steps)
+        for (command, expected), output in zip(steps, outputs):
+            pattern = as_pattern(expected.rstrip("\n"))
+            assert re.fullmatch(pattern, output.rstrip("\n")), command
+        client = next(block for block in blocks("python", readme) if "urlopen" in block)
+        assert run_python(client) == "Welcome to the protected page\n"
+        if shutil.which("node"):
+            assert run("node", "--input-type=module", "-e", *blocks("js", readme)) == \
+                "Welcome to the protected page\n"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         with server:
             server.stdout.read()
+
+
+def blocks(kind, text=README):
+    return re.findall(f"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def as_pattern(text):
+    """A pattern in which `…` stands for any characters of a token or path."""
+    return re.escape(text).replace("…", r"[\w./-]+")
+
+
+def run(*command):
+    return subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, text=True,
+                          stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).stdout
+
+
+def run_python(program):
+    return run(sys.executable, "-c", program)
 
 
 def test_readme_test_command_is_what_ci_runs():
@@ -101,7 +123,9 @@ def test_readme_names_every_setting_and_no_other():
     assert documented == {f"JWTSERVER_{name.upper()}" for name in jwtserver._PARSERS}
 
 
-COMMANDS = re.findall(r"^    python jwtserver\.py (\w+ \w+)", README, re.MULTILINE)
+DEPLOYMENT = (ROOT / "tests" / "deployment" / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"\b(?:jwtserver\.py |`)((?:user|session|token|key) [a-z]+)",
+                                 README + DEPLOYMENT)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,24 +136,104 @@ def test_readme_commands_exist(command, capsys):
     assert exit.value.code == 0
 
 
-def test_readme_python_examples_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_readme_names_every_flag_of_serve_and_no_other(capsys):
+    with pytest.raises(SystemExit):
+        jwtserver.main(["serve", "--help"])
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--verbose"}
+
+    configuration = README.partition("\n## Configuration\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", configuration)) == flags
+
+
+def example_with(word):
+    (example,) = [block for block in blocks("python") if word in block]
+    return example
+
+
+def status_of(application, path, **environ):
+    statuses = []
+    application({"REQUEST_METHOD": "GET", "PATH_INFO": path, **environ},
+                lambda status, headers: statuses.append(status))
+    return statuses[0]
+
+
+def test_readme_example_without_the_service_signs_in_and_guards(tmp_path, monkeypatch):
     monkeypatch.setenv("SIGNING_KEY", "0123456789abcdef" * 2)
+    monkeypatch.setattr(wsgi_auth, "hash_password", partial(wsgi_auth.hash_password, iterations=1))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_project.py").write_text(
         "def my_application(environ, start_response):\n"
         "    start_response('200 OK', [('Content-Type', 'text/plain')])\n"
         "    return [environ['REMOTE_USER'].encode()]\n")
-    statuses = []
+    example = {}
 
-    for example in re.findall("```python\n(.*?)```", README, re.DOTALL):
-        namespace = {}
-        exec(example, namespace)
-        namespace["application"](
-            {"REQUEST_METHOD": "GET", "PATH_INFO": "/api"},
-            lambda status, headers: statuses.append(status))
+    exec(example_with("my_project"), example)
 
-    assert statuses == ["401 Unauthorized"] * 2
+    token = example["sign_in"]("alice", "correct horse")
+    assert example["sign_in"]("alice", "x") is example["sign_in"]("bob", "x") is None
+    assert status_of(example["application"], "/api") == "401 Unauthorized"
+    bearer = f"Bearer {token}"
+    assert status_of(example["application"], "/api", HTTP_AUTHORIZATION=bearer) == "200 OK"
+
+
+def test_readme_flask_example_guards(tmp_path, monkeypatch):
+    pytest.importorskip("flask")
+    monkeypatch.chdir(tmp_path)
+    example = {"__name__": "main"}
+
+    exec(example_with("Flask"), example)
+
+    assert status_of(example["application"], "/api/me") == "401 Unauthorized"
+
+
+DJANGO_PROJECT = """
+import sys
+import django
+from django.conf import settings
+from django.core.management import call_command
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+from wsgi_auth import BearerAuthMiddleware, TokenSigner
+
+APPLICATIONS = [f"django.contrib.{name}" for name in ("auth", "contenttypes", "sessions")]
+MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware",
+              "django.contrib.auth.middleware.AuthenticationMiddleware"]
+THE_EXAMPLE
+urlpatterns = [path("api", lambda request: HttpResponse(request.user.get_username()))]
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+settings.configure(
+    MIDDLEWARE=MIDDLEWARE, AUTHENTICATION_BACKENDS=AUTHENTICATION_BACKENDS, SECRET_KEY="x",
+    INSTALLED_APPS=APPLICATIONS, DATABASES={"default": database}, ROOT_URLCONF="__main__")
+application = get_wsgi_application()
+call_command("migrate", verbosity=0)
+signer = TokenSigner("0123456789abcdef" * 2)
+environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/api", "SERVER_NAME": "localhost",
+           "SERVER_PORT": "80", "wsgi.input": sys.stdin.buffer,
+           "HTTP_AUTHORIZATION": "Bearer " + signer.sign({"sub": "alice"})}
+print(b"".join(BearerAuthMiddleware(application, signer)(environ, lambda *args: None)).decode())
+"""
+
+
+def test_readme_django_example_signs_in_the_user_of_the_token():
+    pytest.importorskip("django")
+
+    printed = run_python(DJANGO_PROJECT.replace("THE_EXAMPLE", example_with("MIDDLEWARE")))
+
+    assert printed == "alice\n"
+
+
+@pytest.mark.parametrize("document", ["README.md", "tests/deployment/README.md"])
+def test_readme_links_lead_to_files(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+
+    assert links
+    assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
+
+
+def test_readme_has_at_most_350_lines():
+    assert len(README.splitlines()) <= 350
 
 
 def test_readme_backup_beside_a_server_is_complete_and_private(shell, tmp_path):

@@ -1,4 +1,4 @@
-"""Real proxies with the configuration in the README, in front of every server that it names.
+"""Real proxies with the configuration in the README and in `deployment`, before every WSGI server.
 
 Each server runs one process with the service and an application. Both show the environ that they
 have received, so that a test sees what a client could forge.
@@ -18,7 +18,7 @@ import pytest
 import jwtserver
 from http_support import CERTIFICATE
 from support import PASSWORD, ROOT, free_port, user
-from test_wsgi_servers import README_COMMANDS, apache_command, command_for
+from test_wsgi_servers import DEPLOYMENT, DOCUMENTED_COMMANDS, apache_command, command_for
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Caddy has changed how it treats these headers several times. `caddy` is Debian's. `.ci/run`
@@ -27,7 +27,7 @@ CADDIES = {"caddy": "caddy", **{
     f"caddy {version}": str(ROOT / f".ci/caddy-{version}/bin/caddy")
     for version in ("2.8.4", "2.10.2", "2.11.1", "2.11.7")}}
 PROXIES = ["nginx", *CADDIES, "traefik", "envoy"]
-SERVERS = ["jwtserver", "mod_wsgi", *README_COMMANDS]
+SERVERS = ["jwtserver", "mod_wsgi", *DOCUMENTED_COMMANDS]
 BACKEND = '''
 import json
 import jwtserver
@@ -108,12 +108,12 @@ def backend(request, open_folder, open_start):
 
 
 def backend_command(server, folder, port):
-    """The README's command for a server, with one process and the module BACKEND."""
+    """The documented command for a server, with one process and the module BACKEND."""
     if server == "jwtserver":
         return [sys.executable, "own_server.py", "--port", str(port)]
     if server == "mod_wsgi":
         return apache_command(folder, port, "backend.py", processes=1)
-    command = re.sub(r"(workers|processes) 4", r"\1 1", README_COMMANDS[server])
+    command = re.sub(r"(workers|processes) 4", r"\1 1", DOCUMENTED_COMMANDS[server])
     return command_for(server, command.replace("jwtserver", "backend"), port)
 
 
@@ -154,14 +154,20 @@ def proxy(request, backend, open_start):
         (folder / file_name).write_text(text)
 
     if name == "nginx":
-        write("nginx.conf", NGINX.format(folder=folder, site=readme_block("nginx")))
+        for file in ("nginx-jwtserver.conf", "nginx-groups.conf"):
+            write(file, deployment_file(file))
+        # The groups are in the same server block.
+        site = readme_block("nginx").replace("}\n}", "}\n    include nginx-groups.conf;\n}")
+        write("nginx.conf", NGINX.format(folder=folder, site=site))
         command = ["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"]
     elif name == "traefik":
-        write("traefik.yml", readme_block("yaml", 0))
-        write("jwtserver.yml", readme_block("yaml", 1))
+        (folder / "traefik.d").mkdir()
+        write("traefik.yml", deployment_file("traefik.yml"))
+        write("traefik.d/jwtserver.yml", deployment_file("traefik.d/jwtserver.yml"))
+        write("traefik.d/application.yml", readme_block("yaml"))
         command = ["traefik", "--configfile=traefik.yml"]
     elif name == "envoy":
-        write("envoy.yaml", readme_block("yaml", 2))
+        write("envoy.yaml", deployment_file("envoy.yaml"))
         command = ["envoy", "--config-path", "envoy.yaml", "--concurrency", "1",
                    "--disable-hot-restart", "--log-level", "warning"]
     else:
@@ -169,14 +175,19 @@ def proxy(request, backend, open_start):
         command = [program, "run"]
     with open_start(folder) as start:
         client = start(command, port, path="/api/", HOME=str(folder))
-        # Traefik serves before it has read its second file.
+        # Traefik serves before it has read its other files.
         assert any(client("/api/")[0] in (200, 401) for _ in range(2000))
         client.name, client.tls_url = name, f"https://127.0.0.1:{tls_port}"
         yield client
 
 
-def readme_block(kind, number=0):
-    return re.findall(f"```{kind}\n(.*?)```", README, re.DOTALL)[number]
+def readme_block(kind):
+    (block,) = re.findall(f"```{kind}\n(.*?)```", README, re.DOTALL)
+    return block
+
+
+def deployment_file(name):
+    return (DEPLOYMENT / name).read_text(encoding="utf-8")
 
 
 def ask(client, path, headers=(), token=None, method="GET", body=None):

@@ -1,7 +1,6 @@
-"""The service under other WSGI servers, each started by its command in the README."""
+"""The service under other WSGI servers, each started by its command in `deployment/README.md`."""
 
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -16,14 +15,14 @@ import jwtserver
 from support import ROOT, store_with, user
 from wsgi_auth import InvalidSignatureError, decode
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEPLOYMENT = ROOT / "tests" / "deployment"
 APACHE_MODULES = Path("/usr/lib/apache2/modules")
 
 GUNICORN = "gunicorn --bind 127.0.0.1:8000 --workers 4 --threads 8 jwtserver:application"
 UWSGI = ("uwsgi --http-socket 127.0.0.1:8000 --add-header 'Connection: close' --master"
          " --processes 4 --enable-threads --die-on-term --module jwtserver")
 GRANIAN = "granian --interface wsgi --host 127.0.0.1 --port 8000 --workers 4 jwtserver:application"
-README_COMMANDS = {
+DOCUMENTED_COMMANDS = {
     "gunicorn": GUNICORN,
     "uwsgi": UWSGI,
     "waitress": "waitress-serve --no-clear-untrusted-proxy-headers --listen 127.0.0.1:8000"
@@ -36,7 +35,7 @@ README_COMMANDS = {
 # The module of a server, if it has another name than the server.
 MODULES = {"uwsgi": "uwsgidecorators"}
 COMMANDS = {
-    **README_COMMANDS,
+    **DOCUMENTED_COMMANDS,
     "gunicorn sync": GUNICORN.replace(" --threads 8", ""),
     "gunicorn sync --preload": GUNICORN.replace(" --threads 8", " --preload"),
     "gunicorn gthread --preload": GUNICORN.replace("--workers", "--preload --workers"),
@@ -109,9 +108,9 @@ def test_server_signs_in_guards_and_logs_out(name, start, free_port):
     check_malformed_chunk_is_the_clients_fault(port)
 
 
-@pytest.mark.parametrize("command", README_COMMANDS.values(), ids=README_COMMANDS)
-def test_server_command_is_in_the_readme(command):
-    assert f"    {command}\n" in README
+@pytest.mark.parametrize("command", DOCUMENTED_COMMANDS.values(), ids=DOCUMENTED_COMMANDS)
+def test_server_command_is_in_the_deployment_readme(command):
+    assert f"    {command}\n" in (DEPLOYMENT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SEVERAL_PROCESSES)
@@ -189,10 +188,10 @@ def test_workers_forked_after_the_import_share_no_connection_to_postgresql(
 
 
 def apache_command(folder, port, script="jwtserver.py", processes=2):
-    """The command of an Apache with the README's configuration, which it writes into `folder`."""
+    """The command of an Apache with `deployment/apache.conf`, which it writes into `folder`."""
     if not (APACHE_MODULES / "mod_wsgi.so").exists():
         pytest.skip("mod_wsgi is not installed")
-    (site,) = re.findall("```apache\n(.*?)```", README, re.DOTALL)
+    site = (DEPLOYMENT / "apache.conf").read_text(encoding="utf-8")
     site = site.replace("/srv/jwtserver/jwtserver.py", f"{folder}/{script}")
     site = site.replace("/srv/jwtserver", str(folder))
     site = site.replace("processes=2", f"processes={processes}")
