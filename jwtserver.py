@@ -2775,8 +2775,8 @@ _SESSIONS = _object(sessions={"type": "array", "items": _object(
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
 
-def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str, Route]:
-    """All endpoints, by path."""
+def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
+    """The endpoints about users and their sessions, by path below the prefix."""
     routes = {
         "/authenticate": Route({"POST": Operation(
             service.authenticate, schema=_TOKENS, fields=("username", "password"),
@@ -2805,7 +2805,12 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
             "POST": Operation(pages.login, 303, fields=("username", "password"),
                               optional_fields=("otp", "next"), errors=(403,))},
             is_page=True, is_html=True)
-    routes = {prefix + path: route for path, route in routes.items()}
+    return routes
+
+
+def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str, Route]:
+    """All endpoints, by path."""
+    routes = {prefix + path: route for path, route in _account_routes(service, pages).items()}
     if demo:
         routes["/protected"] = Route(
             {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
