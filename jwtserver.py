@@ -5382,9 +5382,9 @@ _SERVE_ARGUMENTS = (
     _argument("--optional RULE", "Accept requests for this path with or without a token. Repeat the"
               " flag for more paths (default: none).", action="append"),
     _argument("--prefix PATH", "Serve the endpoints under this path (default: /)."),
-    _argument("--cors-origin ORIGIN", "Let pages of this origin, such as https://app.example.org, read"
-              " the responses; * means any. Repeat the flag for more origins (default: none).",
-              action="append", dest="cors_origins"),
+    _argument("--cors-origin ORIGIN", "Let pages of this origin, such as"
+              " https://app.example.org, read the responses; * means any. Repeat the flag for more"
+              " origins (default: none).", action="append", dest="cors_origins"),
     _argument("--tls-cert FILE", "Serve HTTPS with this PEM certificate chain (default: HTTP)."),
     _argument("--tls-key FILE",
               "Read the private key from this file (default: the file of the certificate)."),
