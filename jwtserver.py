@@ -5503,16 +5503,18 @@ class _Command(NamedTuple):
 
 
 _COMMON_ARGUMENTS = (
-    _argument("--database FILE", "An SQLite file or postgresql://… (default: jwtserver.db). Other"
-              " users of this machine can see flags; put a password into JWTSERVER_DATABASE."),
+    _argument("--database FILE", "Use this SQLite file or postgresql://… (default: jwtserver.db)."
+              " Other users of this machine can see flags; put a password into"
+              " JWTSERVER_DATABASE."),
     _argument("--secret-file FILE",
-              "The file with the signing keys (default: jwtserver.key beside the database)."),
+              "Read the signing keys from this file (default: jwtserver.key beside the database)."),
     _argument("--verbose", "Print the log of a command (default: only warnings).",
               action="store_true"),
 )
 _NAME = _argument("name NAME", "The name of the user.")
 _SCOPE = _argument(
-    "--scope SCOPES", "Scopes, separated by spaces (default: none).", default="")
+    "--scope SCOPES", "Give the user these scopes, separated by spaces (default: none).",
+    default="")
 _NEW_SCOPE = _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")
 _PASSWORD_STDIN = _argument(
     "--password-stdin", "Read the password from standard input (default: ask for it).",
@@ -5523,40 +5525,43 @@ _NEW_NAME = _argument("new_name NEW", "The new name.")
 _REMOVE = _argument("--remove", "Remove the second factor (default: turn it on).",
                     action="store_true")
 _SESSION = _argument("id ID", "The ID that `session list` and `token issue` print.")
-_TOKEN_SCOPE = _argument("--scope SCOPES", "Some of the user's scopes (default: all of them).")
-_LABEL = _argument("--label TEXT", "A note that `session list` shows (default: none).")
+_TOKEN_SCOPE = _argument("--scope SCOPES", "Give the token only these scopes of the user (default:"
+                         " all of them).")
+_LABEL = _argument("--label TEXT", "Show this note in `session list` (default: none).")
 _FORCE = _argument("--force", "Remove them even if tokens that they have signed are valid"
                    " (default: refuse).", action="store_true")
 _LIFETIME = _argument(
-    "--lifetime SECONDS", "Seconds until the token expires (default: JWTSERVER_TOKEN_LIFETIME).",
+    "--lifetime SECONDS",
+    "Let the token expire after so many seconds (default: JWTSERVER_TOKEN_LIFETIME).",
     type=_flag_integer(MAX_LIFETIME))
 _TOKEN = _argument("token TOKEN", "The token (default: a line of standard input).", nargs="?")
 _SERVE_ARGUMENTS = (
-    _argument("--host HOST", "The address to listen on (default: %(default)s).",
+    _argument("--host HOST", "Listen on this address (default: %(default)s).",
               default="127.0.0.1"),
-    _argument("--port PORT", "The port to listen on; 0 chooses one (default: %(default)s).",
+    _argument("--port PORT", "Listen on this port; 0 chooses a free one (default: %(default)s).",
               type=_flag_integer(65535, 0), default=3000),
     _argument("--app MODULE:CALLABLE", "Serve this WSGI application behind the guard. It is"
               " imported from the current folder (default: only the page /protected)."),
-    _argument("--protect RULE", "A path that needs a token, optionally preceded by methods:"
-              " 'POST /path'. Other paths are open. Can be repeated (default: /protected, or /"
-              " with --app).", action="append"),
-    _argument("--exempt RULE", "A path inside a protected one that needs no token. Can be repeated"
-              " (default: none).", action="append"),
-    _argument("--optional RULE", "A path whose requests may have a token or not. Can be repeated"
-              " (default: none).", action="append"),
-    _argument("--prefix PATH", "The path under which the endpoints are served (default: /)."),
-    _argument("--cors-origin ORIGIN", "An origin whose pages may read the responses, such as"
-              " https://app.example.org, or * for any. Can be repeated (default: none).",
-              action="append", dest="cors_origins"),
+    _argument("--protect RULE", "Require a token for this path, optionally preceded by methods:"
+              " 'POST /path'. Other paths are open. Repeat the flag for more paths (default:"
+              " /protected, or / with --app).", action="append"),
+    _argument("--exempt RULE", "Require no token for this path inside a protected one. Repeat the"
+              " flag for more paths (default: none).", action="append"),
+    _argument("--optional RULE", "Accept requests for this path with or without a token. Repeat the"
+              " flag for more paths (default: none).", action="append"),
+    _argument("--prefix PATH", "Serve the endpoints under this path (default: /)."),
+    _argument("--cors-origin ORIGIN", "Let pages of this origin, such as"
+              " https://app.example.org, read the responses; * means any. Repeat the flag for more"
+              " origins (default: none).", action="append", dest="cors_origins"),
     _argument("--tls-cert FILE", "Serve HTTPS with this PEM certificate chain (default: HTTP)."),
-    _argument("--tls-key FILE", "The private key (default: in the file of the certificate)."),
+    _argument("--tls-key FILE",
+              "Read the private key from this file (default: the file of the certificate)."),
     _argument("--access-log", "Print a line for each request, in the combined log format"
               " (default: no).", action="store_true"),
 )
 _GROUPS = {
-    "user": "Manage users.", "session": "List and end sessions.",
-    "token": "Issue, inspect and revoke tokens.", "key": "Manage signing keys."}
+    "user": "Manage users", "session": "Manage the sessions of users",
+    "token": "Manage tokens", "key": "Manage signing keys"}
 _COMMANDS = (
     _Command("serve", _serve, "Serve over HTTP.", _SERVE_ARGUMENTS,
              ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
@@ -5614,26 +5619,39 @@ def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]
             "allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
+def _add_arguments(
+    parser: "argparse._ActionsContainer", arguments: Sequence[_Argument],
+) -> None:
+    for name, options in (*arguments, *_COMMON_ARGUMENTS):
+        parser.add_argument(name, **options)
+
+
 def _build_parser() -> _CommandParser:
     parser = _CommandParser(
-        usage="%(prog)s [--help] [--version] [COMMAND] ...   (COMMAND --help lists its flags)",
+        usage="%(prog)s [serve] [FLAG]...\n       %(prog)s COMMAND [--help] ...",
         **_parser_options("Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
                           ("", "user add alice", "serve --help")))
     parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
-    groups = {"": parser.add_subparsers(required=True, metavar="COMMAND", prog=parser.prog)}
+    groups = {"": parser.add_subparsers(
+        required=True, title="commands", metavar="COMMAND", prog=parser.prog)}
+    # Only for the help: `main` puts `serve` before a flag that comes first.
+    _add_arguments(parser.add_argument_group("flags of serve"), _SERVE_ARGUMENTS)
     for command in _COMMANDS:
         group, _, name = command.words.rpartition(" ")
         examples = command.examples or [
             command.words + (" alice" if _NAME in command.arguments else "")]
         if group not in groups:
-            inner = groups[""].add_parser(group, help=_GROUPS[group], **_parser_options(
-                _GROUPS[group], examples[:1]))
-            groups[group] = inner.add_subparsers(required=True, metavar="COMMAND", prog=inner.prog)
+            names = [other.words.split()[-1] for other in _COMMANDS
+                     if other.words.startswith(f"{group} ")]
+            inner = groups[""].add_parser(
+                group, help=f"{_GROUPS[group]}: {', '.join(names)}.",
+                **_parser_options(f"{_GROUPS[group]}.", examples[:1]))
+            groups[group] = inner.add_subparsers(
+                required=True, title="commands", metavar="COMMAND", prog=inner.prog)
         leaf = groups[group].add_parser(
             name, help=command.help, **_parser_options(command.help, examples))
         leaf.set_defaults(run=command.run)
-        for argument, options in (*command.arguments, *_COMMON_ARGUMENTS):
-            leaf.add_argument(argument, **options)
+        _add_arguments(leaf, command.arguments)
     return parser
 
 

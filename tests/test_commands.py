@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import pty
 import signal
 import subprocess
@@ -500,6 +501,17 @@ def test_help_of_every_command_has_an_example(words, capsys):
 
     assert exit.value.code == 0
     assert "examples:\n  python jwtserver.py" in capsys.readouterr().out
+
+
+def test_help_without_a_command_shows_the_flags_of_serve_and_all_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+
+    shown = capsys.readouterr().out
+    commands, flags = shown.partition("\ncommands:")[2].split("\nflags of serve:")
+    assert [name for name, _ in jwtserver._SERVE_ARGUMENTS if f"  {name} " not in flags] == []
+    words = re.findall("[a-z]+", commands)
+    assert {word for command in jwtserver._COMMANDS for word in command.words.split()} <= {*words}
 
 
 @pytest.mark.parametrize("command", jwtserver._COMMANDS, ids=lambda command: command.words)

@@ -29,7 +29,8 @@ def store(postgresql_url):
 
 def test_url_without_psycopg_prints_one_line_with_the_remedy(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--database", "postgresql://h/x"],
+        [sys.executable, "-S", str(ROOT / "jwtserver.py"), "--port", "0", "--database",
+         "postgresql://h/x"],
         cwd=tmp_path, capture_output=True, text=True, timeout=20)
 
     assert result.returncode == 1
