@@ -148,9 +148,9 @@ def proxy(request, backend, open_start):
         ]:
             text = text.replace(printed, used)
         if optional:
-            text = text.replace("/verify?login", "/verify?optional").replace(
-                f"{backend.host};\n        proxy_set_body", f"{backend.host}/verify?optional;"
-                "\n        proxy_set_body", 1)  # the first such location of nginx
+            text = text.replace("/verify?login", "/verify?optional").replace(  # and for nginx:
+                f"internal;\n    proxy_pass http://{backend.host};",
+                f"internal;\n    proxy_pass http://{backend.host}/verify?optional;")
         (folder / file_name).write_text(text)
 
     if name == "nginx":
