@@ -70,7 +70,7 @@ def start(root, folder, tls):
         flags = ["--tls-cert", "server.pem"]
     process = subprocess.Popen(
         [sys.executable, str(root / "jwtserver.py"), "--port", "0", "--app", "application:app",
-         "--exempt", "/", *flags], cwd=folder, text=True, stdout=subprocess.PIPE,
+         "--protect", "/protected", *flags], cwd=folder, text=True, stdout=subprocess.PIPE,
         stderr=open(folder / "log", "w"))
     line = process.stdout.readline()
     return process, int(line.split("://", 1)[1].split()[0].rpartition(":")[2])
