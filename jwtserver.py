@@ -5424,8 +5424,8 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
         keys = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
     _audit("key_rotate")
     print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
-          f" stay valid: {len(keys)}. Their last tokens expire in {settings.token_lifetime}"
-          " seconds. Then remove them: python jwtserver.py key prune")
+          f" stay valid: {len(keys)}. To remove them when no valid token needs them:"
+          f" {_PROGRAM} key prune")
 
 
 def _live_tokens(store: Store, settings: Settings) -> Dict[str, int]:
