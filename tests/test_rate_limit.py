@@ -4,12 +4,12 @@ import tracemalloc
 from wsgiref.validate import validator
 
 import pytest
-from support import KEY, Clock, bearer, call, hello, sign_in, user
+from support import KEY, Clock, bearer, call, hello, sign_in, store_with, user
 from webtest import TestApp
 
 import jwtserver
 import wsgi_auth
-from jwtserver import Rate, Settings, StoreError, create_app, open_store
+from jwtserver import Rate, Settings, StoreError, create_app
 from wsgi_auth import BearerAuthMiddleware, RateLimitMiddleware, TokenSigner
 
 
@@ -231,8 +231,7 @@ def test_authenticate_with_a_failing_look_up_returns_none_and_the_guard_raises(s
 
 @pytest.fixture
 def store():
-    store = open_store("jwtserver.db")
-    store.add_users([user("alice"), user("bob")])
+    store = store_with("jwtserver.db", user("alice"), user("bob"))
     yield store
     store.close()
 
