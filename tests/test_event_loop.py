@@ -334,12 +334,14 @@ def test_system_without_a_limit_for_its_buffers_serves(monkeypatch):
 
 def test_connections_beyond_those_accepted_at_once_follow(monkeypatch):
     monkeypatch.setattr(jwtserver, "MAX_ACCEPTS", 2)
-    with serving() as server:
-        connections = [connect(server) for _ in range(5)]
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections = [socket.create_connection(listener.getsockname()) for _ in range(5)]
+
+    with serving(listener=listener) as server:
         server.await_state(_State.IDLE, 5)
 
-        for connection in connections:
-            connection.close()
+    for connection in connections:
+        connection.close()
 
 
 def test_client_that_has_gone_before_its_options_are_set_costs_nothing():
