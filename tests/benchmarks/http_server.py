@@ -88,8 +88,9 @@ def running(name, core=None):
                "NODE_ENV": "production", "JWTSERVER_SECRET": SECRET}
     with tempfile.TemporaryDirectory() as folder:
         if name.startswith("jwtserver"):
-            own = SERVERS["jwtserver"][0][:2]
-            subprocess.run([*own, "user", "add", "demo", "--password-stdin"], check=True,
+            # An older release cannot use the database of a newer one.
+            own = command if name == "jwtserver before" else SERVERS["jwtserver"][0]
+            subprocess.run([*own[:2], "user", "add", "demo", "--password-stdin"], check=True,
                            input=PASSWORD, text=True, cwd=folder, env=environ,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         with socket.socket() as probe:
@@ -103,6 +104,7 @@ def running(name, core=None):
                 with contextlib.suppress(OSError):
                     status, _ = call("GET", "/protected")
                     break
+                assert process.poll() is None, f"{name} has ended"
                 time.sleep(0.005)
             assert status == 401
             yield process, time.perf_counter() - start
