@@ -3962,14 +3962,16 @@ class _Connection:
             OSError: the client has closed the connection between two requests.
         """
         data = self.receive_some()
-        if data is None:
+        if data:
+            self.received += data
+        if self.has_request():  # it may have been received with the one before
+            return True
+        if data != b"":
             return False
-        self.received += data
-        if not data:
-            if not self.received and self.request is _NO_REQUEST:
-                raise ConnectionAbortedError
-            self.reject(HTTPError(400, "The request is incomplete"))
-        return self.has_request()
+        if not self.received and self.request is _NO_REQUEST:
+            raise ConnectionAbortedError
+        self.reject(HTTPError(400, "The request is incomplete"))
+        return True
 
     def has_request(self) -> bool:
         """Return whether a request is ready to be answered, if only with an error."""
@@ -4206,25 +4208,6 @@ def _state_timeouts(settings: Settings) -> Dict[str, float]:
         _State.LINGERING: LINGER_SECONDS}
 
 
-class _Queue(OrderedDict[_Connection, None]):
-    """Connections that wait for the event loop. No connection is in it twice."""
-
-    _newest_is_next = True
-
-    def put(self, connection: _Connection) -> None:
-        """Append a connection, unless it is there already."""
-        self[connection] = None
-
-    def take(self) -> _Connection:
-        """Remove the newest and the oldest connection in turn.
-
-        A client that comes after a burst does not wait for the whole burst. A client within the
-        burst waits at most twice as long as it would in order.
-        """
-        newest, self._newest_is_next = self._newest_is_next, not self._newest_is_next
-        return self.popitem(newest)[0]
-
-
 class _Server:
     """Serves an application over HTTP/1.1 connections that are kept open.
 
@@ -4255,8 +4238,10 @@ class _Server:
         self._accept_again_at = -math.inf  # infinity while connections are accepted
         self._resume_accepting()
         self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
-        # Whose sockets have an event, whose requests wait, and whose responses wait to be sent.
-        self._active, self._ready, self._finished = _Queue(), _Queue(), _Queue()
+        # Connections with an event, each once, and those whose responses wait to be sent.
+        self._active: "OrderedDict[_Connection, None]" = OrderedDict()
+        self._finished: Deque[_Connection] = deque()
+        self._newest_first = False  # in every second iteration
         self._timeouts = _state_timeouts(settings)
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
@@ -4285,7 +4270,7 @@ class _Server:
             self._main_thread_serves = False
             self._set_alarm(0)
         while not self._ended and self._clock() < self._deadline:
-            busy = self._response_began is not None or self._ready or self._finished
+            busy = self._response_began is not None or self._active or self._finished
             patience = self._patience()
             time.sleep(patience if busy else IDLE_INTERVAL)
             self._move_loop(patience)
@@ -4403,27 +4388,26 @@ class _Server:
             self._threads.discard(me)
 
     def _iterate(self) -> None:
-        """Do some of each kind of work."""
-        for connection in self._some_of(self._finished):
-            self._attempt(self._send, connection)
-        self._poll()
-        complete = [connection for connection in self._some_of(self._active)
-                    if self._attempt(self._on_event, connection)]
-        for connection in reversed(complete):  # the newest one becomes the last one
-            self._make_ready(connection)
-        for connection in self._some_of(self._ready):
-            if not self._respond(connection):
-                return
+        """Do some of each kind of work.
 
-    def _some_of(self, queue: _Queue) -> Iterator[_Connection]:
-        """Take connections from a queue for POLL_INTERVAL."""
+        If requests arrive faster than they are answered, every second iteration begins with the
+        newest connections. So a client that comes after a burst does not wait for all of it.
+        """
         end = self._clock() + POLL_INTERVAL
-        while queue and self._clock() < end:
-            yield queue.take()
+        while self._finished and self._clock() < end:
+            self._attempt(self._send, self._finished.popleft())
+        self._poll()
+        self._newest_first = not self._newest_first
+        end = self._clock() + POLL_INTERVAL
+        while self._active and self._clock() < end:
+            connection, _ = self._active.popitem(self._newest_first)
+            if self._attempt(self._on_event, connection) and not self._respond(connection):
+                return
 
     def _respond(self, connection: _Connection) -> bool:
         """Answer a request; return whether this thread still has the loop."""
-        self._response_began = self._clock()
+        self._enter(connection, _State.RESPONDING)
+        self._response_began = connection.state_since
         try:
             connection.respond()
         except Exception:
@@ -4433,7 +4417,7 @@ class _Server:
             moved = self._loop_thread is not threading.current_thread()
             if not moved:
                 self._response_began, self._client_must_go = None, False
-        self._finished.put(connection)
+        self._finished.append(connection)
         if moved:
             self._wake()
         return not moved
@@ -4452,10 +4436,10 @@ class _Server:
     def _poll(self) -> None:
         """Wait until a socket can be read or written; accept connections."""
         longest_wait = EXPIRY_INTERVAL if self.stopping else SELECT_SECONDS
-        waiting = self._active or self._ready or self._finished
+        waiting = self._active or self._finished
         for key, _ in self._selector.select(0 if waiting else longest_wait):
             if isinstance(key.data, _Connection):
-                self._active.put(key.data)
+                self._active[key.data] = None
             else:
                 key.data()
         self._close_expired()
@@ -4540,10 +4524,6 @@ class _Server:
             if not size or connection.bytes_discarded > MAX_DISCARDED_BYTES:
                 self._close(connection)
 
-    def _make_ready(self, connection: _Connection) -> None:
-        self._enter(connection, _State.RESPONDING)
-        self._ready.put(connection)
-
     def _send(self, connection: _Connection) -> None:
         """Send queued bytes of a finished response, and then await the next request."""
         if connection.aborted:
@@ -4558,11 +4538,11 @@ class _Server:
             connection.shut_down_output()
             self._enter(connection, _State.LINGERING)
             self._watch(connection, selectors.EVENT_READ)
-        elif connection.received and connection.has_request():
-            self._make_ready(connection)
         else:
             self._enter(connection, connection.reading_state())
             self._watch(connection, selectors.EVENT_READ)
+            if connection.received:  # perhaps the next request
+                self._active[connection] = None
 
     def _watch(self, connection: _Connection, events: int) -> None:
         """Let the selector watch the socket for these events; for none if 0."""
@@ -4602,7 +4582,8 @@ class _Server:
     def _on_timeout(self, connection: _Connection) -> None:
         if connection.state in (_State.READING_HEADER, _State.READING_BODY):
             connection.reject(HTTPError(408, "The request took too long"))
-            self._make_ready(connection)
+            self._enter(connection, connection.state)
+            self._active[connection] = None
         else:
             self._close(connection)
 

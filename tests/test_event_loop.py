@@ -493,14 +493,6 @@ def test_loop_polls_although_requests_wait(clock, gate):
         assert gate.order.index("/x") < together - 1
 
 
-def test_queue_gives_the_newest_and_the_oldest_in_turn():
-    queue = jwtserver._Queue()
-    for number in (1, 2, 3, 2, 4, 5):
-        queue.put(number)
-
-    assert [queue.take() for _ in range(5)] == [5, 1, 4, 2, 3]
-
-
 def test_request_after_a_burst_does_not_wait_for_all_of_it(gate, clock):
     with serving(gate, threads=1, clock=clock) as server:
         first, *burst, last = [connect(server) for _ in range(22)]
