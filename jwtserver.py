@@ -3572,6 +3572,12 @@ class _Handler(SimpleHandler):
     headers: Any = None
     result: Any = None
     headers_sent = False
+    body_bytes_sent = 0
+    _framing = _Framing.UNTIL_CLOSE
+    _fields = ""
+    _length: Optional[int] = None  # the Content-Length given by the application
+    _remaining = 0  # bytes of it that are still to be sent
+    _is_over = False
 
     def __init__(
         self, connection: "_Connection", request: _Request, body: Optional[_BodyStream] = None,
@@ -3583,15 +3589,9 @@ class _Handler(SimpleHandler):
         self._method = request.environ["REQUEST_METHOD"]
         self._path = request.environ["PATH_INFO"]
         self._version = request.environ.get("SERVER_PROTOCOL")
-        self._framing = _Framing.UNTIL_CLOSE
-        self._fields = ""
-        self._length: Optional[int] = None  # the Content-Length given by the application
-        self._remaining = 0  # bytes of it that are still to be sent
         # A thread of the application may write although the response has ended.
         self._lock = threading.Lock()
-        self._is_over = False
         self.keep_alive = request.keep_alive
-        self.body_bytes_sent = 0
 
     def run(self, application: WSGIApplication) -> None:
         """Call the application, and answer with 500 if it fails before it has sent anything.
@@ -3618,8 +3618,9 @@ class _Handler(SimpleHandler):
             else:
                 self._answer_error(HTTPError(500, "Internal server error"))
         finally:
-            with self._lock:
-                self._is_over = True
+            if not self._is_over:
+                with self._lock:
+                    self._is_over = True
             if self._body:
                 self._body.end()
 
@@ -3684,20 +3685,21 @@ class _Handler(SimpleHandler):
             self.keep_alive = False
 
     def _send(self, data: bytes, is_last_piece: bool) -> None:
-        header = b"" if self.headers_sent else self._header(len(data) if is_last_piece else None)
+        size = len(data)
+        header = b"" if self.headers_sent else self._header(size if is_last_piece else None)
         if self._framing is _Framing.NO_BODY:
-            data = b""
+            data, size = b"", 0
         elif self._framing is _Framing.LENGTH:
-            if len(data) > self._remaining:
+            if size > self._remaining:
                 logger.error("The response body is longer than its Content-Length")
-                data = data[:self._remaining]
-            self._remaining -= len(data)
-        self.body_bytes_sent += len(data)
+                data, size = data[:self._remaining], self._remaining
+            self._remaining -= size
+        self.body_bytes_sent += size
         if self._framing is _Framing.CHUNKED and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            data = b"%x\r\n%b\r\n" % (size, data)
         if not is_last_piece:
             self._connection.send(header + data)
-        elif len(data) > MAX_JOINED_BYTES:
+        elif size > MAX_JOINED_BYTES:
             self._connection.queue(header, data)
         else:
             self._connection.queue(header + data)
@@ -4069,35 +4071,32 @@ class _Connection:
     def respond(self) -> None:
         """Answer the request. Its last bytes may only be queued."""
         self.bytes_sent, self.pace = 0, None
-        request, self.request, body = self.request, _NO_REQUEST, None
-        decoder, self._decoder = self._decoder, None
-        if not request.length and not decoder:
-            request.environ["wsgi.input"] = io.BytesIO()
-        elif decoder and decoder.is_complete:
-            request.environ["wsgi.input"] = io.BytesIO(decoder.content)
-        elif request.received_first:
-            request.environ["wsgi.input"] = io.BytesIO(self.received[:request.length])
-            self.received = self.received[request.length:]
-        else:
-            body = _BodyStream(self, request, decoder)
-            request.environ["wsgi.input"] = _BodyReader(body)
+        request, self.request = self.request, _NO_REQUEST
+        body, request.environ["wsgi.input"] = self._open_input(request)
         application = self.server.app
         if self.error is not None:
             application = self.error
         elif request.environ["PATH_INFO"] == "*":  # about the server itself (RFC 9110 §9.3.7)
             application = partial(_send_response, Response.of(204))
-        self._run(request, body, application)
-
-    def _run(
-        self, request: _Request, body: Optional[_BodyStream], application: WSGIApplication,
-    ) -> None:
         handler = _Handler(self, request, body)
         try:
             handler.run(application)
         except _ClientGone:
             self.aborted = True
         self.keep_alive = handler.keep_alive
-        self.server.log_access(request, handler)
+        if self.server.access_log:
+            self.server.log_access(request, handler)
+
+    def _open_input(self, request: _Request) -> Tuple[Optional[_BodyStream], io.BufferedIOBase]:
+        """The `wsgi.input` of a request, and the stream behind it if its body is long."""
+        decoder, self._decoder = self._decoder, None
+        if decoder and decoder.is_complete:
+            return None, io.BytesIO(decoder.content)
+        if not decoder and request.received_first == request.length:
+            body, self.received = self.received[:request.length], self.received[request.length:]
+            return None, io.BytesIO(body)
+        stream = _BodyStream(self, request, decoder)
+        return stream, _BodyReader(stream)
 
     def receive_body(self, stream: "_BodyStream") -> bool:
         """Receive bytes of a body; return False if the client has gone or is too slow."""
