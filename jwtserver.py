@@ -1939,10 +1939,7 @@ class Router:
         self._has_ids = any(path.endswith("/{id}") for path in routes)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        route = self.routes.get(path, _NO_ROUTE)
-        if route is _NO_ROUTE and self._has_ids:
-            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        route = self.find(environ.get("PATH_INFO", ""))
         try:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
@@ -1957,6 +1954,13 @@ class Router:
             exc_info = () if expected else (sys.exc_info(),)
             return _send_response(response, environ, start_response, *exc_info)
         return _send_response(response, environ, start_response)
+
+    def find(self, path: str) -> Route:
+        """The route of a path, or `_NO_ROUTE`."""
+        route = self.routes.get(path, _NO_ROUTE)
+        if route is _NO_ROUTE and self._has_ids:
+            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        return route
 
 
 def _http_error(error: Exception, environ: Environ) -> HTTPError:
@@ -2506,17 +2510,15 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
         *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
 
 
-def _with_error_pages(
-    app: WSGIApplication, paths: Sequence[str], login_path: str,
-) -> WSGIApplication:
-    """Turn errors at these paths into pages: those of the endpoints, the guard, the rate limit.
+def _with_error_pages(app: WSGIApplication, router: Router, login_path: str) -> WSGIApplication:
+    """Turn errors at the paths of pages into pages, also those of the guard and the rate limit.
 
     At all paths except `login_path`, programs still get the JSON.
     """
 
     def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path not in paths or not (path == login_path or _wants_page(environ)):
+        if path != login_path and not (_wants_page(environ) and router.find(path).is_page):
             return app(environ, start_response)
         started: List[Any] = []
         body = app(environ, lambda *arguments: started.extend(arguments))
@@ -2792,7 +2794,8 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
-            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
+            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True,
+            is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
         )}, guarded=True),
@@ -2956,8 +2959,7 @@ def create_app(
     verify = _with_verify(exceptions, routes, pages)
     limited = _with_rate_limit(Router(public, verify), service, guard)
     if settings.cookie:
-        page_paths = [path for path, route in routes.items() if route.is_page]
-        limited = _with_error_pages(limited, page_paths, pages.login_path)
+        limited = _with_error_pages(limited, Router(routes), pages.login_path)
     return _with_proxy_headers(
         _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
 

@@ -135,6 +135,15 @@ def test_error_page_says_what_is_wrong_and_leads_to_the_sign_in_page(browse):
         assert response.click("Go to the sign-in page").request.path == "/auth/login"
 
 
+@pytest.mark.parametrize("prefix", ["", "/auth"])
+@pytest.mark.parametrize("path", ["/logout", "/password", "/sessions/" + "0" * 32])
+def test_refusal_of_a_form_of_the_account_page_is_a_page(browse, path, prefix):
+    browser = browse(prefix=prefix)
+
+    assert "You are not signed in." in browser.post(prefix + path, status=401)
+    assert browser.post(prefix + path, headers={"Accept": "*/*"}, status=401).json
+
+
 def test_refusal_of_the_rate_limit_is_a_page(browse):
     browser = browse(rate_limit="1/60")
     browser.get("/login")
