@@ -2635,7 +2635,9 @@ class Pages:
         claims = self._claims(environ)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
         next_page = _local_page(query.get("next"))
-        return self._form(next_page) if claims is None else self._account(claims, next_page)
+        if claims is None:
+            return self._form(next_page)
+        return self._account(claims, next_page, environ.get("QUERY_STRING") == "changed")
 
     def login(self, environ: Environ) -> Response:
         """Sign in with the form, and set the cookie."""
@@ -2692,13 +2694,17 @@ class Pages:
             f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
 
     def _account(
-        self, claims: Claims, next_page: str = "/", error: Optional[HTTPError] = None,
+        self, claims: Claims, next_page: str = "/", is_password_changed: bool = False,
+        error: Optional[HTTPError] = None,
     ) -> Response:
-        """The account page, with the error of the form that was sent from it."""
+        """The account page, with the result of the form that was sent from it."""
         service, prefix = self.service, self.service.settings.prefix
-        errors = {}
+        errors, focus = {}, ""
         if error is not None:
-            errors["new_password" if error.status == 400 else "password"] = f"{error.message}."
+            focus = "new_password" if error.status == 400 else "password"
+            errors[focus] = f"{error.message}."
+        notice = ("<p>Your password has been changed. Your other sessions have ended.</p>\n"
+                  if is_password_changed else "")
         # Chromium applies `form-action` to redirects too. If the next page redirects to another
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
@@ -2709,17 +2715,20 @@ class Pages:
                 "<button>End this session</button></form></li>\n"))
             for session in service.store.sessions_of(claims["sub"], service.clock()))
         return _page(error.status if error else 200, "Your account", (
-            f"{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
+            f"{notice}{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
             f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
-            + _field("password", "Current password",
-                     'type="password" autocomplete="current-password" required', errors)
-            + _field("new_password", "New password",
-                     'type="password" autocomplete="new-password" required', errors)
+            + _field("password", "Current password", 'type="password"'
+                     ' autocomplete="current-password" required', errors, focus=focus)
+            + _field("new_password", "New password", 'type="password"'
+                     ' autocomplete="new-password" required', errors, focus=focus)
             + "<button>Change password</button>\n</form>\n"), *(error.headers if error else ()))
 
-    def or_redirect(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint that answers a person's form with a page."""
+    def or_redirect(self, endpoint: Endpoint, query: str = "") -> Endpoint:
+        """The endpoint that answers a person's form with a page.
+
+        `query` tells the account page of a success.
+        """
         if not self.service.settings.cookie:
             return endpoint
 
@@ -2734,7 +2743,7 @@ class Pages:
                     return _see_other(self.login_path)
                 return self._account(environ["wsgi_auth.claims"], error=error)
             kept = ("Set-Cookie", "Clear-Site-Data")
-            return _see_other(self.login_path, *(
+            return _see_other(self.login_path + query, *(
                 header for header in response.headers if header[0] in kept))
 
         return wrapped
@@ -2789,8 +2798,8 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
             pages.or_redirect(service.logout), 204, errors=(400, 413, 415))}, guarded=True,
             is_page=True),
         "/password": Route({"POST": Operation(
-            pages.or_redirect(service.change_password), 204, fields=("password", "new_password"),
-            errors=(403,))}, guarded=True, is_page=True),
+            pages.or_redirect(service.change_password, "?changed"), 204,
+            fields=("password", "new_password"), errors=(403,))}, guarded=True, is_page=True),
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(

@@ -546,8 +546,9 @@ def change_password(browser, old, new, **options):
 def test_person_changes_the_password(browser):
     submit(browser)
 
-    assert change_password(browser, PASSWORD, "battery staple", status=303).headers["Location"] == (
-        "/login")
+    changed = change_password(browser, PASSWORD, "battery staple", status=303)
+    assert "Your password has been changed." in changed.follow()
+    assert "has been changed" not in browser.get("/login")
     browser.get("/protected", status=200)
     browser.reset()
     submit(browser, status=401)
@@ -559,6 +560,7 @@ def test_account_page_shows_the_error_beside_the_field(browser):
 
     page = change_password(browser, "wrong", "battery staple", status=401)
     assert re.search('id="password-error">(.*?)<', page.text)[1] == "Invalid password."
+    assert "autofocus" in page.forms[len(page.forms) - 1]["password"].attrs
     page = change_password(browser, PASSWORD, "x" * 2000, status=400)
     assert "cannot be used" in re.search('id="new_password-error">(.*?)<', page.text)[1]
     for _ in range(4):
