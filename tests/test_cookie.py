@@ -398,6 +398,14 @@ def test_next_page_of_a_mounted_application_begins_with_the_mount():
     assert unquote(answer.headers["Location"]) == "/login?next=/app/a"
 
 
+def test_login_path_of_a_mounted_application_is_used_as_given():
+    guarded = guard(cookie=None, login_path="/app/login", exempt=["/login", "/app/login"])
+
+    answer = call(guarded, path="/a", SCRIPT_NAME="/app", HTTP_ACCEPT=HTML)
+    assert unquote(answer.headers["Location"]) == "/app/login?next=/app/a"
+    assert call(guarded, path="/login", SCRIPT_NAME="/app", HTTP_ACCEPT=HTML).status == 200
+
+
 @for_each("login_path", [
     "", "login", "//evil.example", "/\\evil", "https://evil.example/", "/login?x", "/a#b",
     "/a\r\nb", "/a b", "/é"])
