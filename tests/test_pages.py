@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from webtest import TestApp
 
-from jwtserver import OTP_STEP_SECONDS, Settings, SettingsError, create_app, otp_code
+from jwtserver import (
+    OTP_STEP_SECONDS, Settings, SettingsError, create_app, new_grant, otp_code)
 from support import KEY, PASSWORD, Clock, bearer, hello, sign_in, store_with, user
 from wsgi_auth import decode
 
@@ -358,7 +359,7 @@ def test_locked_out_person_sees_the_form_and_when_to_try_again(browser, clock):
     assert "Try again in a minute." in submit(browser, status=429)
 
 
-def test_everything_that_is_shown_is_escaped(browser):
+def test_everything_that_is_shown_is_escaped(browser, store, clock):
     name = "<b>'\"&"
     shown = "&lt;b&gt;&#x27;&quot;&amp;"
 
@@ -369,6 +370,8 @@ def test_everything_that_is_shown_is_escaped(browser):
     submit(browser, name)
     for path in ("/", "/login"):
         assert f"<strong>{shown}</strong>" in browser.get(path)
+    store.open_session(new_grant(user(name), 60, clock(), label=name), clock())
+    assert f"<li>{shown}, " in browser.get("/login")
 
 
 # Where a browser goes after the sign-in. All of these lead it to another site, or may.
@@ -453,6 +456,17 @@ def test_application_behind_the_guard_sees_the_person(browse):
 
 def test_post_without_a_session_is_refused_and_not_redirected(browse):
     browse(hello).post("/any", {"text": "long"}, status=401)
+
+
+@pytest.mark.parametrize("cookie", ["jwtserver=x", "jwtserver=x; jwtserver=y", ";"])
+@pytest.mark.parametrize("protect", ["/", "/login"])
+def test_login_page_is_open_to_everyone_so_no_redirect_repeats(browse, protect, cookie):
+    browser, headers = browse(hello, protect=[protect]), {"Cookie": cookie}
+
+    page = browser.get("/login/x", headers=headers, status=303).follow(headers=headers, status=200)
+    assert "Sign in" in page
+    fields = {"username": "alice", "password": PASSWORD}
+    browser.post("/login", fields, headers=headers, status=303)
 
 
 def test_login_page_is_below_the_prefix(browse):
