@@ -2539,7 +2539,7 @@ def _error_page(
     message = json.loads(body)["error"] if body else title  # no body: HEAD
     if status == 401:
         message = "You are not signed in"
-    content = (f'<p class="error">{escape(message)}.</p>\n'
+    content = (f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
                f'<p><a href="{login_path}">Go to the sign-in page</a></p>\n')
     kept = ("allow", "retry-after", "vary", "www-authenticate")
     return _page(status, title, content, *(
@@ -2581,9 +2581,13 @@ def _signed_in_as(claims: Claims) -> str:
     return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
 
 
-def _waiting_time(error: HTTPError) -> str:
-    minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
-    return f"{minutes} minutes" if minutes > 1 else "a minute"
+def _sentences(message: str, headers: Sequence[Tuple[str, str]]) -> str:
+    """The message of an error and, if its headers say so, when to try again."""
+    seconds = dict(headers).get("Retry-After")
+    if seconds is None:
+        return f"{message}."
+    minutes = -(-int(seconds) // 60)
+    return f"{message}. Try again in {f'{minutes} minutes' if minutes > 1 else 'a minute'}."
 
 
 def _time(seconds: float) -> str:
@@ -2702,7 +2706,7 @@ class Pages:
         errors, focus = {}, ""
         if error is not None:
             focus = "new_password" if error.status == 400 else "password"
-            errors[focus] = f"{error.message}."
+            errors[focus] = _sentences(error.message, error.headers)
         notice = ("<p>Your password has been changed. Your other sessions have ended.</p>\n"
                   if is_password_changed else "")
         # Chromium applies `form-action` to redirects too. If the next page redirects to another
@@ -2754,7 +2758,7 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.members:
         return {"otp": "Enter the code of your authenticator app, and your password again."}
     if error.status == 429:
-        message = f"Too many failed sign-ins. Try again in {_waiting_time(error)}."
+        message = _sentences(error.message, error.headers)
     elif otp:
         message = "The user name, the password or the code is wrong."
     else:

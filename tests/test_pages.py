@@ -152,6 +152,7 @@ def test_refusal_of_the_rate_limit_is_a_page(browse):
     page = browser.get("/login", status=429)
 
     assert "<h1>Too Many Requests</h1>" in page and page.headers["Retry-After"] == "60"
+    assert "Too many requests. Try again in a minute.<" in page
     assert browser.head("/login", status=429).body == b""
     assert "<h1>" in browser.post("/logout", status=429)
     assert browser.post("/logout", headers={"Accept": "*/*"}, status=429).json
@@ -581,6 +582,7 @@ def test_account_page_shows_the_error_beside_the_field(browser):
         change_password(browser, "wrong", "battery staple", status=401)
     page = change_password(browser, PASSWORD, "battery staple", status=429)
     assert page.headers["Retry-After"] == "900"
+    assert "Try again in 15 minutes.<" in page
 
 
 def test_person_ends_another_session(browse):
