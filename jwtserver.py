@@ -1939,10 +1939,7 @@ class Router:
         self._has_ids = any(path.endswith("/{id}") for path in routes)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        route = self.routes.get(path, _NO_ROUTE)
-        if route is _NO_ROUTE and self._has_ids:
-            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        route = self.find(environ.get("PATH_INFO", ""))
         try:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
@@ -1957,6 +1954,13 @@ class Router:
             exc_info = () if expected else (sys.exc_info(),)
             return _send_response(response, environ, start_response, *exc_info)
         return _send_response(response, environ, start_response)
+
+    def find(self, path: str) -> Route:
+        """The route of a path, or `_NO_ROUTE`."""
+        route = self.routes.get(path, _NO_ROUTE)
+        if route is _NO_ROUTE and self._has_ids:
+            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        return route
 
 
 def _http_error(error: Exception, environ: Environ) -> HTTPError:
@@ -2506,17 +2510,15 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
         *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
 
 
-def _with_error_pages(
-    app: WSGIApplication, paths: Sequence[str], login_path: str,
-) -> WSGIApplication:
-    """Turn errors at these paths into pages: those of the endpoints, the guard, the rate limit.
+def _with_error_pages(app: WSGIApplication, router: Router, login_path: str) -> WSGIApplication:
+    """Turn errors at the paths of pages into pages, also those of the guard and the rate limit.
 
     At all paths except `login_path`, programs still get the JSON.
     """
 
     def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path not in paths or not (path == login_path or _wants_page(environ)):
+        if path != login_path and not (_wants_page(environ) and router.find(path).is_page):
             return app(environ, start_response)
         started: List[Any] = []
         body = app(environ, lambda *arguments: started.extend(arguments))
@@ -2537,7 +2539,7 @@ def _error_page(
     message = json.loads(body)["error"] if body else title  # no body: HEAD
     if status == 401:
         message = "You are not signed in"
-    content = (f'<p class="error">{escape(message)}.</p>\n'
+    content = (f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
                f'<p><a href="{login_path}">Go to the sign-in page</a></p>\n')
     kept = ("allow", "retry-after", "vary", "www-authenticate")
     return _page(status, title, content, *(
@@ -2579,9 +2581,13 @@ def _signed_in_as(claims: Claims) -> str:
     return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
 
 
-def _waiting_time(error: HTTPError) -> str:
-    minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
-    return f"{minutes} minutes" if minutes > 1 else "a minute"
+def _sentences(message: str, headers: Sequence[Tuple[str, str]]) -> str:
+    """The message of an error and, if its headers say so, when to try again."""
+    seconds = dict(headers).get("Retry-After")
+    if seconds is None:
+        return f"{message}."
+    minutes = -(-int(seconds) // 60)
+    return f"{message}. Try again in {f'{minutes} minutes' if minutes > 1 else 'a minute'}."
 
 
 def _time(seconds: float) -> str:
@@ -2633,7 +2639,9 @@ class Pages:
         claims = self._claims(environ)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
         next_page = _local_page(query.get("next"))
-        return self._form(next_page) if claims is None else self._account(claims, next_page)
+        if claims is None:
+            return self._form(next_page)
+        return self._account(claims, next_page, environ.get("QUERY_STRING") == "changed")
 
     def login(self, environ: Environ) -> Response:
         """Sign in with the form, and set the cookie."""
@@ -2690,13 +2698,17 @@ class Pages:
             f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
 
     def _account(
-        self, claims: Claims, next_page: str = "/", error: Optional[HTTPError] = None,
+        self, claims: Claims, next_page: str = "/", is_password_changed: bool = False,
+        error: Optional[HTTPError] = None,
     ) -> Response:
-        """The account page, with the error of the form that was sent from it."""
+        """The account page, with the result of the form that was sent from it."""
         service, prefix = self.service, self.service.settings.prefix
-        errors = {}
+        errors, focus = {}, ""
         if error is not None:
-            errors["new_password" if error.status == 400 else "password"] = f"{error.message}."
+            focus = "new_password" if error.status == 400 else "password"
+            errors[focus] = _sentences(error.message, error.headers)
+        notice = ("<p>Your password has been changed. Your other sessions have ended.</p>\n"
+                  if is_password_changed else "")
         # Chromium applies `form-action` to redirects too. If the next page redirects to another
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
@@ -2707,17 +2719,20 @@ class Pages:
                 "<button>End this session</button></form></li>\n"))
             for session in service.store.sessions_of(claims["sub"], service.clock()))
         return _page(error.status if error else 200, "Your account", (
-            f"{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
+            f"{notice}{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
             f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
-            + _field("password", "Current password",
-                     'type="password" autocomplete="current-password" required', errors)
-            + _field("new_password", "New password",
-                     'type="password" autocomplete="new-password" required', errors)
+            + _field("password", "Current password", 'type="password"'
+                     ' autocomplete="current-password" required', errors, focus=focus)
+            + _field("new_password", "New password", 'type="password"'
+                     ' autocomplete="new-password" required', errors, focus=focus)
             + "<button>Change password</button>\n</form>\n"), *(error.headers if error else ()))
 
-    def or_redirect(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint that answers a person's form with a page."""
+    def or_redirect(self, endpoint: Endpoint, query: str = "") -> Endpoint:
+        """The endpoint that answers a person's form with a page.
+
+        `query` tells the account page of a success.
+        """
         if not self.service.settings.cookie:
             return endpoint
 
@@ -2732,7 +2747,7 @@ class Pages:
                     return _see_other(self.login_path)
                 return self._account(environ["wsgi_auth.claims"], error=error)
             kept = ("Set-Cookie", "Clear-Site-Data")
-            return _see_other(self.login_path, *(
+            return _see_other(self.login_path + query, *(
                 header for header in response.headers if header[0] in kept))
 
         return wrapped
@@ -2743,7 +2758,7 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.members:
         return {"otp": "Enter the code of your authenticator app, and your password again."}
     if error.status == 429:
-        message = f"Too many failed sign-ins. Try again in {_waiting_time(error)}."
+        message = _sentences(error.message, error.headers)
     elif otp:
         message = "The user name, the password or the code is wrong."
     else:
@@ -2787,12 +2802,13 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
             pages.or_redirect(service.logout), 204, errors=(400, 413, 415))}, guarded=True,
             is_page=True),
         "/password": Route({"POST": Operation(
-            pages.or_redirect(service.change_password), 204, fields=("password", "new_password"),
-            errors=(403,))}, guarded=True, is_page=True),
+            pages.or_redirect(service.change_password, "?changed"), 204,
+            fields=("password", "new_password"), errors=(403,))}, guarded=True, is_page=True),
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
-            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
+            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True,
+            is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
         )}, guarded=True),
@@ -2956,8 +2972,7 @@ def create_app(
     verify = _with_verify(exceptions, routes, pages)
     limited = _with_rate_limit(Router(public, verify), service, guard)
     if settings.cookie:
-        page_paths = [path for path, route in routes.items() if route.is_page]
-        limited = _with_error_pages(limited, page_paths, pages.login_path)
+        limited = _with_error_pages(limited, Router(routes), pages.login_path)
     return _with_proxy_headers(
         _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
 

@@ -1276,7 +1276,9 @@ class BearerAuthMiddleware:
       if a page of another site may have sent it (cross-site request forgery).
     - `login_path`: a path such as `"/login"`. If a browser opens a page without a valid token, it
       is sent there with 303. The page that was asked for is in the query parameter `next`. Check
-      that it is a path of this site before you redirect to it. The login page must be exempt.
+      that it is a path of this site before you redirect to it. The login page must be exempt. The
+      path is used as given: for a page of an application below the mount `/app`, write
+      `login_path="/app/login"` and `exempt=["/login", "/app/login"]`.
 
     In a mounted application, both `PATH_INFO` and `SCRIPT_NAME + PATH_INFO` are compared with the
     rules. If both are protected, the token needs the scopes of both. An exemption must hold for

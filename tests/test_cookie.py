@@ -91,6 +91,8 @@ def test_authorization_header_wins_over_the_cookie():
     (f"{COOKIE}\n", 401),
     (f"session={TOKEN[:-1]}", 401),
     (f"session={EXPIRED}", 401),
+    (f"{COOKIE}; a=" + "x" * 8192, 200),
+    ("session=" + "x" * 8192, 401),
     ("session=" + "x" * 20_000, 401),
     ("; ".join(["a=b"] * 5000), 401),
 ])
@@ -396,6 +398,14 @@ def test_next_page_of_a_mounted_application_begins_with_the_mount():
     answer = to_login("/a", SCRIPT_NAME="/app")
 
     assert unquote(answer.headers["Location"]) == "/login?next=/app/a"
+
+
+def test_login_path_of_a_mounted_application_is_used_as_given():
+    guarded = guard(cookie=None, login_path="/app/login", exempt=["/login", "/app/login"])
+
+    answer = call(guarded, path="/a", SCRIPT_NAME="/app", HTTP_ACCEPT=HTML)
+    assert unquote(answer.headers["Location"]) == "/app/login?next=/app/a"
+    assert call(guarded, path="/login", SCRIPT_NAME="/app", HTTP_ACCEPT=HTML).status == 200
 
 
 @for_each("login_path", [

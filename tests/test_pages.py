@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from webtest import TestApp
 
-from jwtserver import OTP_STEP_SECONDS, Settings, SettingsError, create_app, otp_code
+from jwtserver import (
+    OTP_STEP_SECONDS, Settings, SettingsError, create_app, new_grant, otp_code)
 from support import KEY, PASSWORD, Clock, bearer, hello, sign_in, store_with, user
 from wsgi_auth import decode
 
@@ -135,6 +136,15 @@ def test_error_page_says_what_is_wrong_and_leads_to_the_sign_in_page(browse):
         assert response.click("Go to the sign-in page").request.path == "/auth/login"
 
 
+@pytest.mark.parametrize("prefix", ["", "/auth"])
+@pytest.mark.parametrize("path", ["/logout", "/password", "/sessions/" + "0" * 32])
+def test_refusal_of_a_form_of_the_account_page_is_a_page(browse, path, prefix):
+    browser = browse(prefix=prefix)
+
+    assert "You are not signed in." in browser.post(prefix + path, status=401)
+    assert browser.post(prefix + path, headers={"Accept": "*/*"}, status=401).json
+
+
 def test_refusal_of_the_rate_limit_is_a_page(browse):
     browser = browse(rate_limit="1/60")
     browser.get("/login")
@@ -142,6 +152,7 @@ def test_refusal_of_the_rate_limit_is_a_page(browse):
     page = browser.get("/login", status=429)
 
     assert "<h1>Too Many Requests</h1>" in page and page.headers["Retry-After"] == "60"
+    assert "Too many requests. Try again in a minute.<" in page
     assert browser.head("/login", status=429).body == b""
     assert "<h1>" in browser.post("/logout", status=429)
     assert browser.post("/logout", headers={"Accept": "*/*"}, status=429).json
@@ -349,7 +360,7 @@ def test_locked_out_person_sees_the_form_and_when_to_try_again(browser, clock):
     assert "Try again in a minute." in submit(browser, status=429)
 
 
-def test_everything_that_is_shown_is_escaped(browser):
+def test_everything_that_is_shown_is_escaped(browser, store, clock):
     name = "<b>'\"&"
     shown = "&lt;b&gt;&#x27;&quot;&amp;"
 
@@ -360,6 +371,8 @@ def test_everything_that_is_shown_is_escaped(browser):
     submit(browser, name)
     for path in ("/", "/login"):
         assert f"<strong>{shown}</strong>" in browser.get(path)
+    store.open_session(new_grant(user(name), 60, clock(), label=name), clock())
+    assert f"<li>{shown}, " in browser.get("/login")
 
 
 # Where a browser goes after the sign-in. All of these lead it to another site, or may.
@@ -444,6 +457,17 @@ def test_application_behind_the_guard_sees_the_person(browse):
 
 def test_post_without_a_session_is_refused_and_not_redirected(browse):
     browse(hello).post("/any", {"text": "long"}, status=401)
+
+
+@pytest.mark.parametrize("cookie", ["jwtserver=x", "jwtserver=x; jwtserver=y", ";"])
+@pytest.mark.parametrize("protect", ["/", "/login"])
+def test_login_page_is_open_to_everyone_so_no_redirect_repeats(browse, protect, cookie):
+    browser, headers = browse(hello, protect=[protect]), {"Cookie": cookie}
+
+    page = browser.get("/login/x", headers=headers, status=303).follow(headers=headers, status=200)
+    assert "Sign in" in page
+    fields = {"username": "alice", "password": PASSWORD}
+    browser.post("/login", fields, headers=headers, status=303)
 
 
 def test_login_page_is_below_the_prefix(browse):
@@ -537,8 +561,9 @@ def change_password(browser, old, new, **options):
 def test_person_changes_the_password(browser):
     submit(browser)
 
-    assert change_password(browser, PASSWORD, "battery staple", status=303).headers["Location"] == (
-        "/login")
+    changed = change_password(browser, PASSWORD, "battery staple", status=303)
+    assert "Your password has been changed." in changed.follow()
+    assert "has been changed" not in browser.get("/login")
     browser.get("/protected", status=200)
     browser.reset()
     submit(browser, status=401)
@@ -550,12 +575,14 @@ def test_account_page_shows_the_error_beside_the_field(browser):
 
     page = change_password(browser, "wrong", "battery staple", status=401)
     assert re.search('id="password-error">(.*?)<', page.text)[1] == "Invalid password."
+    assert "autofocus" in page.forms[len(page.forms) - 1]["password"].attrs
     page = change_password(browser, PASSWORD, "x" * 2000, status=400)
     assert "cannot be used" in re.search('id="new_password-error">(.*?)<', page.text)[1]
     for _ in range(4):
         change_password(browser, "wrong", "battery staple", status=401)
     page = change_password(browser, PASSWORD, "battery staple", status=429)
     assert page.headers["Retry-After"] == "900"
+    assert "Try again in 15 minutes.<" in page
 
 
 def test_person_ends_another_session(browse):
