@@ -1928,6 +1928,11 @@ class Route(NamedTuple):
 _NO_ROUTE = Route({})
 
 
+def _with_id(path: str) -> str:
+    """The path of the route for `/sessions/123`: `/sessions/{id}`."""
+    return path.rpartition("/")[0] + "/{id}"
+
+
 class Router:
     """Serves the routes, and passes requests for other paths to `fallback`, or answers 404."""
 
@@ -1942,7 +1947,7 @@ class Router:
         path = environ.get("PATH_INFO", "")
         route = self.routes.get(path, _NO_ROUTE)
         if route is _NO_ROUTE and self._has_ids:
-            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+            route = self.routes.get(_with_id(path), _NO_ROUTE)
         try:
             if route is _NO_ROUTE and self.fallback is not None:
                 return self.fallback(environ, start_response)
@@ -2294,11 +2299,14 @@ class Service:
                     checked[0], new_hash, session.id, attempt, self.clock()):
                 return True  # otherwise the user was changed meanwhile: check the password again
 
+    def session_of_person(self, claims: Claims) -> Optional[Session]:
+        """The session of a token, or None if the token is not from a sign-in."""
+        session = self.store.find_session(claims.get("sid", ""), self.clock())
+        return None if session is None or session.machine else session
+
     def _own_session(self, environ: Environ) -> Session:
-        """The session of the person who sent the request."""
-        session_id = _claims(environ).get("sid", "")
-        session = self.store.find_session(session_id, self.clock())
-        if session is None or session.machine:
+        session = self.session_of_person(_claims(environ))
+        if session is None:
             raise HTTPError(403, "Only a user who has signed in can do this")
         return session
 
@@ -2516,7 +2524,8 @@ def _with_error_pages(
 
     def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path not in paths or not (path == login_path or _wants_page(environ)):
+        is_page = path in paths or _with_id(path) in paths
+        if not is_page or not (path == login_path or _wants_page(environ)):
             return app(environ, start_response)
         started: List[Any] = []
         body = app(environ, lambda *arguments: started.extend(arguments))
@@ -2579,9 +2588,12 @@ def _signed_in_as(claims: Claims) -> str:
     return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
 
 
-def _waiting_time(error: HTTPError) -> str:
+def _message(error: HTTPError) -> str:
+    """The sentence about an error; after a lock-out, when to try again."""
+    if error.status != 429:
+        return f"{error.message}."
     minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
-    return f"{minutes} minutes" if minutes > 1 else "a minute"
+    return f"{error.message}. Try again in {f'{minutes} minutes' if minutes > 1 else 'a minute'}."
 
 
 def _time(seconds: float) -> str:
@@ -2633,7 +2645,10 @@ class Pages:
         claims = self._claims(environ)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
         next_page = _local_page(query.get("next"))
-        return self._form(next_page) if claims is None else self._account(claims, next_page)
+        # Somebody may have put a token of `token issue` into the cookie.
+        if claims is None or self.service.session_of_person(claims) is None:
+            return self._form(next_page)
+        return self._account(claims, next_page)
 
     def login(self, environ: Environ) -> Response:
         """Sign in with the form, and set the cookie."""
@@ -2696,7 +2711,7 @@ class Pages:
         service, prefix = self.service, self.service.settings.prefix
         errors = {}
         if error is not None:
-            errors["new_password" if error.status == 400 else "password"] = f"{error.message}."
+            errors["new_password" if error.status == 400 else "password"] = _message(error)
         # Chromium applies `form-action` to redirects too. If the next page redirects to another
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
@@ -2730,6 +2745,8 @@ class Pages:
             except HTTPError as error:
                 if error.status == 404:  # the session has ended already
                     return _see_other(self.login_path)
+                if error.status == 403:  # the account page is not for this token
+                    raise
                 return self._account(environ["wsgi_auth.claims"], error=error)
             kept = ("Set-Cookie", "Clear-Site-Data")
             return _see_other(self.login_path, *(
@@ -2743,7 +2760,7 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.members:
         return {"otp": "Enter the code of your authenticator app, and your password again."}
     if error.status == 429:
-        message = f"Too many failed sign-ins. Try again in {_waiting_time(error)}."
+        message = _message(error)
     elif otp:
         message = "The user name, the password or the code is wrong."
     else:
@@ -2792,7 +2809,8 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
-            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
+            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True,
+            is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
         )}, guarded=True),
