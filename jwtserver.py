@@ -1448,10 +1448,14 @@ class Store:
         """
         with self.database.transaction() as connection:
             for user in users:
-                added = connection.execute(
-                    "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
-                if not added.rowcount:
-                    raise NameTaken(user.name)
+                self._add_user(connection, user)
+
+    @staticmethod
+    def _add_user(connection: DatabaseConnection, user: User) -> None:
+        added = connection.execute(
+            "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
+        if not added.rowcount:
+            raise NameTaken(user.name)
 
     # Each of these returns whether the user exists. All except `enable_user` and
     # `set_otp` end the user's sessions.
@@ -1480,12 +1484,14 @@ class Store:
             NameTaken: the new name belongs to another user.
         """
         with self.database.transaction() as connection:
-            if connection.execute("SELECT 1 FROM users WHERE name = ?", [new_name]).fetchone():
-                raise NameTaken(new_name)
-            changed: int = connection.execute(
-                "UPDATE users SET name = ? WHERE name = ?", [new_name, name]).rowcount
+            row = connection.execute(
+                f"SELECT * FROM users WHERE name = ?{self.database.for_update}", [name]).fetchone()
+            if row is None:
+                return False
+            self._add_user(connection, User(*row)._replace(name=new_name))
+            connection.execute("DELETE FROM users WHERE name = ?", [name])
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
-        return changed > 0
+        return True
 
     def set_otp(self, name: str, secret: str, step: int) -> bool:
         """Set the second factor of a user, or remove it with an empty secret."""
@@ -1560,7 +1566,9 @@ class Store:
     def unlock(self, name: str) -> None:
         """Forget the failed sign-ins of a user."""
         counter = _counter(name, None)
-        self._execute("DELETE FROM failures WHERE name = ? OR id = ?", counter, counter)
+        self._execute(  # `count_failure` locks the rows in the same order
+            "DELETE FROM failures WHERE id IN (SELECT id FROM failures WHERE name = ? OR id = ?"
+            f" ORDER BY id{self.database.for_update})", counter, counter)
 
     # Sessions
 
