@@ -145,8 +145,7 @@ def _always_enabled(logger: logging.Logger) -> logging.Logger:
 logger = _always_enabled(logging.getLogger("jwtserver"))
 audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
-# For JWTSERVER_AUDIT_LOG. It is not registered, so `logging.config` cannot change it.
-_audit_file = logging.Logger("jwtserver.audit", logging.INFO)
+_audit_paths: List[str] = []  # the file of JWTSERVER_AUDIT_LOG, if it is set
 
 
 class Error(Exception):
@@ -163,31 +162,37 @@ def _audit(event: str, **details: str) -> None:
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
     line = line.replace("\x7f", "\\u007f")
     audit_logger.log(level, "%s", line)
-    if _audit_file.handlers:
-        _audit_file.log(level, "%s", line)
+    for path in _audit_paths:
+        _append_to_audit_log(path, line)
+
+
+def _append_to_audit_log(path: str, line: str) -> None:
+    """Append a line in one write, so that those of several processes do not mix.
+
+    The file is opened for each line (20 µs), because logrotate may have moved the old one away. An
+    error is only logged: what the line reports has been done, and the log has the line as well.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime(_LOG_TIME_FORMAT)} {line}\n")
+    except OSError as error:
+        logger.error("JWTSERVER_AUDIT_LOG: %s: %s", path, error.strerror)
 
 
 def _open_audit_log(settings: "Settings") -> None:
     """Append audit lines to the file that the settings name, in addition to the log.
 
-    Each line is one write, so those of several processes do not mix. After the file was moved away
-    (logrotate), a new one is created.
-
     Raises:
         SettingsError: the file cannot be written.
     """
-    for handler in list(_audit_file.handlers):
-        _audit_file.removeHandler(handler)
-        handler.close()
+    _audit_paths.clear()
     if settings.audit_log:
-        from logging.handlers import WatchedFileHandler  # takes 15 ms
         try:
-            handler = WatchedFileHandler(settings.audit_log, encoding="utf-8")
+            open(settings.audit_log, "a").close()
         except OSError as error:
             raise SettingsError(
                 f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", _LOG_TIME_FORMAT))
-        _audit_file.addHandler(handler)
+        _audit_paths.append(os.path.abspath(settings.audit_log))  # an application may change folder
 
 
 # --- Settings -----------------------------------------------------------------------------------
