@@ -5461,7 +5461,8 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
 
 def _live_tokens(store: Store, settings: Settings) -> Dict[str, int]:
     """How many sessions have a valid last token, by the fingerprint of its key."""
-    lifetime = settings.token_lifetime + settings.refresh_grace  # a refresh may be repeated
+    # A refresh may be repeated, and servers accept a token for the leeway after it has expired.
+    lifetime = settings.token_lifetime + settings.refresh_grace + settings.leeway
     return store.count_tokens(lifetime, time.time())
 
 
