@@ -1906,6 +1906,7 @@ class Operation(NamedTuple):
     fields: Tuple[str, ...] = ()  # that the body must have
     optional_fields: Tuple[str, ...] = ()  # that it may have
     errors: Tuple[int, ...] = ()  # besides those that every operation of its kind has
+    query: Mapping[str, Mapping[str, Any]] = {}  # the schemas of its query parameters
 
 
 class Route(NamedTuple):
@@ -2802,6 +2803,12 @@ _TIME = {"type": "integer", "description": "Seconds since 1970"}
 _SESSIONS = _object(sessions={"type": "array", "items": _object(
     id=_STRING, label=_OR_NULL, created=_TIME, last_used=_TIME, expires=_TIME,
     current={"type": "boolean"})})
+_VERIFY_QUERY = {
+    "scope": {**_STRING, "pattern": r"^[!#-\[\]-~]+( [!#-\[\]-~]+)*$",
+              "description": "Scopes that the token must have, separated by spaces"},
+    "optional": {"const": "", "description": "Answer 200 without a token as well"},
+    "login": {"const": "", "description": "Behind a trusted proxy, answer people without a valid"
+                                          " token with 303, to the sign-in page"}}
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
 
@@ -2826,13 +2833,14 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
             is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
-        )}, guarded=True),
+            query=_VERIFY_QUERY)}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
     if service.settings.cookie:
         routes["/login"] = Route({
-            "GET": Operation(pages.login_page, schema=_HTML),
+            "GET": Operation(pages.login_page, schema=_HTML, query={"next": {
+                **_STRING, "description": "The path to return to after the sign-in"}}),
             "POST": Operation(pages.login, 303, fields=("username", "password"),
                               optional_fields=("otp", "next"), errors=(403,))},
             is_page=True, is_html=True)
@@ -2908,9 +2916,15 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
             operation.status, operation.schema)},
         "security": [{"token": []}] if route.guarded else [],
     }
+    if "optional" in operation.query:
+        description["security"].append({})  # a request without a token may be answered as well
     statuses = {*operation.errors, 429, 500, 503}
     if route.guarded:
         statuses.add(401)
+    if operation.query:
+        description["parameters"] = [
+            {"name": name, "in": "query", "schema": schema, "allowEmptyValue": "const" in schema}
+            for name, schema in operation.query.items()]
     if operation.fields:
         statuses.update((400, 401, 411, 413, 415))
         description["requestBody"] = _describe_body(operation, route.is_html)
@@ -2922,6 +2936,8 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
         schema = _object(success=success, **{route.error_member: _STRING})
         if status == 429 and route.error_member != "error":  # the rate limit says `error`
             schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
+        if status == 401 and "otp" in operation.optional_fields:
+            schema["properties"]["otp_required"] = {"const": True}
         description["responses"][str(status)] = _describe_response(status, schema)
     return description
 
