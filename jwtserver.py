@@ -5283,6 +5283,12 @@ def _user_list(args: argparse.Namespace, settings: Settings) -> None:
         print(f"{user.name:24} {state:8} {factor:3} {user.scope}".rstrip())
 
 
+def _check_changed(changed: bool, user: User) -> None:
+    """Check what `Store` returns: a person may have typed for minutes since the user was found."""
+    if not changed:
+        raise Error(f"the user {user.name!r} was removed or renamed meanwhile; nothing has changed")
+
+
 def _change_user(
     args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
     event: str, outcome: str,
@@ -5325,7 +5331,8 @@ def _user_enable(args: argparse.Namespace, settings: Settings) -> None:
 
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
-    store.set_password(user.name, _hash_password(_ask_password(args), settings))
+    password_hash = _hash_password(_ask_password(args), settings)
+    _check_changed(store.set_password(user.name, password_hash), user)
     _audit("user_password", user=user.name)
     print(f"Changed the password of {user.name} and ended the user's sessions")
     _print_lockout(store, user, settings)
@@ -5334,7 +5341,7 @@ def _user_password(args: argparse.Namespace, settings: Settings) -> None:
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
     scope = _clean_scope(args.scope)
-    store.set_scope(user.name, scope)
+    _check_changed(store.set_scope(user.name, scope), user)
     _audit("user_scope", user=user.name)
     print(f"Changed the scopes of {user.name} to {scope or 'none'} and ended the user's sessions")
 
@@ -5342,7 +5349,7 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
     new_name = _new_user(args.new_name, "").name
     store, user = _find_existing_user(settings, args.name)
-    store.rename_user(user.name, new_name)
+    _check_changed(store.rename_user(user.name, new_name), user)
     _audit("user_rename", user=user.name, new_name=new_name)
     print(f"Renamed {user.name} to {new_name} and ended the user's sessions")
 
@@ -5365,7 +5372,7 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
     step = find_otp_step(secret, _read_line().strip(), time.time())
     if step < 0:
         raise Error("the code is wrong; nothing has changed")
-    store.set_otp(user.name, secret, step)
+    _check_changed(store.set_otp(user.name, secret, step), user)
     _audit("user_otp", user=user.name)
     print(f"Turned on the second factor of {user.name}. The code cannot be used again")
 
