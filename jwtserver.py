@@ -145,8 +145,7 @@ def _always_enabled(logger: logging.Logger) -> logging.Logger:
 logger = _always_enabled(logging.getLogger("jwtserver"))
 audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
-# For JWTSERVER_AUDIT_LOG. It is not registered, so `logging.config` cannot change it.
-_audit_file = logging.Logger("jwtserver.audit", logging.INFO)
+_audit_paths: List[str] = []  # the file of JWTSERVER_AUDIT_LOG, if it is set
 
 
 class Error(Exception):
@@ -163,31 +162,37 @@ def _audit(event: str, **details: str) -> None:
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
     line = line.replace("\x7f", "\\u007f")
     audit_logger.log(level, "%s", line)
-    if _audit_file.handlers:
-        _audit_file.log(level, "%s", line)
+    for path in _audit_paths:
+        _append_to_audit_log(path, line)
+
+
+def _append_to_audit_log(path: str, line: str) -> None:
+    """Append a line in one write, so that those of several processes do not mix.
+
+    The file is opened for each line (20 µs), because logrotate may have moved the old one away. An
+    error is only logged: what the line reports has been done, and the log has the line as well.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime(_LOG_TIME_FORMAT)} {line}\n")
+    except OSError as error:
+        logger.error("JWTSERVER_AUDIT_LOG: %s: %s", path, error.strerror)
 
 
 def _open_audit_log(settings: "Settings") -> None:
     """Append audit lines to the file that the settings name, in addition to the log.
 
-    Each line is one write, so those of several processes do not mix. After the file was moved away
-    (logrotate), a new one is created.
-
     Raises:
         SettingsError: the file cannot be written.
     """
-    for handler in list(_audit_file.handlers):
-        _audit_file.removeHandler(handler)
-        handler.close()
+    _audit_paths.clear()
     if settings.audit_log:
-        from logging.handlers import WatchedFileHandler  # takes 15 ms
         try:
-            handler = WatchedFileHandler(settings.audit_log, encoding="utf-8")
+            open(settings.audit_log, "a").close()
         except OSError as error:
             raise SettingsError(
                 f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", _LOG_TIME_FORMAT))
-        _audit_file.addHandler(handler)
+        _audit_paths.append(os.path.abspath(settings.audit_log))  # an application may change folder
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -1448,10 +1453,14 @@ class Store:
         """
         with self.database.transaction() as connection:
             for user in users:
-                added = connection.execute(
-                    "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
-                if not added.rowcount:
-                    raise NameTaken(user.name)
+                self._add_user(connection, user)
+
+    @staticmethod
+    def _add_user(connection: DatabaseConnection, user: User) -> None:
+        added = connection.execute(
+            "INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", user)
+        if not added.rowcount:
+            raise NameTaken(user.name)
 
     # Each of these returns whether the user exists. All except `enable_user` and
     # `set_otp` end the user's sessions.
@@ -1480,12 +1489,14 @@ class Store:
             NameTaken: the new name belongs to another user.
         """
         with self.database.transaction() as connection:
-            if connection.execute("SELECT 1 FROM users WHERE name = ?", [new_name]).fetchone():
-                raise NameTaken(new_name)
-            changed: int = connection.execute(
-                "UPDATE users SET name = ? WHERE name = ?", [new_name, name]).rowcount
+            row = connection.execute(
+                f"SELECT * FROM users WHERE name = ?{self.database.for_update}", [name]).fetchone()
+            if row is None:
+                return False
+            self._add_user(connection, User(*row)._replace(name=new_name))
+            connection.execute("DELETE FROM users WHERE name = ?", [name])
             connection.execute("DELETE FROM sessions WHERE user_name = ?", [name])
-        return changed > 0
+        return True
 
     def set_otp(self, name: str, secret: str, step: int) -> bool:
         """Set the second factor of a user, or remove it with an empty secret."""
@@ -1560,7 +1571,9 @@ class Store:
     def unlock(self, name: str) -> None:
         """Forget the failed sign-ins of a user."""
         counter = _counter(name, None)
-        self._execute("DELETE FROM failures WHERE name = ? OR id = ?", counter, counter)
+        self._execute(  # `count_failure` locks the rows in the same order
+            "DELETE FROM failures WHERE id IN (SELECT id FROM failures WHERE name = ? OR id = ?"
+            f" ORDER BY id{self.database.for_update})", counter, counter)
 
     # Sessions
 
@@ -1893,6 +1906,7 @@ class Operation(NamedTuple):
     fields: Tuple[str, ...] = ()  # that the body must have
     optional_fields: Tuple[str, ...] = ()  # that it may have
     errors: Tuple[int, ...] = ()  # besides those that every operation of its kind has
+    query: Mapping[str, Mapping[str, Any]] = {}  # the schemas of its query parameters
 
 
 class Route(NamedTuple):
@@ -2298,11 +2312,14 @@ class Service:
                     checked[0], new_hash, session.id, attempt, self.clock()):
                 return True  # otherwise the user was changed meanwhile: check the password again
 
+    def session_of_person(self, claims: Claims) -> Optional[Session]:
+        """The session of a token, or None if the token is not from a sign-in."""
+        session = self.store.find_session(claims.get("sid", ""), self.clock())
+        return None if session is None or session.machine else session
+
     def _own_session(self, environ: Environ) -> Session:
-        """The session of the person who sent the request."""
-        session_id = _claims(environ).get("sid", "")
-        session = self.store.find_session(session_id, self.clock())
-        if session is None or session.machine:
+        session = self.session_of_person(_claims(environ))
+        if session is None:
             raise HTTPError(403, "Only a user who has signed in can do this")
         return session
 
@@ -2639,7 +2656,8 @@ class Pages:
         claims = self._claims(environ)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
         next_page = _local_page(query.get("next"))
-        if claims is None:
+        # Somebody may have put a token of `token issue` into the cookie.
+        if claims is None or self.service.session_of_person(claims) is None:
             return self._form(next_page)
         return self._account(claims, next_page, environ.get("QUERY_STRING") == "changed")
 
@@ -2745,6 +2763,8 @@ class Pages:
             except HTTPError as error:
                 if error.status == 404:  # the session has ended already
                     return _see_other(self.login_path)
+                if error.status == 403:  # the account page is not for this token
+                    raise
                 return self._account(environ["wsgi_auth.claims"], error=error)
             kept = ("Set-Cookie", "Clear-Site-Data")
             return _see_other(self.login_path + query, *(
@@ -2787,6 +2807,12 @@ _TIME = {"type": "integer", "description": "Seconds since 1970"}
 _SESSIONS = _object(sessions={"type": "array", "items": _object(
     id=_STRING, label=_OR_NULL, created=_TIME, last_used=_TIME, expires=_TIME,
     current={"type": "boolean"})})
+_VERIFY_QUERY = {
+    "scope": {**_STRING, "pattern": r"^[!#-\[\]-~]+( [!#-\[\]-~]+)*$",
+              "description": "Scopes that the token must have, separated by spaces"},
+    "optional": {"const": "", "description": "Answer 200 without a token as well"},
+    "login": {"const": "", "description": "Behind a trusted proxy, answer people without a valid"
+                                          " token with 303, to the sign-in page"}}
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 
 
@@ -2811,13 +2837,14 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
             is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
-        )}, guarded=True),
+            query=_VERIFY_QUERY)}, guarded=True),
         "/health": Route({"GET": Operation(
             service.health, schema=_object(status={"const": "ok"}))}),
     }
     if service.settings.cookie:
         routes["/login"] = Route({
-            "GET": Operation(pages.login_page, schema=_HTML),
+            "GET": Operation(pages.login_page, schema=_HTML, query={"next": {
+                **_STRING, "description": "The path to return to after the sign-in"}}),
             "POST": Operation(pages.login, 303, fields=("username", "password"),
                               optional_fields=("otp", "next"), errors=(403,))},
             is_page=True, is_html=True)
@@ -2893,9 +2920,15 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
             operation.status, operation.schema)},
         "security": [{"token": []}] if route.guarded else [],
     }
+    if "optional" in operation.query:
+        description["security"].append({})  # a request without a token may be answered as well
     statuses = {*operation.errors, 429, 500, 503}
     if route.guarded:
         statuses.add(401)
+    if operation.query:
+        description["parameters"] = [
+            {"name": name, "in": "query", "schema": schema, "allowEmptyValue": "const" in schema}
+            for name, schema in operation.query.items()]
     if operation.fields:
         statuses.update((400, 401, 411, 413, 415))
         description["requestBody"] = _describe_body(operation, route.is_html)
@@ -2907,6 +2940,8 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
         schema = _object(success=success, **{route.error_member: _STRING})
         if status == 429 and route.error_member != "error":  # the rate limit says `error`
             schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
+        if status == 401 and "otp" in operation.optional_fields:
+            schema["properties"]["otp_required"] = {"const": True}
         description["responses"][str(status)] = _describe_response(status, schema)
     return description
 
@@ -4099,8 +4134,9 @@ class _Connection:
         except _ClientGone:
             self.aborted = True
         self.keep_alive = handler.keep_alive
-        if self.server.access_log:
-            self.server.log_access(request, handler)
+        access_log = self.server.access_log  # another thread may end it
+        if access_log is not None:
+            self.server.log_access(access_log, request, handler)
 
     def _open_input(self, request: _Request) -> Tuple[Optional[_BodyStream], io.BufferedIOBase]:
         """The `wsgi.input` of a request, and the stream behind it if its body is long."""
@@ -4719,11 +4755,8 @@ class _Server:
         grace = self._timeouts[_State.SENDING if state == _State.RESPONDING else state]
         return _Pace(grace, self.settings.body_rate, self._clock)
 
-    def log_access(self, request: _Request, handler: _Handler) -> None:
-        """Write a line about a request, if there is an access log."""
-        access_log = self.access_log  # another thread may end it
-        if access_log is None:
-            return
+    def log_access(self, access_log: TextIO, request: _Request, handler: _Handler) -> None:
+        """Write a line about a request."""
         try:
             access_log.write(_access_log_line(request, handler) + "\n")
             access_log.flush()
@@ -5231,6 +5264,12 @@ def _user_list(args: argparse.Namespace, settings: Settings) -> None:
         print(f"{user.name:24} {state:8} {factor:3} {user.scope}".rstrip())
 
 
+def _check_changed(changed: bool, user: User) -> None:
+    """Check what `Store` returns: a person may have typed for minutes since the user was found."""
+    if not changed:
+        raise Error(f"the user {user.name!r} was removed or renamed meanwhile; nothing has changed")
+
+
 def _change_user(
     args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
     event: str, outcome: str,
@@ -5273,7 +5312,8 @@ def _user_enable(args: argparse.Namespace, settings: Settings) -> None:
 
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
-    store.set_password(user.name, _hash_password(_ask_password(args), settings))
+    password_hash = _hash_password(_ask_password(args), settings)
+    _check_changed(store.set_password(user.name, password_hash), user)
     _audit("user_password", user=user.name)
     print(f"Changed the password of {user.name} and ended the user's sessions")
     _print_lockout(store, user, settings)
@@ -5282,7 +5322,7 @@ def _user_password(args: argparse.Namespace, settings: Settings) -> None:
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
     scope = _clean_scope(args.scope)
-    store.set_scope(user.name, scope)
+    _check_changed(store.set_scope(user.name, scope), user)
     _audit("user_scope", user=user.name)
     print(f"Changed the scopes of {user.name} to {scope or 'none'} and ended the user's sessions")
 
@@ -5290,7 +5330,7 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
     new_name = _new_user(args.new_name, "").name
     store, user = _find_existing_user(settings, args.name)
-    store.rename_user(user.name, new_name)
+    _check_changed(store.rename_user(user.name, new_name), user)
     _audit("user_rename", user=user.name, new_name=new_name)
     print(f"Renamed {user.name} to {new_name} and ended the user's sessions")
 
@@ -5313,7 +5353,7 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
     step = find_otp_step(secret, _read_line().strip(), time.time())
     if step < 0:
         raise Error("the code is wrong; nothing has changed")
-    store.set_otp(user.name, secret, step)
+    _check_changed(store.set_otp(user.name, secret, step), user)
     _audit("user_otp", user=user.name)
     print(f"Turned on the second factor of {user.name}. The code cannot be used again")
 
@@ -5425,7 +5465,8 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
 
 def _live_tokens(store: Store, settings: Settings) -> Dict[str, int]:
     """How many sessions have a valid last token, by the fingerprint of its key."""
-    lifetime = settings.token_lifetime + settings.refresh_grace  # a refresh may be repeated
+    # A refresh may be repeated, and servers accept a token for the leeway after it has expired.
+    lifetime = settings.token_lifetime + settings.refresh_grace + settings.leeway
     return store.count_tokens(lifetime, time.time())
 
 

@@ -406,6 +406,27 @@ def test_secret_is_never_logged(otp_client, clock, caplog):
 # --- Operator commands --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("line", [
+    "user password alice --password-stdin", "user otp alice", "user scope alice read",
+    "user rename alice carol"])
+def test_change_of_a_user_who_is_removed_meanwhile_is_an_error(command, store, monkeypatch, line):
+    """The operator may type the password or the code minutes after the command has started."""
+    real = jwtserver._find_existing_user
+
+    def find_existing_user(*arguments):
+        found = real(*arguments)
+        store.remove_user("alice")
+        return found
+
+    monkeypatch.setattr(jwtserver, "_find_existing_user", find_existing_user)
+    monkeypatch.setattr(jwtserver, "find_otp_step", lambda *arguments: 1)
+
+    code, output, errors = command(line, "123456\n")
+
+    assert code == 1 and "Changed" not in output and "Turned on" not in output
+    assert errors.endswith("'alice' was removed or renamed meanwhile; nothing has changed\n")
+
+
 def test_rename_ends_sessions_and_keeps_password_and_scopes(command, client):
     token = sign_in(client).json["token"]
 
@@ -447,7 +468,7 @@ def test_key_list_and_prune_know_which_key_signed_live_tokens(
 
     new = client.post_json("/refresh", {"refresh_token": old["refresh_token"]}).json
     assert "verifies only live sessions: 0" in command("key list")[1]
-    clock.now += 3600 + 30 - 1
+    clock.now += 3600 + 30 + 10 - 1  # the lifetime, the grace period and the leeway
     assert refused(command("key prune"), "tokens that are valid: 1")
     assert command("key prune --force")[0] == 0
     store.end_sessions("alice")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from support import ROOT, store_with, user
+from support import PASSWORD, ROOT, store_with, user
 from wsgi_auth import decode, verify_password
 
 HASHES = {
@@ -568,6 +569,30 @@ def test_audit_log_that_cannot_be_written_is_an_error(command, store, monkeypatc
     monkeypatch.setenv("JWTSERVER_AUDIT_LOG", "no/audit.log")
 
     assert refused(command("user list"), "JWTSERVER_AUDIT_LOG: no/audit.log: No such file")
+
+
+@pytest.mark.sqlite
+def test_audit_log_that_cannot_be_written_later_fails_nothing(
+    command, store, monkeypatch, tmp_path, caplog,
+):
+    """After logrotate has moved the file, the folder may refuse a new one; a disk may be full."""
+    monkeypatch.setattr(jwtserver, "_audit_paths", [])
+    Path("logs").mkdir()
+    client = TestApp(jwtserver.create_app(Settings(
+        database=str(tmp_path / "jwtserver.db"), audit_log="logs/audit.log")))
+    shutil.rmtree("logs")
+    fields = {"username": "alice", "password": PASSWORD}
+
+    client.post("/authenticate", fields, status=200)
+    assert caplog.messages[-1].endswith("/logs/audit.log: No such file or directory")
+    Path("logs").mkdir()
+    monkeypatch.chdir("/")
+    client.post("/authenticate", fields, status=200)
+    assert (tmp_path / "logs/audit.log").read_text().count(' sign_in user="alice"') == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JWTSERVER_AUDIT_LOG", "/dev/full")
+    assert command("user disable alice")[0] == 0
+    assert caplog.messages[-1] == "JWTSERVER_AUDIT_LOG: /dev/full: No space left on device"
 
 
 def test_version_is_printed(capsys):

@@ -172,6 +172,16 @@ def test_index_of_the_demo_lists_the_endpoints_and_the_document(client, settings
     assert behind.get("/").json["openapi"] == "/auth/openapi.json"
 
 
+@pytest.mark.parametrize("path, method, names", [
+    ("/verify", "get", ["scope", "optional", "login"]),
+    ("/verify", "post", ["scope", "optional", "login"]), ("/login", "get", ["next"])])
+def test_openapi_describes_the_query(document, path, method, names):
+    parameters = document["paths"][path][method]["parameters"]
+
+    assert [(parameter["name"], parameter["in"]) for parameter in parameters] == [
+        (name, "query") for name in names]
+
+
 def test_openapi_is_a_valid_document(document):
     validator = pytest.importorskip("openapi_spec_validator")
 
@@ -181,7 +191,9 @@ def test_openapi_is_a_valid_document(document):
 def test_openapi_describes_every_response(settings, client, document):
     """Each response is valid by its schema, except those to internal faults."""
     jsonschema = pytest.importorskip("jsonschema")
-    store_with(settings.database, user("alice")).close()
+    store = store_with(settings.database, user("alice"), user("bob"))
+    store.set_otp("bob", "A" * 32, 0)
+    store.close()
 
     def check(response, path, method):
         described = document["paths"][path][method]["responses"][str(response.status_int)]
@@ -199,6 +211,10 @@ def test_openapi_describes_every_response(settings, client, document):
     post("/authenticate", {"username": "alice"}, 401)
     post("/authenticate", {"username": 1, "password": "x"}, 400)
     answer = post("/refresh", {"refresh_token": answer["refresh_token"]}, 200)
+    schema = document["paths"]["/authenticate"]["post"]["responses"]["401"]["content"][
+        "application/json"]["schema"]
+    assert set(post("/authenticate", {"username": "bob", "password": PASSWORD}, 401)) <= set(
+        schema["properties"])
     post("/refresh", {"refresh_token": "x"}, 401)
     for path in ("/authenticate", "/refresh"):
         check(client.post(path, "x", {"Content-Type": "text/plain"}, status=415), path, "post")

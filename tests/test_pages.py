@@ -11,7 +11,7 @@ from webtest import TestApp
 from jwtserver import (
     OTP_STEP_SECONDS, Settings, SettingsError, create_app, new_grant, otp_code)
 from support import KEY, PASSWORD, Clock, bearer, hello, sign_in, store_with, user
-from wsgi_auth import decode
+from wsgi_auth import TokenSigner, decode
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
 SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
@@ -604,7 +604,39 @@ def test_form_of_another_site_ends_no_session_and_changes_no_password(browser):
     submit(browser)
     fields = {"password": PASSWORD, "new_password": "battery staple"}
 
-    browser.post("/password", fields, headers=CROSS_SITE, status=403)
-    browser.post("/sessions/" + "0" * 32, headers=CROSS_SITE, status=403)
+    for path in ("/password", "/sessions/" + "0" * 32):
+        page = browser.post(path, fields, headers=CROSS_SITE, status=403)
+        assert "Cross-origin request refused." in page
     browser.reset()
     submit(browser, status=303)
+
+
+def test_person_who_ends_a_session_after_the_own_one_has_ended_gets_a_page(browser, store):
+    submit(browser)
+    store.end_sessions("alice")
+
+    page = browser.post("/sessions/" + "0" * 32, status=401)
+
+    assert "You are not signed in." in page
+    assert browser.post("/sessions/" + "0" * 32, headers={"Accept": "*/*"}, status=401).json
+
+
+@pytest.mark.parametrize("has_session", [True, False])
+def test_token_that_is_not_from_a_sign_in_shows_no_account_page(
+    browser, store, clock, has_session,
+):
+    """A program must not list the sessions of its user with its token in the cookie."""
+    claims = {"sub": "alice"}
+    if has_session:
+        grant = new_grant(store.find_user("alice"), 60, clock(), refreshable=False, machine=1)
+        store.open_session(grant, clock())
+        claims["sid"] = grant.session.id
+    cookie = {"Cookie": f"jwtserver={TokenSigner(KEY, clock=clock).sign(claims)}"}
+    browser.get("/protected", headers=cookie, status=200)
+
+    assert "User name" in browser.get("/login", headers=cookie)
+    for path in ("/password", "/sessions/" + "0" * 32):
+        fields = {"password": "x", "new_password": "y"}
+        page = browser.post(path, fields, headers=cookie, status=403)
+        assert "Only a user who has signed in can do this." in page
+        assert "Sessions" not in page

@@ -121,6 +121,52 @@ def test_failures_at_once_are_all_counted_without_deadlock(store):
     assert sorted(counted) == [(20,)] * 8 + [(40,)] * 4 + [(80,)] * 2
 
 
+def await_blocked(administrator):
+    """Wait until a statement of another connection waits for a lock."""
+    end = time.monotonic() + 10
+    while not administrator.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone():
+        assert time.monotonic() < end
+
+
+def test_unlock_locks_counters_in_the_order_of_their_ids(store, administrator):
+    """A failure that is counted at the same time locks them in this order. Else both deadlock."""
+    for number in range(10):
+        attempt = jwtserver.Attempt.of("alice", f"192.0.2.{number}", Rate(1000, 900))
+        store.count_failure(attempt, 0)
+    unlock = threading.Thread(target=store.unlock, args=["alice"])
+
+    with store.database.transaction() as connection:
+        counters = "SELECT id FROM failures WHERE name <> '' OR id = ? ORDER BY id FOR UPDATE"
+        connection.execute(f"{counters} LIMIT 1", [attempt.name])
+        unlock.start()
+        await_blocked(administrator)
+        free = connection.execute(f"{counters} SKIP LOCKED", [attempt.name]).fetchall()
+    unlock.join()
+
+    assert len(free) == 11
+
+
+def test_rename_to_a_name_that_is_added_at_the_same_time_is_refused(store, administrator):
+    errors = []
+
+    def rename():
+        try:
+            store.rename_user("alice", "carol")
+        except jwtserver.Error as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=rename)
+    with store.database.transaction() as connection:
+        connection.execute("INSERT INTO users VALUES ('carol', '', '', 0, 0, '', 0)")
+        thread.start()
+        await_blocked(administrator)
+    thread.join()
+
+    assert [type(error) for error in errors] == [jwtserver.NameTaken]
+    assert store.find_user("alice")
+
+
 def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
     for _ in range(30):
         together = threading.Barrier(2)

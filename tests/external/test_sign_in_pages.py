@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from urllib.parse import urlencode
 
 import pytest
@@ -286,6 +287,61 @@ def test_locked_out_person_learns_how_long_to_wait(browser, url):
     browser.sign_in()
 
     browser.await_text("Too many failed sign-ins. Try again in 15 minutes.")
+
+
+def test_person_with_a_second_factor_enters_the_code(browser, url, site):
+    secret = jwtserver.new_otp_secret()
+    site.store.set_otp("alice", secret, 0)
+    browser.get(f"{url}/page")
+
+    browser.sign_in()
+    browser.await_text("Enter the code of your authenticator app")
+    assert PASSWORD not in browser.page_source
+    browser.field("password").send_keys(PASSWORD)
+    browser.field("otp").send_keys(
+        jwtserver.otp_code(secret, int(time.time()) // jwtserver.OTP_STEP_SECONDS))
+    browser.press("Sign in")
+
+    browser.await_page(f"{url}/page")
+
+
+def test_person_ends_another_session_and_changes_the_password(browser, url, site):
+    other = site.cookie()["value"]
+    browser.get(f"{url}/login")
+    browser.sign_in()
+    browser.get(f"{url}/login")
+
+    def change_password(password):
+        browser.field("password").send_keys(password)
+        browser.field("new_password").send_keys("battery staple")
+        browser.press("Change password")
+
+    browser.press("End this session")
+    browser.await_page(f"{url}/login")
+    assert not browser.page_source.count("End this session")
+    assert call(site.service, "/page", HTTP_AUTHORIZATION=f"Bearer {other}").status == 401
+    change_password("wrong")
+    browser.await_text("Invalid password.")
+    change_password(PASSWORD)
+    browser.await_page(f"{url}/login")
+
+    browser.press("Sign out")
+    browser.sign_in()
+    browser.await_text("The user name or the password is wrong.")
+    browser.sign_in(password="battery staple")
+    browser.await_page(f"{url}/")
+
+
+def test_button_to_end_a_session_of_a_person_who_is_signed_out_leads_to_a_page(browser, url, site):
+    site.cookie()
+    browser.get(f"{url}/login")
+    browser.sign_in()
+    browser.get(f"{url}/login")
+    site.store.end_sessions("alice")
+
+    browser.press("End this session")
+
+    browser.await_text("You are not signed in.")
 
 
 @pytest.mark.parametrize("host", HOSTS)
