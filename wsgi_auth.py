@@ -50,7 +50,7 @@ from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
 from enum import IntEnum
 from functools import lru_cache, partial
-from itertools import chain, filterfalse, groupby, takewhile
+from itertools import chain, filterfalse, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -793,11 +793,14 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
 _TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
-_ODD_CHARACTER = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]")
-_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /", ":$")
+_ODD = re.compile(  # anything that an application could interpret
+    f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]|/(?:/|\\.\\.|@@| )|[. ](?:/|\\Z)|:\\$")
 _SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
-_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
+# NUL ends a path for C programs, and a line end does for some patterns. Sorting the combining marks
+# of one character takes quadratic time; honest clients send at most 30 (Unicode Standard Annex #15
+# §13). The pattern counts some symbols too.
+_UNPREDICTABLE = re.compile(r"[\0\r\n]|[^\w\x00-\u02ff\U0001f000-\U0010ffff]{31}")
 _INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
     "[\x01-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
     "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
@@ -815,7 +818,6 @@ _HANDLERS = {"default", "_default", "index", "get_one"}  # they may read `/defau
 _TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
 _MAX_ODD_PATH = 2048  # characters
-_MAX_MARKS = 30  # combining marks of one character (Unicode Standard Annex #15 §13)
 _MAX_DEPTH = 64  # segments of a rule, and separators in an odd path
 _Words = Tuple[str, ...]  # the segments of a path, without the differences that count as equal
 _nfkc = partial(unicodedata.normalize, "NFKC")
@@ -851,41 +853,39 @@ class _Path(NamedTuple):
 
     def may_match(self, rule: _Rule) -> bool:
         """Return whether some application could serve a path that the rule covers."""
+        if not self.readable:
+            return True
         for words in self.canonical_readings:
             if words[:len(rule.words)] == rule.words:
                 return True
-        if not self.odd_words.issuperset(rule.words):
-            return not self.readable
-        for words in self.odd_readings:
-            remaining = iter(words)  # each `in` continues after the word before: this checks order
-            if all(word in remaining for word in rule.words):
-                return True
-        return not self.readable
+        if self.odd_words.issuperset(rule.words):
+            for words in self.odd_readings:
+                remaining = iter(words)  # each `in` continues after the word before: checks order
+                if all(word in remaining for word in rule.words):
+                    return True
+        return False
 
 
 def _read_path(path: str) -> _Path:
     if (path.isascii() and path[:1] in ("", "/") and _is_canonical(path)
             and not _ATTRIBUTE.search(path)):
         return _Path(path.rstrip("/") + "/", _canonical_words(path))
-    readings = _decode_readings(path)
-    if not readings:
+    try:
+        readings = _decode_readings(path)
+    except ValueError:
         return _Path(readable=False)
     has_dots = any(map(_has_dot_segment, readings))
     attributes = max(len(_ATTRIBUTE.findall(text)) for text in readings)
-    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
-    climbs = has_dots or attributes > 0
-    segment_count = len(_names(readings[0])) if is_canonical and not climbs else None
+    is_odd = has_dots or attributes or path[:1] != "/" or not _is_canonical(readings[0])
     canonical, odd = [], []
     for text in readings:
-        names = _names(text)
         # Without the bytes beyond ASCII, a reading of a canonical path may have fewer segments.
-        if len(names) == segment_count:
-            canonical += _canonical_words("/".join(names))
-        else:
+        if is_odd or len(_names(text)) != len(_names(readings[0])):
             odd.append(_odd_words(text))
+        else:
+            canonical += _canonical_words("/".join(_names(text)))
     certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
-    odd_words = frozenset(chain.from_iterable(odd))
-    return _Path(certain_prefix, canonical, odd, odd_words, attributes)
+    return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)), attributes)
 
 
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
@@ -899,73 +899,47 @@ def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
 
 
 def _decode_readings(path: str) -> List[str]:
-    """Return the texts that applications could read, or an empty list if they are unpredictable.
+    """Return the texts that applications could read; the first is the path in UTF-8.
 
-    The first is the path in UTF-8. A path must be empty, `*`, a URL, or begin with a slash:
-    otherwise applications disagree about where it begins.
+    Raises ValueError if they are unpredictable. A path must be empty, `*`, a URL, or begin with a
+    slash: otherwise applications disagree about where it begins.
     """
     if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
-        return []
+        raise ValueError("unpredictable path")
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is.
-    readings = [data.decode("utf-8", "replace"), path]
-    # Some applications decode percent-encoding again. ASCII stands for those that drop other bytes.
-    encodings = ["ascii", "utf-8", "latin-1"]
-    if path.isascii() and "%" not in path:
-        del encodings[1:]  # they would give the same text
-    for encoding in encodings:
-        text = _decode_fully(data, encoding)
-        if text is None:
-            return []
-        readings.append(text)
-    return list(dict.fromkeys(readings))
+    # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is. Some
+    # decode percent-encoding again. ASCII stands for those that drop other bytes.
+    decoded = [_decode_fully(data, encoding) for encoding in ("ascii", "utf-8", "latin-1")]
+    return list(dict.fromkeys([data.decode("utf-8", "replace"), path, *decoded]))
 
 
-def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
-    """Undo all percent-encoding, normalize, and drop invisible characters and invalid bytes.
-
-    Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
-    for some patterns. Honest clients send neither, nor several layers of encoding.
-    """
+def _decode_fully(data: bytes, encoding: str) -> str:
+    """Undo all percent-encoding, normalize, and drop invisible characters and invalid bytes."""
     previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
         text = unquote_to_bytes(data).decode(encoding, "ignore")
-        if _has_many_marks(text):
-            return None
-        text = _nfkc(text)
-        if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
-            return None
-        text = _INVISIBLE.sub("", text)
-        if text == previous:
-            return text if len(_SEPARATOR.findall(text)) <= _MAX_DEPTH else None
+        if _UNPREDICTABLE.search(text):
+            break
+        text = _INVISIBLE.sub("", _nfkc(text))
+        if text == previous and len(_SEPARATOR.findall(text)) <= _MAX_DEPTH:
+            return text
+        if len(text) > _MAX_ODD_PATH:  # NFKC may expand
+            break
         previous, data = text, text.encode(encoding, "ignore")
-    return None
-
-
-def _has_many_marks(text: str) -> bool:
-    """Return whether a character has too many combining marks: to sort them takes quadratic time.
-    """
-    if text.isascii():
-        return False
-    runs = groupby(map(bool, map(unicodedata.combining, text)))
-    return any(is_mark and len(list(run)) > _MAX_MARKS for is_mark, run in runs)
+    raise ValueError("unpredictable path")
 
 
 def _is_canonical(path: str) -> bool:
     """Return whether a decoded path contains nothing that an application could interpret."""
-    if _ODD_CHARACTER.search(path):
+    if _ODD.search(path):
         return False
-    if not path.isascii():
-        path = _INVISIBLE.sub("", path)
-        if _nfkc(path) != path:
-            return False
-    for sequence in _ODD_SEQUENCES:  # a regular expression takes four times as long
-        if sequence in path:
-            return False
-    return not path.endswith((".", " "))
+    if path.isascii():
+        return True
+    visible = _INVISIBLE.sub("", path)
+    return not _ODD.search(visible) and _nfkc(visible) == visible
 
 
 def _certain_prefix(path: str) -> str:
@@ -1009,22 +983,15 @@ def _words(folded_path: str) -> _Words:
 
 
 def _canonical_words(path: str) -> List[_Words]:
-    """Return the words of a canonical path, once for each stem of its last segment."""
-    above, _, last = _fold(path).rstrip("/").rpartition("/")
-    readings = [_words(f"{above}/{stem}") for stem in _stems(last)]
-    return readings + [words for reading in readings for words in _handler_arguments(reading)]
+    """Return the words of a canonical path, once for each stem of its last segment.
 
-
-def _handler_arguments(words: _Words) -> Iterable[_Words]:
-    """Return the path without a segment that is the name of a handler, once for each of these.
-
-    Rules have at most `_MAX_DEPTH` segments, so the rest of a longer path does not matter.
+    Some applications skip a segment with the name of a handler: each one is also left out.
     """
-    if _HANDLERS.isdisjoint(words):
-        return
-    for index, word in enumerate(words[:_MAX_DEPTH]):
-        if word in _HANDLERS:
-            yield words[:index] + words[index + 1:_MAX_DEPTH + 1]
+    above, _, last = _fold(path).rstrip("/").rpartition("/")
+    # No rule has more segments than `_MAX_DEPTH`.
+    readings = [_words(f"{above}/{stem}")[:_MAX_DEPTH + 1] for stem in _stems(last)]
+    return readings + [words[:index] + words[index + 1:] for words in readings
+                       for index, word in enumerate(words) if word in _HANDLERS]
 
 
 def _odd_words(path: str) -> _Words:
