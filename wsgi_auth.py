@@ -797,10 +797,10 @@ _ODD = re.compile(  # anything that an application could interpret
     f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]|/(?:/|\\.\\.|@@| )|[. ](?:/|\\Z)|:\\$")
 _SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
-# NUL ends a path for C programs, and a line end does for some patterns. Sorting the combining marks
-# of one character takes quadratic time; honest clients send at most 30 (Unicode Standard Annex #15
-# §13). The pattern counts some symbols too.
-_UNPREDICTABLE = re.compile(r"[\0\r\n]|[^\w\x00-\u02ff\U0001f000-\U0010ffff]{31}")
+_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")  # NUL ends a path in C, a line end in some patterns
+# Sorting the combining marks of one character takes quadratic time; honest clients send at most 30
+# (Unicode Standard Annex #15 §13). Some symbols count as well, but not emoji.
+_MANY_MARKS = re.compile(r"[^\w\x00-\u02ff\U0001f000-\U0010ffff]{31}")
 _INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
     "[\x01-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
     "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
@@ -877,13 +877,15 @@ def _read_path(path: str) -> _Path:
     has_dots = any(map(_has_dot_segment, readings))
     attributes = max(len(_ATTRIBUTE.findall(text)) for text in readings)
     is_odd = has_dots or attributes or path[:1] != "/" or not _is_canonical(readings[0])
+    segment_count = None if is_odd else len(_names(readings[0]))
     canonical, odd = [], []
     for text in readings:
+        names = _names(text)
         # Without the bytes beyond ASCII, a reading of a canonical path may have fewer segments.
-        if is_odd or len(_names(text)) != len(_names(readings[0])):
-            odd.append(_odd_words(text))
+        if len(names) == segment_count:
+            canonical += _canonical_words("/".join(names))
         else:
-            canonical += _canonical_words("/".join(_names(text)))
+            odd.append(_odd_words(text))
     certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
     return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)), attributes)
 
@@ -921,13 +923,13 @@ def _decode_fully(data: bytes, encoding: str) -> str:
     previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
         text = unquote_to_bytes(data).decode(encoding, "ignore")
-        if _UNPREDICTABLE.search(text):
+        if _LINE_END_OR_NUL.search(text) or _MANY_MARKS.search(text):
             break
-        text = _INVISIBLE.sub("", _nfkc(text))
-        if text == previous and len(_SEPARATOR.findall(text)) <= _MAX_DEPTH:
+        text = _INVISIBLE.sub("", _nfkc(text))  # NFKC may expand
+        if len(text) > _MAX_ODD_PATH or len(_SEPARATOR.findall(text)) > _MAX_DEPTH:
+            break
+        if text == previous:
             return text
-        if len(text) > _MAX_ODD_PATH:  # NFKC may expand
-            break
         previous, data = text, text.encode(encoding, "ignore")
     raise ValueError("unpredictable path")
 
