@@ -205,18 +205,17 @@ _parse_unique_json = json.JSONDecoder(
     object_pairs_hook=_refuse_duplicates).raw_decode
 _write_json = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_ESCAPES_QUOTES_BRACKETS = re.compile(r'\\.|["\[{\]}]')
+# The closing quote is optional, so that the pattern matches at any quote and takes linear time.
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')
+_JSON_BRACKET = re.compile(r"[\[{\]}]")
 
 
 def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
         return
-    depth, in_string = 0, False
-    for mark in _ESCAPES_QUOTES_BRACKETS.findall(text):
-        if mark == '"':
-            in_string = not in_string
-        elif not in_string:
-            depth += 1 if mark in "[{" else -1
+    depth = 0
+    for bracket in _JSON_BRACKET.findall(_JSON_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
         if depth > MAX_JSON_DEPTH:
             raise DecodeError("JSON is nested too deeply")
 
@@ -328,13 +327,13 @@ def _hmac_function(key: bytes) -> HMACFunction:
     inner_start = hashlib.sha256(block.translate(_INNER_PAD))
     outer_start = hashlib.sha256(block.translate(_OUTER_PAD))
 
-    def sign(message: bytes) -> bytes:
+    def _sign_message(message: bytes) -> bytes:
         inner, outer = inner_start.copy(), outer_start.copy()
         inner.update(message)
         outer.update(inner.digest())
         return _base64url_encode(outer.digest())
 
-    return sign
+    return _sign_message
 
 
 def _check_header(header: Dict[str, Any]) -> None:
@@ -1127,11 +1126,6 @@ def _invalid_token(reason: str) -> _Refusal:
                     {"error": "invalid_token", "error_description": reason})
 
 
-def _insufficient_scope(scopes: Scopes) -> _Refusal:
-    return _Refusal("403 Forbidden", "Insufficient scope",
-                    {"error": "insufficient_scope", "scope": " ".join(dict.fromkeys(scopes))})
-
-
 def _remove_identity(environ: Environ) -> None:
     for key in _IDENTITY_KEYS:
         environ.pop(key, None)
@@ -1154,12 +1148,13 @@ def _send_error(
 def _keep_private(start_response: StartResponse) -> StartResponse:
     """Stop shared caches from serving a response to other users (RFC 9111 §5.2.2.7)."""
 
-    def start(status: str, headers: Headers, *exc_info: Any) -> Any:
-        has_cache_control = any(name.lower() == "cache-control" for name, _ in headers)
-        added = [("Vary", "Cookie"), ("Cache-Control", "private")][:1 if has_cache_control else 2]
-        return start_response(status, [*headers, *added], *exc_info)
+    def _start_response(status: str, headers: Headers, *exc_info: Any) -> Any:
+        headers = [*headers, ("Vary", "Cookie")]
+        if all(name.lower() != "cache-control" for name, _ in headers):
+            headers.append(("Cache-Control", "private"))
+        return start_response(status, headers, *exc_info)
 
-    return start
+    return _start_response
 
 
 def _find_cookie(header: str, name: str) -> str:
@@ -1313,14 +1308,14 @@ class BearerAuthMiddleware:
         if access is _Access.OPEN:
             _remove_identity(environ)
             return self.app(environ, start_response)
-        authorization, cookie = self._credentials(environ)
-        if cookie or access is _Access.OPTIONAL:
+        authorization, from_cookie = self._credentials(environ)
+        if from_cookie or access is _Access.OPTIONAL:
             start_response = _keep_private(start_response)
-        refusal = self._admit(environ, authorization, cookie, scopes)
+        refusal = self._admit(environ, authorization, from_cookie, scopes)
         if refusal is None:
             return self.app(environ, start_response)
         _remove_identity(environ)
-        if not authorization:
+        if from_cookie or not authorization:
             if access is _Access.OPTIONAL:
                 return self.app(environ, start_response)
             if self.login_path and refusal.status[:3] == "401" and self._is_for_person(environ):
@@ -1338,37 +1333,33 @@ class BearerAuthMiddleware:
         result and does not verify the token again. If `is_revoked` raises, this returns None, and
         the guard asks again.
         """
-        credentials = self._credentials(environ)
+        authorization, _ = self._credentials(environ)
         try:
-            result = self._check_once(environ, *credentials)
+            result = self._check_token(environ, authorization)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
-        environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, *credentials, result)
+        environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, authorization, result)
         return None if isinstance(result, _Refusal) else result
 
-    def _credentials(self, environ: Environ) -> Tuple[str, str]:
-        """Return the Authorization header and, only if there is none, the token in the cookie."""
+    def _credentials(self, environ: Environ) -> Tuple[str, bool]:
+        """Return the Authorization header, or one with the cookie's token; and which of the two."""
         authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
         if authorization or self.cookie is None or "HTTP_COOKIE" not in environ:
-            return authorization, ""
+            return authorization, False
         prefix = "__Host-" if environ.get("wsgi.url_scheme") == "https" else ""
-        return "", _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+        token = _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+        return (f"Bearer {token}", True) if token else ("", False)
 
-    def _check_once(
-        self, environ: Environ, authorization: str, cookie: str,
-    ) -> Union[Claims, _Refusal]:
-        """Return the result of `authenticate`, if it was called for these credentials."""
+    def _check_token(self, environ: Environ, authorization: str) -> Union[Claims, _Refusal]:
+        """Return the claims of the token, or why it is refused; if known, from `authenticate`."""
         token_check = environ.pop(_TOKEN_CHECK, None)
-        question = (self.signer, self.is_revoked, authorization, cookie)
-        if isinstance(token_check, tuple) and token_check[:4] == question:
-            result: Union[Claims, _Refusal] = token_check[4]
+        question = (self.signer, self.is_revoked, authorization)
+        if isinstance(token_check, tuple) and token_check[:-1] == question:
+            result: Union[Claims, _Refusal] = token_check[-1]
             return result
-        return self._check_token(authorization, cookie)
-
-    def _check_token(self, authorization: str, cookie: str) -> Union[Claims, _Refusal]:
-        if not authorization and not cookie:
+        if not authorization:
             return _MISSING_TOKEN
-        scheme, _, token = (authorization or f"Bearer {cookie}").partition(" ")
+        scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return _invalid_token("The scheme must be Bearer")
         try:
@@ -1380,21 +1371,23 @@ class BearerAuthMiddleware:
         return claims
 
     def _admit(
-        self, environ: Environ, authorization: str, cookie: str, scopes: Scopes,
+        self, environ: Environ, authorization: str, from_cookie: bool, scopes: Scopes,
     ) -> Optional[_Refusal]:
         """Replace the identity in the environ, or return why the request is refused."""
-        result = self._check_once(environ, authorization, cookie)
-        if isinstance(result, _Refusal):
-            return result
-        if cookie and is_cross_site(environ):
+        claims = self._check_token(environ, authorization)
+        if isinstance(claims, _Refusal):
+            return claims
+        if from_cookie and is_cross_site(environ):
             return _CROSS_ORIGIN
         if scopes:
-            granted = result.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+            granted = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
             if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):
-                return _insufficient_scope(scopes)
-        environ["wsgi_auth.claims"] = result
-        environ["wsgi_auth.cookie"] = bool(cookie)
-        environ["REMOTE_USER"] = result["sub"]
+                scope = " ".join(dict.fromkeys(scopes))
+                return _Refusal("403 Forbidden", "Insufficient scope",
+                                {"error": "insufficient_scope", "scope": scope})
+        environ["wsgi_auth.claims"] = claims
+        environ["wsgi_auth.cookie"] = from_cookie
+        environ["REMOTE_USER"] = claims["sub"]
         environ["AUTH_TYPE"] = "Bearer"
         return None
 
@@ -1427,14 +1420,13 @@ class BearerAuthMiddleware:
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
     ) -> Iterable[bytes]:
-        if refusal is _CROSS_ORIGIN:  # another token would not help
-            return _send_error(environ, start_response, refusal.status, refusal.message)
         parameters = {"realm": self.realm, **refusal.challenge}
-        challenge = ", ".join(
+        challenge = "Bearer " + ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
+        # After a cross-origin request, another token would not help.
+        headers = [] if refusal is _CROSS_ORIGIN else [("WWW-Authenticate", challenge)]
         return _send_error(
-            environ, start_response, refusal.status, refusal.message,
-            ("WWW-Authenticate", f"Bearer {challenge}"))
+            environ, start_response, refusal.status, refusal.message, *headers)
 
 
 # --- The rate limit -----------------------------------------------------------------------------
@@ -1575,7 +1567,7 @@ class CORSMiddleware:
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
 
-        def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+        def _start_response(status: str, headers: Headers, *exc_info: Any) -> Any:
             other_headers = [header for header in headers
                              if not header[0].lower().startswith("access-control-")]
             names = [self._exposed_names, *(value for name, value in headers
@@ -1584,7 +1576,7 @@ class CORSMiddleware:
             cors_headers = self._cors_headers(origin, [exposed])
             return start_response(status, other_headers + cors_headers, *exc_info)
 
-        return self.app(environ, start)
+        return self.app(environ, _start_response)
 
     def _cors_headers(self, origin: Optional[str], extra: Headers) -> Headers:
         """Return the CORS headers for this origin, with `extra` if the origin is allowed."""
