@@ -770,13 +770,11 @@ def password_iterations(encoded: Optional[str]) -> int:
 
 # --- Path rules ---------------------------------------------------------------------------------
 #
-# Design: An application may decode a path again, merge slashes or ignore case, and serve a
-# different path from the one the guard saw. A canonical path has one sequence of segments. It
-# certainly matches a rule if they begin with the rule's, and may match if they differ only in case,
-# accents, punctuation or a suffix. Any other path is odd: it may match each rule whose words it
-# contains in order. A rule that certainly matches ends the search. A rule that only may match
-# adds its protection and never exempts. Odd paths have a maximum length, so matching them takes
-# bounded time. It runs in the thread of the request. With the rule `/api`:
+# Design: The docstring of BearerAuthMiddleware says which paths a rule covers. A path is read once:
+# into its canonical beginning, and the words (folded segments) of each reading that an application
+# could make of it. A rule that certainly matches ends the search. A rule that only may match adds
+# its protection and never exempts. The length of odd (not canonical) paths is limited, so matching
+# takes bounded time. It runs in the thread of the request. With the rule `/api`:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
@@ -951,8 +949,6 @@ def _certain_prefix(path: str) -> str:
 
 def _has_dot_segment(path: str) -> bool:
     """Return whether some application could drop or climb segments: `.`, `..`, `..x`, `@@`."""
-    if "." not in path and "@@" not in path:
-        return False
     names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
     return any(not name or name[:2] == ".." for name in names)  # `.` and `..` are stripped to ""
 
@@ -1401,15 +1397,13 @@ class BearerAuthMiddleware:
 
     def _access_of_path(self, method: str, mount: str, path: str) -> Tuple[_Access, Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
-        access = _Access.OPEN
-        scopes: Scopes = ()
         readings = [_read_path(path)]
         if mount:
             readings.append(_read_mounted_path(mount, path, readings[0]))
-        for reading in readings:
-            for rule in _applicable_rules(self._rules, method, reading):
-                access, scopes = min(access, rule.access), scopes + rule.scopes
-        return access, scopes
+        rules = [rule for reading in readings
+                 for rule in _applicable_rules(self._rules, method, reading)]
+        access = min((rule.access for rule in rules), default=_Access.OPEN)
+        return access, tuple(chain.from_iterable(rule.scopes for rule in rules))
 
     def _is_for_person(self, environ: Environ) -> bool:
         """Return whether a browser opens a page, other than the login page, to show it."""
