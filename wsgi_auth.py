@@ -770,11 +770,12 @@ def password_iterations(encoded: Optional[str]) -> int:
 
 # --- Path rules ---------------------------------------------------------------------------------
 #
-# Design: The docstring of BearerAuthMiddleware says which paths a rule covers. A path is read once:
-# into its canonical beginning, and the words (folded segments) of each reading that an application
-# could make of it. A rule that certainly matches ends the search. A rule that only may match adds
-# its protection and never exempts. The length of odd (not canonical) paths is limited, so matching
-# takes bounded time. It runs in the thread of the request. With the rule `/api`:
+# Design: An application may decode a path again, merge slashes or ignore case, and serve a
+# different path from the one the guard saw. So a path is read into its canonical beginning, and the
+# words (folded segments) of each reading that some application could make of it. A rule that
+# certainly matches ends the search. A rule that only may match adds its protection and never
+# exempts. The length of odd (not canonical) paths is limited, so matching takes bounded time. It
+# runs in the thread of the request. BearerAuthMiddleware documents the rules. With the rule `/api`:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
