@@ -50,7 +50,7 @@ from binascii import Error as Base64Error, a2b_base64, b2a_base64
 from collections import OrderedDict
 from enum import IntEnum
 from functools import lru_cache, partial
-from itertools import chain, filterfalse, groupby, takewhile
+from itertools import chain, filterfalse, takewhile
 from typing import (
     Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
     Protocol, Sequence, Tuple, Union,
@@ -205,18 +205,17 @@ _parse_unique_json = json.JSONDecoder(
     object_pairs_hook=_refuse_duplicates).raw_decode
 _write_json = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_ESCAPES_QUOTES_BRACKETS = re.compile(r'\\.|["\[{\]}]')
+# The closing quote is optional, so that the pattern matches at any quote and takes linear time.
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')
+_JSON_BRACKET = re.compile(r"[\[{\]}]")
 
 
 def _check_depth(text: str) -> None:
     if text.count("[") + text.count("{") <= MAX_JSON_DEPTH:
         return
-    depth, in_string = 0, False
-    for mark in _ESCAPES_QUOTES_BRACKETS.findall(text):
-        if mark == '"':
-            in_string = not in_string
-        elif not in_string:
-            depth += 1 if mark in "[{" else -1
+    depth = 0
+    for bracket in _JSON_BRACKET.findall(_JSON_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
         if depth > MAX_JSON_DEPTH:
             raise DecodeError("JSON is nested too deeply")
 
@@ -328,13 +327,13 @@ def _hmac_function(key: bytes) -> HMACFunction:
     inner_start = hashlib.sha256(block.translate(_INNER_PAD))
     outer_start = hashlib.sha256(block.translate(_OUTER_PAD))
 
-    def sign(message: bytes) -> bytes:
+    def _sign_message(message: bytes) -> bytes:
         inner, outer = inner_start.copy(), outer_start.copy()
         inner.update(message)
         outer.update(inner.digest())
         return _base64url_encode(outer.digest())
 
-    return sign
+    return _sign_message
 
 
 def _check_header(header: Dict[str, Any]) -> None:
@@ -772,12 +771,11 @@ def password_iterations(encoded: Optional[str]) -> int:
 # --- Path rules ---------------------------------------------------------------------------------
 #
 # Design: An application may decode a path again, merge slashes or ignore case, and serve a
-# different path from the one the guard saw. A canonical path has one sequence of segments. It
-# certainly matches a rule if they begin with the rule's, and may match if they differ only in case,
-# accents, punctuation or a suffix. Any other path is odd: it may match each rule whose words it
-# contains in order. A rule that certainly matches ends the search. A rule that only may match
-# adds its protection and never exempts. Odd paths have a maximum length, so matching them takes
-# bounded time. It runs in the thread of the request. With the rule `/api`:
+# different path from the one the guard saw. So a path is read into its canonical beginning, and the
+# words (folded segments) of each reading that some application could make of it. A rule that
+# certainly matches ends the search. A rule that only may match adds its protection and never
+# exempts. The length of odd (not canonical) paths is limited, so matching takes bounded time. It
+# runs in the thread of the request. BearerAuthMiddleware documents the rules. With the rule `/api`:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
@@ -793,11 +791,14 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
 _TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
-_ODD_CHARACTER = re.compile(f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]")
-_ODD_SEQUENCES = ("//", "/..", "/@@", "/ ", "./", " /", ":$")
+_ODD = re.compile(  # anything that an application could interpret
+    f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]|/(?:/|\\.\\.|@@| )|[. ](?:/|\\Z)|:\\$")
 _SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
 _VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
-_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")
+_LINE_END_OR_NUL = re.compile(r"[\0\r\n]")  # NUL ends a path in C, a line end in some patterns
+# Sorting the combining marks of one character takes quadratic time; honest clients send at most 30
+# (Unicode Standard Annex #15 §13). Some symbols count as well, but not emoji.
+_MANY_MARKS = re.compile(r"[^\w\x00-\u02ff\U0001f000-\U0010ffff]{31}")
 _INVISIBLE = re.compile(  # control characters, and category Cf, which databases may ignore
     "[\x01-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f"
     "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
@@ -815,7 +816,6 @@ _HANDLERS = {"default", "_default", "index", "get_one"}  # they may read `/defau
 _TRAILING_DOTS = ". " + _KEPT_SPACES
 _MAX_ENCODINGS = 3  # layers of percent-encoding beyond the server's; one is rare already
 _MAX_ODD_PATH = 2048  # characters
-_MAX_MARKS = 30  # combining marks of one character (Unicode Standard Annex #15 §13)
 _MAX_DEPTH = 64  # segments of a rule, and separators in an odd path
 _Words = Tuple[str, ...]  # the segments of a path, without the differences that count as equal
 _nfkc = partial(unicodedata.normalize, "NFKC")
@@ -851,30 +851,31 @@ class _Path(NamedTuple):
 
     def may_match(self, rule: _Rule) -> bool:
         """Return whether some application could serve a path that the rule covers."""
+        if not self.readable:
+            return True
         for words in self.canonical_readings:
             if words[:len(rule.words)] == rule.words:
                 return True
-        if not self.odd_words.issuperset(rule.words):
-            return not self.readable
-        for words in self.odd_readings:
-            remaining = iter(words)  # each `in` continues after the word before: this checks order
-            if all(word in remaining for word in rule.words):
-                return True
-        return not self.readable
+        if self.odd_words.issuperset(rule.words):
+            for words in self.odd_readings:
+                remaining = iter(words)  # each `in` continues after the word before: checks order
+                if all(word in remaining for word in rule.words):
+                    return True
+        return False
 
 
 def _read_path(path: str) -> _Path:
     if (path.isascii() and path[:1] in ("", "/") and _is_canonical(path)
             and not _ATTRIBUTE.search(path)):
         return _Path(path.rstrip("/") + "/", _canonical_words(path))
-    readings = _decode_readings(path)
-    if not readings:
+    try:
+        readings = _decode_readings(path)
+    except ValueError:
         return _Path(readable=False)
     has_dots = any(map(_has_dot_segment, readings))
     attributes = max(len(_ATTRIBUTE.findall(text)) for text in readings)
-    is_canonical = path[:1] == "/" and _is_canonical(readings[0])
-    climbs = has_dots or attributes > 0
-    segment_count = len(_names(readings[0])) if is_canonical and not climbs else None
+    is_odd = has_dots or attributes or path[:1] != "/" or not _is_canonical(readings[0])
+    segment_count = None if is_odd else len(_names(readings[0]))
     canonical, odd = [], []
     for text in readings:
         names = _names(text)
@@ -884,8 +885,7 @@ def _read_path(path: str) -> _Path:
         else:
             odd.append(_odd_words(text))
     certain_prefix = "/" if has_dots else _certain_prefix(readings[0])
-    odd_words = frozenset(chain.from_iterable(odd))
-    return _Path(certain_prefix, canonical, odd, odd_words, attributes)
+    return _Path(certain_prefix, canonical, odd, frozenset(chain.from_iterable(odd)), attributes)
 
 
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
@@ -899,73 +899,47 @@ def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
 
 
 def _decode_readings(path: str) -> List[str]:
-    """Return the texts that applications could read, or an empty list if they are unpredictable.
+    """Return the texts that applications could read; the first is the path in UTF-8.
 
-    The first is the path in UTF-8. A path must be empty, `*`, a URL, or begin with a slash:
-    otherwise applications disagree about where it begins.
+    Raises ValueError if they are unpredictable. A path must be empty, `*`, a URL, or begin with a
+    slash: otherwise applications disagree about where it begins.
     """
     if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
-        return []
+        raise ValueError("unpredictable path")
     try:
         data = path.encode("latin-1")  # PEP 3333: each character stands for a byte
     except UnicodeEncodeError:
         data = path.encode("utf-8", "surrogatepass")
-    # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is.
-    readings = [data.decode("utf-8", "replace"), path]
-    # Some applications decode percent-encoding again. ASCII stands for those that drop other bytes.
-    encodings = ["ascii", "utf-8", "latin-1"]
-    if path.isascii() and "%" not in path:
-        del encodings[1:]  # they would give the same text
-    for encoding in encodings:
-        text = _decode_fully(data, encoding)
-        if text is None:
-            return []
-        readings.append(text)
-    return list(dict.fromkeys(readings))
+    # Django and Werkzeug read UTF-8. Other applications use the environ's text as it is. Some
+    # decode percent-encoding again. ASCII stands for those that drop other bytes.
+    decoded = [_decode_fully(data, encoding) for encoding in ("ascii", "utf-8", "latin-1")]
+    return list(dict.fromkeys([data.decode("utf-8", "replace"), path, *decoded]))
 
 
-def _decode_fully(data: bytes, encoding: str) -> Optional[str]:
-    """Undo all percent-encoding, normalize, and drop invisible characters and invalid bytes.
-
-    Returns None if the result is unpredictable. NUL ends a path for C programs, and a line end does
-    for some patterns. Honest clients send neither, nor several layers of encoding.
-    """
+def _decode_fully(data: bytes, encoding: str) -> str:
+    """Undo all percent-encoding, normalize, and drop invisible characters and invalid bytes."""
     previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
         text = unquote_to_bytes(data).decode(encoding, "ignore")
-        if _has_many_marks(text):
-            return None
-        text = _nfkc(text)
-        if _LINE_END_OR_NUL.search(text) or len(text) > _MAX_ODD_PATH:  # NFKC may expand
-            return None
-        text = _INVISIBLE.sub("", text)
+        if _LINE_END_OR_NUL.search(text) or _MANY_MARKS.search(text):
+            break
+        text = _INVISIBLE.sub("", _nfkc(text))  # NFKC may expand
+        if len(text) > _MAX_ODD_PATH or len(_SEPARATOR.findall(text)) > _MAX_DEPTH:
+            break
         if text == previous:
-            return text if len(_SEPARATOR.findall(text)) <= _MAX_DEPTH else None
+            return text
         previous, data = text, text.encode(encoding, "ignore")
-    return None
-
-
-def _has_many_marks(text: str) -> bool:
-    """Return whether a character has too many combining marks: to sort them takes quadratic time.
-    """
-    if text.isascii():
-        return False
-    runs = groupby(map(bool, map(unicodedata.combining, text)))
-    return any(is_mark and len(list(run)) > _MAX_MARKS for is_mark, run in runs)
+    raise ValueError("unpredictable path")
 
 
 def _is_canonical(path: str) -> bool:
     """Return whether a decoded path contains nothing that an application could interpret."""
-    if _ODD_CHARACTER.search(path):
+    if _ODD.search(path):
         return False
-    if not path.isascii():
-        path = _INVISIBLE.sub("", path)
-        if _nfkc(path) != path:
-            return False
-    for sequence in _ODD_SEQUENCES:  # a regular expression takes four times as long
-        if sequence in path:
-            return False
-    return not path.endswith((".", " "))
+    if path.isascii():
+        return True
+    visible = _INVISIBLE.sub("", path)
+    return not _ODD.search(visible) and _nfkc(visible) == visible
 
 
 def _certain_prefix(path: str) -> str:
@@ -976,8 +950,6 @@ def _certain_prefix(path: str) -> str:
 
 def _has_dot_segment(path: str) -> bool:
     """Return whether some application could drop or climb segments: `.`, `..`, `..x`, `@@`."""
-    if "." not in path and "@@" not in path:
-        return False
     names = map(_strip_name, filter(str.strip, _SEPARATOR.split(path)))
     return any(not name or name[:2] == ".." for name in names)  # `.` and `..` are stripped to ""
 
@@ -1009,22 +981,15 @@ def _words(folded_path: str) -> _Words:
 
 
 def _canonical_words(path: str) -> List[_Words]:
-    """Return the words of a canonical path, once for each stem of its last segment."""
-    above, _, last = _fold(path).rstrip("/").rpartition("/")
-    readings = [_words(f"{above}/{stem}") for stem in _stems(last)]
-    return readings + [words for reading in readings for words in _handler_arguments(reading)]
+    """Return the words of a canonical path, once for each stem of its last segment.
 
-
-def _handler_arguments(words: _Words) -> Iterable[_Words]:
-    """Return the path without a segment that is the name of a handler, once for each of these.
-
-    Rules have at most `_MAX_DEPTH` segments, so the rest of a longer path does not matter.
+    Some applications skip a segment with the name of a handler: each one is also left out.
     """
-    if _HANDLERS.isdisjoint(words):
-        return
-    for index, word in enumerate(words[:_MAX_DEPTH]):
-        if word in _HANDLERS:
-            yield words[:index] + words[index + 1:_MAX_DEPTH + 1]
+    above, _, last = _fold(path).rstrip("/").rpartition("/")
+    # No rule has more segments than `_MAX_DEPTH`.
+    readings = [_words(f"{above}/{stem}")[:_MAX_DEPTH + 1] for stem in _stems(last)]
+    return readings + [words[:index] + words[index + 1:] for words in readings
+                       for index, word in enumerate(words) if word in _HANDLERS]
 
 
 def _odd_words(path: str) -> _Words:
@@ -1158,11 +1123,6 @@ def _invalid_token(reason: str) -> _Refusal:
                     {"error": "invalid_token", "error_description": reason})
 
 
-def _insufficient_scope(scopes: Scopes) -> _Refusal:
-    return _Refusal("403 Forbidden", "Insufficient scope",
-                    {"error": "insufficient_scope", "scope": " ".join(dict.fromkeys(scopes))})
-
-
 def _remove_identity(environ: Environ) -> None:
     for key in _IDENTITY_KEYS:
         environ.pop(key, None)
@@ -1185,12 +1145,13 @@ def _send_error(
 def _keep_private(start_response: StartResponse) -> StartResponse:
     """Stop shared caches from serving a response to other users (RFC 9111 §5.2.2.7)."""
 
-    def start(status: str, headers: Headers, *exc_info: Any) -> Any:
-        has_cache_control = any(name.lower() == "cache-control" for name, _ in headers)
-        added = [("Vary", "Cookie"), ("Cache-Control", "private")][:1 if has_cache_control else 2]
-        return start_response(status, [*headers, *added], *exc_info)
+    def _start_response(status: str, headers: Headers, *exc_info: Any) -> Any:
+        headers = [*headers, ("Vary", "Cookie")]
+        if all(name.lower() != "cache-control" for name, _ in headers):
+            headers.append(("Cache-Control", "private"))
+        return start_response(status, headers, *exc_info)
 
-    return start
+    return _start_response
 
 
 def _find_cookie(header: str, name: str) -> str:
@@ -1346,14 +1307,14 @@ class BearerAuthMiddleware:
         if access is _Access.OPEN:
             _remove_identity(environ)
             return self.app(environ, start_response)
-        authorization, cookie = self._credentials(environ)
-        if cookie or access is _Access.OPTIONAL:
+        authorization, from_cookie = self._credentials(environ)
+        if from_cookie or access is _Access.OPTIONAL:
             start_response = _keep_private(start_response)
-        refusal = self._admit(environ, authorization, cookie, scopes)
+        refusal = self._admit(environ, authorization, from_cookie, scopes)
         if refusal is None:
             return self.app(environ, start_response)
         _remove_identity(environ)
-        if not authorization:
+        if from_cookie or not authorization:
             if access is _Access.OPTIONAL:
                 return self.app(environ, start_response)
             if self.login_path and refusal.status[:3] == "401" and self._is_for_person(environ):
@@ -1371,37 +1332,33 @@ class BearerAuthMiddleware:
         result and does not verify the token again. If `is_revoked` raises, this returns None, and
         the guard asks again.
         """
-        credentials = self._credentials(environ)
+        authorization, _ = self._credentials(environ)
         try:
-            result = self._check_once(environ, *credentials)
+            result = self._check_token(environ, authorization)
         except Exception:  # a stored exception would keep the frames of the request in memory
             return None
-        environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, *credentials, result)
+        environ[_TOKEN_CHECK] = (self.signer, self.is_revoked, authorization, result)
         return None if isinstance(result, _Refusal) else result
 
-    def _credentials(self, environ: Environ) -> Tuple[str, str]:
-        """Return the Authorization header and, only if there is none, the token in the cookie."""
+    def _credentials(self, environ: Environ) -> Tuple[str, bool]:
+        """Return the Authorization header, or one with the cookie's token; and which of the two."""
         authorization = environ.get("HTTP_AUTHORIZATION", "").strip(" \t")
         if authorization or self.cookie is None or "HTTP_COOKIE" not in environ:
-            return authorization, ""
+            return authorization, False
         prefix = "__Host-" if environ.get("wsgi.url_scheme") == "https" else ""
-        return "", _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+        token = _find_cookie(environ["HTTP_COOKIE"], prefix + self.cookie)
+        return (f"Bearer {token}", True) if token else ("", False)
 
-    def _check_once(
-        self, environ: Environ, authorization: str, cookie: str,
-    ) -> Union[Claims, _Refusal]:
-        """Return the result of `authenticate`, if it was called for these credentials."""
+    def _check_token(self, environ: Environ, authorization: str) -> Union[Claims, _Refusal]:
+        """Return the claims of the token, or why it is refused; if known, from `authenticate`."""
         token_check = environ.pop(_TOKEN_CHECK, None)
-        question = (self.signer, self.is_revoked, authorization, cookie)
-        if isinstance(token_check, tuple) and token_check[:4] == question:
-            result: Union[Claims, _Refusal] = token_check[4]
+        question = (self.signer, self.is_revoked, authorization)
+        if isinstance(token_check, tuple) and token_check[:-1] == question:
+            result: Union[Claims, _Refusal] = token_check[-1]
             return result
-        return self._check_token(authorization, cookie)
-
-    def _check_token(self, authorization: str, cookie: str) -> Union[Claims, _Refusal]:
-        if not authorization and not cookie:
+        if not authorization:
             return _MISSING_TOKEN
-        scheme, _, token = (authorization or f"Bearer {cookie}").partition(" ")
+        scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return _invalid_token("The scheme must be Bearer")
         try:
@@ -1413,21 +1370,23 @@ class BearerAuthMiddleware:
         return claims
 
     def _admit(
-        self, environ: Environ, authorization: str, cookie: str, scopes: Scopes,
+        self, environ: Environ, authorization: str, from_cookie: bool, scopes: Scopes,
     ) -> Optional[_Refusal]:
         """Replace the identity in the environ, or return why the request is refused."""
-        result = self._check_once(environ, authorization, cookie)
-        if isinstance(result, _Refusal):
-            return result
-        if cookie and is_cross_site(environ):
+        claims = self._check_token(environ, authorization)
+        if isinstance(claims, _Refusal):
+            return claims
+        if from_cookie and is_cross_site(environ):
             return _CROSS_ORIGIN
         if scopes:
-            granted = result.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
+            granted = claims.get("scope")  # RFC 8693 §4.2: one string, separated by spaces
             if not isinstance(granted, str) or not set(scopes).issubset(granted.split(" ")):
-                return _insufficient_scope(scopes)
-        environ["wsgi_auth.claims"] = result
-        environ["wsgi_auth.cookie"] = bool(cookie)
-        environ["REMOTE_USER"] = result["sub"]
+                scope = " ".join(dict.fromkeys(scopes))
+                return _Refusal("403 Forbidden", "Insufficient scope",
+                                {"error": "insufficient_scope", "scope": scope})
+        environ["wsgi_auth.claims"] = claims
+        environ["wsgi_auth.cookie"] = from_cookie
+        environ["REMOTE_USER"] = claims["sub"]
         environ["AUTH_TYPE"] = "Bearer"
         return None
 
@@ -1441,15 +1400,13 @@ class BearerAuthMiddleware:
 
     def _access_of_path(self, method: str, mount: str, path: str) -> Tuple[_Access, Scopes]:
         method = method.upper()  # as Werkzeug and Django read it
-        access = _Access.OPEN
-        scopes: Scopes = ()
         readings = [_read_path(path)]
         if mount:
             readings.append(_read_mounted_path(mount, path, readings[0]))
-        for reading in readings:
-            for rule in _applicable_rules(self._rules, method, reading):
-                access, scopes = min(access, rule.access), scopes + rule.scopes
-        return access, scopes
+        rules = [rule for reading in readings
+                 for rule in _applicable_rules(self._rules, method, reading)]
+        access = min((rule.access for rule in rules), default=_Access.OPEN)
+        return access, tuple(chain.from_iterable(rule.scopes for rule in rules))
 
     def _is_for_person(self, environ: Environ) -> bool:
         """Return whether a browser opens a page, other than the login page, to show it."""
@@ -1460,14 +1417,13 @@ class BearerAuthMiddleware:
     def _refuse(
         self, refusal: _Refusal, environ: Environ, start_response: StartResponse,
     ) -> Iterable[bytes]:
-        if refusal is _CROSS_ORIGIN:  # another token would not help
-            return _send_error(environ, start_response, refusal.status, refusal.message)
         parameters = {"realm": self.realm, **refusal.challenge}
-        challenge = ", ".join(
+        challenge = "Bearer " + ", ".join(
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
+        # After a cross-origin request, another token would not help.
+        headers = [] if refusal is _CROSS_ORIGIN else [("WWW-Authenticate", challenge)]
         return _send_error(
-            environ, start_response, refusal.status, refusal.message,
-            ("WWW-Authenticate", f"Bearer {challenge}"))
+            environ, start_response, refusal.status, refusal.message, *headers)
 
 
 # --- The rate limit -----------------------------------------------------------------------------
@@ -1608,7 +1564,7 @@ class CORSMiddleware:
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
             return []
 
-        def start(status: str, headers: Headers, *exc_info: Any) -> Any:
+        def _start_response(status: str, headers: Headers, *exc_info: Any) -> Any:
             other_headers = [header for header in headers
                              if not header[0].lower().startswith("access-control-")]
             names = [self._exposed_names, *(value for name, value in headers
@@ -1617,7 +1573,7 @@ class CORSMiddleware:
             cors_headers = self._cors_headers(origin, [exposed])
             return start_response(status, other_headers + cors_headers, *exc_info)
 
-        return self.app(environ, start)
+        return self.app(environ, _start_response)
 
     def _cors_headers(self, origin: Optional[str], extra: Headers) -> Headers:
         """Return the CORS headers for this origin, with `extra` if the origin is allowed."""

@@ -995,7 +995,17 @@ def test_guard_caches_a_bounded_number_of_short_paths_and_refuses_all_alike():
 
 
 @pytest.mark.parametrize("marks, expected", [
-    ("\u0300" * 30, OPEN), ("\u0300" * 31, REFUSED), ("\u0300\u0323" * 500, REFUSED)])
+    ("\u0300" * 30, OPEN), ("\u0300" * 31, REFUSED), ("\u0300\u0323" * 500, REFUSED),
+    ("😀" * 40, OPEN), ("👨\u200d👩\u200d👧" * 20, OPEN), ("e\u0301" * 40, OPEN)])
 def test_path_with_many_combining_marks_is_refused_unread(marks, expected):
     """Normalizing sorts the marks of a character in quadratic time."""
     assert status(wsgi("/a" + marks), protect=["/protected"]) == expected
+
+
+@pytest.mark.parametrize("path, expected", [
+    ("/a" + ";" * 63, OPEN), ("/a" + ";" * 64, REFUSED), ("//" + "a/" * 62, OPEN),
+    ("//" + "a/" * 63, REFUSED), ("/a" + "%3b" * 64, REFUSED), ("/\ufdfa" * 30, OPEN),
+    ("/a" + "\ufdfa" * 300, REFUSED),  # NFKC makes 18 characters of this one
+], ids=shown)
+def test_odd_path_with_many_separators_or_characters_is_refused_unread(path, expected):
+    assert status(wsgi(path), protect=["/protected"]) == expected
