@@ -20,7 +20,8 @@ Behind the guard, an application can trust these keys of its environ:
 The module defends against forged, expired and malformed tokens (RFC 8725), against guessing
 passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
 and an application read differently. It needs only the standard library, does no I/O, reads no
-environment variables, and keeps no state except rate-limit counters and a cache of recent paths.
+environment variables, and keeps no state except rate-limit counters and caches of recent tokens and
+paths.
 You can copy this one file into any project.
 
 The chapters. Each one uses only the chapters above it:
@@ -74,6 +75,8 @@ PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-S
 MAX_PBKDF2_ITERATIONS = 10_000_000  # takes seconds; a stored hash with more is rejected
 MAX_PASSWORD_BYTES = 1024  # of UTF-8
 SALT_BYTES = 16  # NIST SP 800-132 §5.1
+TOKEN_CACHE_SIZE = 1024  # tokens in a signer's cache; at most 2 MB
+MAX_CACHED_TOKEN_LENGTH = 1024  # characters; longer tokens are not cached
 PATH_CACHE_SIZE = 1024  # entries in the guard's path cache
 MAX_CACHED_PATH_LENGTH = 256  # characters; longer paths are not cached
 MAX_BUCKETS = 65_536  # clients in a rate limit's memory; about 10 MB
@@ -373,8 +376,8 @@ def _sign(header: bytes, payload: bytes, hmac_function: HMACFunction) -> str:
     return (signing_input + b"." + hmac_function(signing_input)).decode()
 
 
-def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
-    """Return the claims of a token that one of the keys signed, without checking the claims."""
+def _signed_payload(token: Any, hmac_functions: List[HMACFunction]) -> bytes:
+    """Return the payload of a token that one of the keys signed."""
     if isinstance(token, str):
         token = str.encode(token, "ascii", "replace")  # with `?`, which is never valid in a token
     if not isinstance(token, bytes):
@@ -390,7 +393,7 @@ def _verify_signature(token: Any, hmac_functions: List[HMACFunction]) -> Claims:
     for hmac_function in hmac_functions:
         # Comparing the encoded form accepts only the canonical spelling of the signature.
         if hmac.compare_digest(hmac_function(signing_input), signature):
-            return parse_json_object(_base64url_decode(payload))
+            return _base64url_decode(payload)
     raise InvalidSignatureError("Signature verification failed")
 
 
@@ -487,7 +490,9 @@ def _validate_audience(claims: Claims, audience: StrOrList) -> None:
 #
 # Design: The public functions. Each combines the two layers above: the signature first, then the
 # claims. `encode` and `decode` take everything as arguments. A TokenSigner keeps the keys and one
-# policy, so it is faster and harder to misuse. It never changes, so threads can share it.
+# policy, so it is faster and harder to misuse. Threads can share it. It also keeps the payloads of
+# the tokens that it has verified last: most requests repeat a token. Only tokens with a valid
+# signature are kept, so nobody else can fill this cache. Claims are parsed and checked each time.
 
 
 def encode(claims: Claims, key: Key, *, headers: Optional[Mapping[str, Any]] = None) -> str:
@@ -538,7 +543,7 @@ def decode(
     if isinstance(require, str):
         raise TypeError("require must be a list of str")
     require = _check_names("require", require) or ()
-    claims = _verify_signature(token, hmac_functions)
+    claims = parse_json_object(_signed_payload(token, hmac_functions))
     _validate_claims(claims, require, now, leeway, audience, issuer)
     return claims
 
@@ -566,6 +571,8 @@ class TokenSigner:
         lifetime: float = 3600, leeway: float = 10, clock: Callable[[], float] = time.time,
     ) -> None:
         self._hmac_functions = _hmac_functions(keys)
+        self._payload = partial(_signed_payload, hmac_functions=self._hmac_functions)
+        self._cached_payload = lru_cache(TOKEN_CACHE_SIZE)(self._payload)
         _check_number("lifetime", lifetime)
         _check_number("leeway", leeway)
         if not isinstance(issuer, (str, type(None))) or not callable(clock):
@@ -607,7 +614,9 @@ class TokenSigner:
         Raises:
             InvalidTokenError: the token is rejected; the subclass and message give the reason.
         """
-        claims = _verify_signature(token, self._hmac_functions)
+        is_cached = type(token) is str and len(token) <= MAX_CACHED_TOKEN_LENGTH
+        payload = (self._cached_payload if is_cached else self._payload)(token)
+        claims = parse_json_object(payload)
         _validate_claims(
             claims, ("exp", "sub"), self.clock(), self.leeway, self.audience, self.issuer)
         return claims

@@ -1344,3 +1344,48 @@ def test_mutated_tokens_are_rejected_unless_equal_to_the_original(original):
     text = original if isinstance(original, str) else original.decode()
     assert not any(shares_text(message, text) for message in messages)
     assert len(messages) < 20  # fixed sentences, not made from the token
+
+
+# --- The cache of payloads
+
+
+def test_token_that_was_verified_before_is_checked_again_each_time():
+    clock = support.Clock()
+    signer = wsgi_auth.TokenSigner(KEY, lifetime=60, leeway=0, clock=clock)
+    token = signer.sign({"sub": "alice", "roles": ["a"]})
+    claims = signer.verify(token)
+    claims["roles"].append("admin")
+    claims["sub"] = "root"
+
+    again = signer.verify(token)
+    clock.now += 60
+
+    assert (again["sub"], again["roles"]) == ("alice", ["a"])
+    with pytest.raises(wsgi_auth.ExpiredSignatureError):
+        signer.verify(token)
+
+
+def test_only_short_tokens_with_a_valid_signature_are_cached():
+    signer = wsgi_auth.TokenSigner(KEY)
+    short, long = signer.sign({"sub": "a"}), signer.sign({"sub": "a" * 1024})
+
+    class Text(str):
+        """Its own `__eq__` could make it equal to another token."""
+
+    for token in (short, short, short.encode(), long, Text(signer.sign({"sub": "b"}))):
+        signer.verify(token)
+    for token in (short[:-1], wsgi_auth.TokenSigner("o" * 32).sign({"sub": "a"}), "", 1):
+        with pytest.raises(wsgi_auth.InvalidTokenError):
+            signer.verify(token)
+
+    assert signer._cached_payload.cache_info()[::3] == (1, 1)  # hits, entries
+
+
+def test_cache_of_a_signer_is_bounded(monkeypatch):
+    monkeypatch.setattr(wsgi_auth, "TOKEN_CACHE_SIZE", 2)
+    signer = wsgi_auth.TokenSigner(KEY)
+
+    for _ in range(3):
+        signer.verify(signer.sign({"sub": "alice"}))
+
+    assert signer._cached_payload.cache_info().currsize == 2
