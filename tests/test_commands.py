@@ -3,8 +3,9 @@
 import io
 import json
 import os
-import re
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from support import ROOT, store_with, user
+from support import ROOT, program, store_with, user
 from wsgi_auth import decode, verify_password
 
 HASHES = {
@@ -167,7 +168,7 @@ def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, l
     environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     environ.pop("PYTHONUNBUFFERED", None)
     result = subprocess.run(
-        f"{sys.executable} {ROOT / 'jwtserver.py'} {line}", shell=True, cwd=tmp_path, env=environ,
+        f"{shlex.join(program())} {line}", shell=True, cwd=tmp_path, env=environ,
         capture_output=True, text=True, timeout=20)
 
     assert (result.returncode, result.stdout) == (1, "")
@@ -201,7 +202,7 @@ def test_closed_streams_cause_one_line_or_nothing(command, store, monkeypatch, c
 def test_name_that_the_terminal_cannot_show_is_escaped(store, tmp_path):
     store.add_users([user("Zoë")])
     result = subprocess.run(
-        [sys.executable, str(ROOT / "jwtserver.py"), "user", "list"], cwd=tmp_path,
+        program("user", "list"), cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=20)
 
     assert (result.returncode, result.stderr) == (0, b"")
@@ -260,7 +261,7 @@ def on_a_terminal(arguments, *answers):
     pid, terminal = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
-        os.execv(sys.executable, [sys.executable, str(ROOT / "jwtserver.py"), *arguments])
+        os.execv(sys.executable, program(*arguments))
     screen = b""
     try:
         for answer in answers:
@@ -534,9 +535,7 @@ def test_main_without_site_packages_runs_as_a_program(store):
 @pytest.mark.sqlite
 def test_command_as_a_program_shows_its_line_of_the_audit_log_only_if_asked(store, monkeypatch):
     def run(*arguments):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "jwtserver.py"), *arguments],
-            capture_output=True, text=True, timeout=20)
+        result = subprocess.run(program(*arguments), capture_output=True, text=True, timeout=20)
         assert result.returncode == 0 and result.stdout.count("\n") == 1
         return result.stderr
 

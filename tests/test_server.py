@@ -22,7 +22,7 @@ import jwtserver
 from http_support import (
     OTHER_CERTIFICATE, echo, exchange, head, parse, received, serving, statuses)
 from jwtserver import Settings
-from support import ENVIRONMENT, ROOT, Running
+from support import ENVIRONMENT, Running, program
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_signal_ends_the_server_cleanly(start, number):
 
 def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     result = subprocess.run(
-        [sys.executable, str(ROOT / "jwtserver.py"), "--port", str(server.port)],
+        program("--port", str(server.port)),
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
 
     assert result.returncode == 1
@@ -268,8 +268,8 @@ def test_greeting_to_a_full_disk_is_one_line(tmp_path):
     (tmp_path / "jwtserver.key").chmod(0o600)
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [sys.executable, str(ROOT / "jwtserver.py"), "--port", "0"], cwd=tmp_path,
-            env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
+            program("--port", "0"), cwd=tmp_path, env=ENVIRONMENT, stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=20)
 
     lines = [line for line in result.stderr.splitlines() if " jwtserver.audit: " not in line]
     assert (result.returncode, lines) == (1, ["jwtserver: No space left on device"])
@@ -661,9 +661,9 @@ def test_socket_from_systemd_is_used(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         code = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = "
-                "str(os.getpid()); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")
+                "str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])")
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(listener.fileno()), str(ROOT / "jwtserver.py")],
+            [sys.executable, "-c", code, str(listener.fileno()), *program()],
             cwd=tmp_path, env={**ENVIRONMENT, "LISTEN_FDS": "1"}, pass_fds=[listener.fileno()],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         with process:

@@ -7,7 +7,6 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import jwtserver
 import support
 from jwtserver import Settings, create_app, open_store
 from support import (
-    KEY, PASSWORD, PASSWORD_HASH, ROOT, Clock, bearer, call, store_with, user,
+    KEY, PASSWORD, PASSWORD_HASH, Clock, bearer, call, program, python, store_with, user,
 )
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
@@ -600,9 +599,7 @@ def test_logout_between_two_requests_of_the_server_is_seen_by_the_second(
 
 
 CHILD = f"""
-import io, os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import jwtserver
+import io, os, signal, sys, jwtserver
 settings = jwtserver.Settings.from_environ(os.environ)._replace(secret={KEY!r})
 app = jwtserver.create_app(settings)
 
@@ -617,24 +614,19 @@ def post(path, authorization="", body=b""):
 """
 
 
-def child(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", CHILD + code, *arguments], stdout=subprocess.PIPE, text=True)
-
-
 def test_processes_see_each_others_logout_and_lockout(client, make, store, database):
     client = TestApp(create_app(Settings(
         database=database, secret=KEY, pbkdf2_iterations=1000)))
     answer = sign_in(client)
 
-    done = child("""
+    output, errors = python(CHILD + """
 print(post("/logout", "Bearer " + sys.argv[1]))
 for _ in range(6):
     print(post("/authenticate", body=b'{"username": "bob", "password": "wrong"}'))
-""", answer["token"])
+""", answer["token"]).communicate()
 
-    assert done.stdout.splitlines() == [
-        "204 No Content", *["401 Unauthorized"] * 5, "429 Too Many Requests"]
+    assert output.splitlines() == [
+        "204 No Content", *["401 Unauthorized"] * 5, "429 Too Many Requests"], errors
     protected(client, answer["token"], 401)
     refresh(client, answer["refresh_token"], 401)
     client.post_json("/authenticate", {"username": "bob", "password": PASSWORD}, status=429)
@@ -812,14 +804,11 @@ def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, datab
 @pytest.mark.parametrize("version", [1, 2])
 def test_processes_that_migrate_at_once_migrate_once(clock, database, version):
     old_database(database, version, clock)
-    code = "import os, jwtserver; print(len(jwtserver.open_store(os.environ['D']).all_users()))"
+    code = "import sys, jwtserver; print(len(jwtserver.open_store(sys.argv[1]).all_users()))"
 
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                         env={**os.environ, "PYTHONPATH": str(ROOT), "D": database})
-        for _ in range(4)]
+    processes = [python(code, database) for _ in range(4)]
 
-    assert [process.communicate()[0] for process in processes] == ["2\n"] * 4
+    assert [process.communicate() for process in processes] == [("2\n", "")] * 4
     assert len(rows(database)) == version - 1
 
 
@@ -984,9 +973,7 @@ def test_token_issue_for_a_user_who_is_removed_meanwhile_is_refused(store, capsy
 
 def test_key_rotations_at_once_are_all_kept(store):
     processes = [
-        subprocess.Popen([sys.executable, str(ROOT / "jwtserver.py"), "key", "rotate"],
-                         stdout=subprocess.DEVNULL)
-        for _ in range(5)]
+        subprocess.Popen(program("key", "rotate"), stdout=subprocess.DEVNULL) for _ in range(5)]
 
     assert [process.wait() for process in processes] == [0] * 5
     assert len(set(Path("jwtserver.key").read_text().split())) == 6

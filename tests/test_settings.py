@@ -4,8 +4,6 @@ import errno
 import io
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
-from support import KEY, ROOT, for_each
+from support import KEY, for_each, python
 
 OTHER = KEY[::-1]
 
@@ -334,10 +332,7 @@ def test_processes_that_start_at_once_agree_on_one_key():
     code = (
         "import sys, jwtserver as j; sys.stdin.read(1);"
         "j.prepare_keys(j.Settings()); print(j.load_keys(j.Settings()))")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(6)]
+    processes = [python(code) for _ in range(6)]
 
     for process in processes:
         process.stdin.write("x")

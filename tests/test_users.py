@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -15,22 +14,14 @@ import pytest
 
 import jwtserver
 from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_store
-from support import ROOT, for_each, standard_input, store_with, user
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+from support import for_each, python, standard_input, store_with, user
 
 
 @pytest.fixture
 def store(database):
-    store = open_store(database)
+    store = store_with(database)
     yield store
     store.close()
-
-
-def run(code, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=ENVIRONMENT, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 # --- Names
@@ -126,7 +117,7 @@ def test_open_store_again_keeps_the_locks_of_this_process(store):
     store.ping()
     open_store("jwtserver.db")
 
-    with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
+    with python("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
         assert other.communicate() == ("", "")
 
     assert Path("jwtserver.db-wal").exists()
@@ -180,7 +171,7 @@ def test_open_store_in_a_read_only_folder_refuses(tmp_path, nobody):
 def test_open_store_by_processes_at_once_succeeds_in_all():
     code = ("import sys, jwtserver; sys.stdin.read(1);"
             "print(jwtserver.open_store('jwtserver.db').is_empty())")
-    processes = [run(code) for _ in range(8)]
+    processes = [python(code) for _ in range(8)]
 
     for process in processes:
         process.stdin.write("x")
@@ -267,7 +258,7 @@ except jwtserver.StoreError as error:
     print(acknowledged, error)
 """
 
-    output, errors = run(code).communicate()
+    output, errors = python(code).communicate()
 
     acknowledged, _, message = output.partition(" ")
     assert message.startswith(f"{store.name}: ") and message.count("\n") == 1
@@ -286,7 +277,7 @@ for i in range(10**6):
     store.add_users([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
     print(i, flush=True)
 """
-    process = run(code)
+    process = python(code)
     for _ in range(20):
         process.stdout.readline()
 
@@ -423,7 +414,7 @@ for line in sys.stdin:
 store.close()
 """
     store.add_users([user("old")])
-    processes = [run(code) for _ in range(2)]
+    processes = [python(code) for _ in range(2)]
 
     def names_of(process, added):
         process.stdin.write(added + "\n")
