@@ -47,11 +47,11 @@ def for_each(names, rows):
     names = names.split(", ")
     table = []
     for row in rows:
-        label, values = ascii(row)[:100], rows[row] if isinstance(rows, dict) else row
         if isinstance(row, type(pytest.param())):
             label, values = row.id, row.values
-        elif len(names) == 1:
-            values = [values]
+        else:
+            label, values = ascii(row)[:100], rows[row] if isinstance(rows, dict) else row
+            values = [values] if len(names) == 1 else values
         table.append((label, dict(zip(names, values))))
     assert table
 

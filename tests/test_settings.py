@@ -140,7 +140,7 @@ def test_secret_holds_a_key_a_line():
     assert load_keys(Settings(secret=f"{KEY}\n\n {OTHER} \r\n")) == [KEY.encode(), OTHER.encode()]
 
 
-@pytest.mark.parametrize("text", ["hunter2", " ", "-----BEGIN PUBLIC KEY-----" + KEY, "\udcff"])
+@for_each("text", ["hunter2", " ", "-----BEGIN PUBLIC KEY-----" + KEY, "\udcff"])
 def test_secret_that_cannot_be_used_is_named_but_not_shown(text):
     with pytest.raises(SettingsError, match="^JWTSERVER_SECRET: ") as caught:
         load_keys(Settings(secret=text))
@@ -155,7 +155,7 @@ def test_key_file_that_cannot_be_used_is_named():
         load_keys(Settings())
 
 
-@pytest.mark.parametrize("path", [".", "none/key"])
+@for_each("path", [".", "none/key"])
 def test_key_file_that_is_no_file_is_named_without_a_warning(path, caplog):
     settings = Settings(secret_file=path)
 
@@ -166,7 +166,7 @@ def test_key_file_that_is_no_file_is_named_without_a_warning(path, caplog):
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("text", [
+@for_each("text", [
     f"{KEY} {OTHER}", f"{KEY}\\n{OTHER}", f"{KEY}\\n",
     f"{KEY}\nThe words of some other document\n",
 ])

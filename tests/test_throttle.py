@@ -8,7 +8,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Rate, Settings, create_app, open_store
-from support import KEY, PASSWORD, Clock, store_with, user
+from support import KEY, PASSWORD, Clock, for_each, store_with, user
 
 LOCKED = {"success": False, "message": "Too many failed sign-ins"}
 
@@ -168,7 +168,7 @@ def test_ipv4_addresses_on_a_dual_stack_socket_count_separately(client):
     assert fail(client, 2, address="192.0.2.1") == [401, 429]
 
 
-@pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%eth1", "fe80::2"])
+@for_each("address", ["fe80::1%eth0", "fe80::1%eth1", "fe80::2"])
 def test_zone_of_an_address_does_not_change_the_network(address):
     assert jwtserver._network(address) == "fe80::/64"
 

@@ -41,13 +41,13 @@ def test_clean_name_of_an_invalid_name_raises(name):
         clean_name(name)
 
 
-@pytest.mark.parametrize("character", [
+@for_each("character", [
     "\u200b", "\xad", "\u202e", "\u200d", "\ufeff", "\u2066", "\U000e0041", "\u180e",  # format
     "\u034f", "\u115f", "\u1160", "\u17b4", "\u180b", "\u3164", "\uffa0", "\ufe0f",  # not displayed
     "\U000e0100", "\u2065", "\ufff0", "\U000e0fff",
     "\u2800", "\xa0", "\u2003", "\u3000",  # blank
     "\ue000", "\U0010fffd", "\ufdd0", "\uffff", "\u0378",  # private use and not assigned
-], ids=ascii)
+])
 def test_clean_name_with_an_invisible_character_raises(character):
     for name in (f"ali{character}ce", f"{character}alice", f"alice{character}"):
         with pytest.raises(ValueError, match="^a user name must not "):
