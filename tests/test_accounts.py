@@ -10,35 +10,19 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import (
-    OTP_STEP_SECONDS, Settings, create_app, find_otp_step, main, new_grant, otp_code, otp_uri)
-from support import KEY, PASSWORD, Clock, bearer, for_each, sign_in, store_with, user
+    OTP_STEP_SECONDS, create_app, find_otp_step, main, new_grant, otp_code, otp_uri,
+)
+from support import KEY, PASSWORD, Clock, bearer, for_each, sign_in, user
 from wsgi_auth import decode
 
 SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"  # of RFC 6238, appendix B
 NEW_PASSWORD = "battery staple"
+USERS = [user("alice", "read write"), user("bob")]
 
 
-@pytest.fixture
-def settings(database):
-    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
-
-
-@pytest.fixture
-def store(settings, monkeypatch):
+@pytest.fixture(autouse=True)
+def key_of_commands(monkeypatch):
     monkeypatch.setenv("JWTSERVER_SECRET", KEY)
-    store = store_with(settings.database, user("alice", "read write"), user("bob"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def client(settings, store, clock):
-    return TestApp(create_app(settings, clock=clock))
 
 
 @pytest.fixture

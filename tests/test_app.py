@@ -15,25 +15,12 @@ from webtest import TestApp
 import jwtserver
 from http_support import exchange, serving, statuses
 from jwtserver import Settings, create_app, open_store
-from support import KEY, PASSWORD, Clock, bearer, call, for_each, sign_in, store_with, user
+from support import KEY, PASSWORD, Clock, bearer, call, for_each, sign_in, user
 from wsgi_auth import decode, hash_password, needs_rehash
 
 OLD_HASH = "pbkdf2_sha1$1000$n3RFFf2yKkyGrDsLxbSpFe$Em41LAFXKnPpAMTV8ooZ9gXHwnk="  # Django's
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
-
-
-@pytest.fixture
-def settings(database):
-    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
-
-
-@pytest.fixture
-def store(settings):
-    store = store_with(
-        settings.database, user("alice", "read write"), user("Zoë"), user("mallory", disabled=1),
-        user("old", password_hash=OLD_HASH))
-    yield store
-    store.close()
+USERS = [user("alice", "read write"), user("Zoë"), user("mallory", disabled=1),
+         user("old", password_hash=OLD_HASH)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from support import ROOT, for_each, program, store_with, user
+from support import ROOT, for_each, program, user
 from wsgi_auth import decode, verify_password
 
 HASHES = {
@@ -28,14 +28,8 @@ HASHES = {
     "passlib": "$pbkdf2-sha256$1000$cY4xJsQYQ2jtXcsZo/T.3w"
                "$oYQuw2E6TIPhm7syo3BAE/3IUNCoqV4bGTtWPB3sZr0",
 }
+USERS = [user("alice", "read write")]
 BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
-
-
-@pytest.fixture
-def store(database):
-    store = store_with(database, user("alice", "read write"))
-    yield store
-    store.close()
 
 
 @pytest.fixture

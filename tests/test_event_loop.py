@@ -20,18 +20,13 @@ import pytest
 import jwtserver
 from http_support import connect, echo, exchange, head, parse, received, serving, statuses
 from jwtserver import _State
-from support import Clock, for_each
+from support import for_each
 
 LONG = 1_000_000  # bytes of a body that is read by the application, in a worker
 
 
 def put(size, *lines):
     return head(b"Content-Length: %d" % size, *lines, first=b"PUT /x HTTP/1.1")
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def advance(server, clock, seconds):
@@ -774,9 +769,9 @@ def test_streams_to_slow_clients_do_not_count_as_busy_threads():
             connection.close()
 
 
-def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_starts):
+def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_starts, clock):
     no_thread_starts(1)  # that of the test, so the loop cannot be given away
-    with serving(streaming(5, size=4_000_000)) as server:
+    with serving(streaming(5, size=4_000_000), clock=clock) as server:
         ((_, _, body),) = parse(exchange(server, STREAM))
 
     assert len(body) == 20_000_000
@@ -1036,6 +1031,7 @@ def test_interrupt_waits_for_responses_up_to_the_deadline(clock, gate):
         server.interrupt()
         clock.now += jwtserver.SHUTDOWN_TIMEOUT + 1
         while server._selector.get_map() is not None:  # until it is closed
+            gate.opened.wait(0.001)
             server._wake()
         with pytest.raises(ConnectionResetError):  # so that nothing looks like a whole response
             connection.recv(9)

@@ -8,31 +8,14 @@ from html.parser import HTMLParser
 import pytest
 from webtest import TestApp
 
-from jwtserver import OTP_STEP_SECONDS, Settings, SettingsError, create_app, otp_code
-from support import KEY, PASSWORD, Clock, bearer, for_each, hello, sign_in, store_with, user
+from jwtserver import OTP_STEP_SECONDS, SettingsError, create_app, otp_code
+from support import KEY, PASSWORD, bearer, for_each, hello, sign_in, user
 from wsgi_auth import decode
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
 SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
-
-
-@pytest.fixture
-def settings(database):
-    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
-
-
-@pytest.fixture
-def store(settings):
-    store = store_with(settings.database, user("alice", "read write"), user("bob"),
-                       user("<b>'\"&"), user("mallory", disabled=1))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
+USERS = [user("alice", "read write"), user("bob"), user("<b>'\"&"), user("mallory", disabled=1)]
 
 
 @pytest.fixture

@@ -4,18 +4,13 @@ import tracemalloc
 from wsgiref.validate import validator
 
 import pytest
-from support import KEY, Clock, bearer, call, for_each, hello, sign_in, store_with, user
+from support import KEY, bearer, call, for_each, hello, sign_in, store_with, user
 from webtest import TestApp
 
 import jwtserver
 import wsgi_auth
 from jwtserver import Rate, Settings, StoreError, create_app
 from wsgi_auth import BearerAuthMiddleware, RateLimitMiddleware, TokenSigner
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def statuses(app, times, **environ):

@@ -18,41 +18,18 @@ import jwtserver
 import support
 from jwtserver import Settings, create_app, open_store
 from support import (
-    KEY, PASSWORD, PASSWORD_HASH, Clock, bearer, call, for_each, program, python, store_with, user,
+    KEY, PASSWORD, PASSWORD_HASH, Clock, bearer, call, for_each, program, python, user,
 )
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
 OTHER = KEY[::-1]
 DATABASE = "jwtserver.db"
+USERS = [user("alice", "read"), user("bob")]
 
 
 @pytest.fixture
 def clock():
     return Clock(1_800_000_000.5)
-
-
-@pytest.fixture
-def store(database):
-    store = store_with(database, user("alice", "read"), user("bob"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def make(store, clock, database):
-    """Creates further servers on the same database, as other processes would."""
-
-    def make(**settings):
-        return TestApp(create_app(
-            Settings(**{"database": database, "secret": KEY, "pbkdf2_iterations": 1000,
-                        **settings}), clock=clock))
-
-    return make
-
-
-@pytest.fixture
-def client(make):
-    return make()
 
 
 def sign_in(client, name="alice", **options):

@@ -4,30 +4,13 @@ import os
 import threading
 
 import pytest
-from webtest import TestApp
 
 import jwtserver
-from jwtserver import Rate, Settings, create_app, open_store
-from support import KEY, PASSWORD, Clock, for_each, store_with, user
+from jwtserver import Rate, open_store
+from support import PASSWORD, for_each, user
 
+USERS = [user("alice"), user("bob"), user("Zoë")]
 LOCKED = {"success": False, "message": "Too many failed sign-ins"}
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def make(clock, database):
-    store_with(database, user("alice"), user("bob"), user("Zoë")).close()
-
-    def make(**settings):
-        return TestApp(create_app(
-            Settings(**{"database": database, "secret": KEY, "pbkdf2_iterations": 1000,
-                        **settings}), clock=clock))
-
-    return make
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def rejection(token, **policy):
 
 def shares_text(message, secret):
     """Whether the message contains eight consecutive characters of `secret`."""
-    return any(secret[i:i + 8] in message for i in range(len(secret) - 7))
+    return any(message[i:i + 8] in secret for i in range(len(message) - 7))
 
 
 def nested_list(depth):
@@ -1328,7 +1328,7 @@ def test_mutated_tokens_are_rejected_unless_equal_to_the_original(original):
     errors = collections.Counter()
     messages = set()
 
-    for _ in range(3000):
+    for _ in range(1000):
         token = mutate(rng, original)
         for verify in (lambda token: decode(token, KEY, now=NOW), signer.verify):
             try:

@@ -17,12 +17,7 @@ from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_s
 from support import for_each, python, standard_input, store_with, user
 
 
-@pytest.fixture
-def store(database):
-    store = store_with(database)
-    yield store
-    store.close()
-
+USERS = []  # each test adds its own
 
 # --- Names
 
