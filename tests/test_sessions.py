@@ -81,9 +81,8 @@ def test_authenticate_answers_a_refresh_token_that_is_not_stored(client, store):
         assert part.encode() not in stored
 
 
-def test_token_lifetime_is_expires_in_even_if_the_clock_advances_meanwhile(store, database):
+def test_token_lifetime_is_expires_in_even_if_the_clock_advances_meanwhile(store, settings):
     seconds = iter(range(1_800_000_000, 1_800_001_000))
-    settings = Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
     client = TestApp(create_app(settings, clock=lambda: next(seconds) + 0.5))
 
     answer = sign_in(client)
@@ -408,13 +407,12 @@ def test_logout_by_another_method_is_refused(client, method):
     assert response.headers["Allow"] == "POST"
 
 
-def test_logout_below_the_prefix_leaves_the_path_to_the_application(make, database):
+def test_logout_below_the_prefix_leaves_the_path_to_the_application(store, settings):
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"mine"]
 
-    client = TestApp(create_app(Settings(
-        database=database, secret=KEY, prefix="/auth", protect=("/x",)), app=app))
+    client = TestApp(create_app(settings._replace(prefix="/auth", protect=("/x",)), app=app))
     token = client.post_json(
         "/auth/authenticate", {"username": "alice", "password": PASSWORD}).json["token"]
     headers = {"Authorization": f"Bearer {token}"}
@@ -591,9 +589,8 @@ def post(path, authorization="", body=b""):
 """
 
 
-def test_processes_see_each_others_logout_and_lockout(client, make, store, database):
-    client = TestApp(create_app(Settings(
-        database=database, secret=KEY, pbkdf2_iterations=1000)))
+def test_processes_see_each_others_logout_and_lockout(store, settings):
+    client = TestApp(create_app(settings))
     answer = sign_in(client)
 
     output, errors = python(CHILD + """
@@ -748,10 +745,10 @@ def old_database(database, version, clock):
     connection.close()
 
 
-def test_database_of_release_0_1_keeps_its_users(clock, database):
+def test_database_of_release_0_1_keeps_its_users(clock, database, settings):
     old_database(database, 1, clock)
 
-    client = TestApp(create_app(Settings(database=database, secret=KEY), clock=clock))
+    client = TestApp(create_app(settings, clock=clock))
 
     protected(client, sign_in(client)["token"])
     store = open_store(database)
@@ -760,10 +757,10 @@ def test_database_of_release_0_1_keeps_its_users(clock, database):
     store.close()
 
 
-def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, database):
+def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, database, settings):
     old_database(database, 2, clock)
 
-    client = TestApp(create_app(Settings(database=database, secret=KEY), clock=clock))
+    client = TestApp(create_app(settings, clock=clock))
 
     sid = jwtserver._session_id(OLD_FAMILY)
     old = encode({"sub": "alice", "sid": sid, "iat": int(clock.now), "exp": clock.now + 9}, KEY)
