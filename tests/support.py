@@ -188,12 +188,12 @@ def program(*arguments: str) -> List[str]:
     return [sys.executable, str(compiled() / "jwtserver.pyc"), *arguments]
 
 
-def python(code: str, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+def python(code: str, *arguments: str) -> "subprocess.Popen[str]":
     """Start Python code that can import both modules."""
-    environment = {**options.pop("env", os.environ), "PYTHONPATH": str(compiled())}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        [sys.executable, "-c", code, *arguments], text=True,
+        env={**os.environ, "PYTHONPATH": str(compiled())},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def free_port() -> int:
