@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from webtest import TestApp
 
 import http_support
-from support import free_port
+from jwtserver import Settings, create_app
+from support import KEY, Clock, free_port, store_with
 
 # `.ci/run` sets this after it has installed everything. Then a skipped test is a failure.
 ALL = bool(os.environ.get("JWTSERVER_TEST_ALL"))
@@ -83,6 +85,41 @@ def with_tracing():
 
 
 pytest_fixture_setup = pytest_pyfunc_call = pytest_runtest_teardown = with_tracing
+
+
+# --- The service
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def settings(database):
+    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
+
+
+@pytest.fixture
+def store(request, database):
+    """The store, with the USERS of the file that asks for it."""
+    store = store_with(database, *request.module.USERS)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def make(store, settings, clock):
+    """Creates services on one database, as several processes would."""
+    def make(**changes):
+        return TestApp(create_app(settings._replace(**changes), clock=clock))
+
+    return make
+
+
+@pytest.fixture
+def client(make):
+    return make()
 
 
 # --- TLS

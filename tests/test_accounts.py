@@ -10,35 +10,19 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import (
-    OTP_STEP_SECONDS, Settings, create_app, find_otp_step, main, new_grant, otp_code, otp_uri)
-from support import KEY, PASSWORD, Clock, bearer, sign_in, store_with, user
+    OTP_STEP_SECONDS, create_app, find_otp_step, main, new_grant, otp_code, otp_uri,
+)
+from support import KEY, PASSWORD, Clock, bearer, for_each, sign_in, user
 from wsgi_auth import decode
 
 SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"  # of RFC 6238, appendix B
 NEW_PASSWORD = "battery staple"
+USERS = [user("alice", "read write"), user("bob")]
 
 
-@pytest.fixture
-def settings(database):
-    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
-
-
-@pytest.fixture
-def store(settings, monkeypatch):
+@pytest.fixture(autouse=True)
+def key_of_commands(monkeypatch):
     monkeypatch.setenv("JWTSERVER_SECRET", KEY)
-    store = store_with(settings.database, user("alice", "read write"), user("bob"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def client(settings, store, clock):
-    return TestApp(create_app(settings, clock=clock))
 
 
 @pytest.fixture
@@ -87,12 +71,12 @@ def test_password_change_keeps_the_current_session_and_ends_all_others(client, c
     sign_in(client, password=NEW_PASSWORD)
 
 
-@pytest.mark.parametrize("fields", [
+@for_each("fields", [
     {}, {"password": PASSWORD}, {"new_password": NEW_PASSWORD},
     {"password": PASSWORD, "new_password": ""}, {"password": "", "new_password": NEW_PASSWORD},
     {"password": 1, "new_password": NEW_PASSWORD}, {"password": PASSWORD, "new_password": None},
     {"password": "wrong", "new_password": "x" * 1025},
-], ids=str)
+])
 def test_password_change_without_usable_fields_is_400(client, fields):
     response = client.post_json(
         "/password", fields, headers=bearer(sign_in(client).json["token"]), status=400)
@@ -155,7 +139,7 @@ def test_lock_out_during_a_password_change_stops_it(client, store, monkeypatch):
     change(client, token, status=429)
 
 
-@pytest.mark.parametrize("path, method", [
+@for_each("path, method", [
     ("/password", "POST"), ("/sessions", "GET"), ("/sessions/" + "0" * 32, "DELETE")])
 def test_machine_token_and_token_without_session_are_refused(client, command, path, method):
     _, machine, _ = command("token issue alice")
@@ -200,7 +184,7 @@ def test_user_ends_a_session(client, method):
     client.request(path, method=method, headers=bearer(one), status=404)
 
 
-@pytest.mark.parametrize("session_id", ["", "x", "0" * 32, "%00", "%27", "a/b", "x" * 10_000])
+@for_each("session_id", ["", "x", "0" * 32, "%00", "%27", "a/b", "x" * 10_000])
 def test_session_that_is_not_there_is_404(client, session_id):
     token = sign_in(client).json["token"]
 
@@ -246,7 +230,7 @@ def test_machine_token_is_narrower_than_its_user_and_is_revoked_by_its_id(client
     client.get("/protected", headers=bearer(token.strip()), status=401)
 
 
-@pytest.mark.parametrize("scope, missing", [("read admin", "admin"), ("b a", "a b")])
+@for_each("scope, missing", [("read admin", "admin"), ("b a", "a b")])
 def test_machine_token_is_never_wider_than_its_user(command, scope, missing, capsys):
     assert main(["token", "issue", "alice", "--scope", scope]) == 1
     assert f"does not have the scope {missing}" in capsys.readouterr().err
@@ -274,7 +258,7 @@ def test_change_of_the_scopes_ends_machine_tokens(client, command):
 # --- The second factor --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("now, code", [  # RFC 6238, appendix B, of which 6 digits are used
+@for_each("now, code", [  # RFC 6238, appendix B, of which 6 digits are used
     (59, "287082"), (1111111109, "081804"), (1111111111, "050471"), (1234567890, "005924"),
     (2000000000, "279037"), (20000000000, "353130")])
 def test_otp_vectors_of_the_rfc(now, code):

@@ -15,25 +15,12 @@ from webtest import TestApp
 import jwtserver
 from http_support import exchange, serving, statuses
 from jwtserver import Settings, create_app, open_store
-from support import KEY, PASSWORD, Clock, bearer, call, sign_in, store_with, user
+from support import KEY, PASSWORD, Clock, bearer, call, for_each, sign_in, user
 from wsgi_auth import decode, hash_password, needs_rehash
 
 OLD_HASH = "pbkdf2_sha1$1000$n3RFFf2yKkyGrDsLxbSpFe$Em41LAFXKnPpAMTV8ooZ9gXHwnk="  # Django's
-NOSNIFF = ("X-Content-Type-Options", "nosniff")
-
-
-@pytest.fixture
-def settings(database):
-    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
-
-
-@pytest.fixture
-def store(settings):
-    store = store_with(
-        settings.database, user("alice", "read write"), user("Zoë"), user("mallory", disabled=1),
-        user("old", password_hash=OLD_HASH))
-    yield store
-    store.close()
+USERS = [user("alice", "read write"), user("Zoë"), user("mallory", disabled=1),
+         user("old", password_hash=OLD_HASH)]
 
 
 @pytest.fixture
@@ -49,7 +36,7 @@ def post(app, **environ):
 # --- Signing in
 
 
-@pytest.mark.parametrize("post", ["post_json", "post"])
+@for_each("post", ["post_json", "post"])
 def test_authenticate_right_password_answers_token(client, post):
     response = getattr(client, post)("/authenticate", {"username": "alice", "password": PASSWORD})
 
@@ -101,7 +88,7 @@ def test_authenticate_name_in_other_unicode_form_is_the_same_user(client):
     assert claims["sub"] == "Zoë"
 
 
-@pytest.mark.parametrize("name, password", [
+@for_each("name, password", [
     ("alice", "wrong"), ("nobody", PASSWORD), ("mallory", PASSWORD), ("Alice", PASSWORD),
     ("alice ", PASSWORD), ("ali\0ce", PASSWORD),
     ("a" * 151, PASSWORD), ("alice", "x" * 1025), ("' OR 1=1 --", PASSWORD), ("*", "*"),
@@ -112,22 +99,22 @@ def test_authenticate_wrong_credentials_are_refused_alike(client, name, password
     assert response.json == {"success": False, "message": "Invalid username and password"}
 
 
-@pytest.mark.parametrize("fields, message", [
+@for_each("fields, message", [
     ({"user": "alice"}, "A `username` is required"),
     ({"username": "", "password": "x"}, "A `username` is required"),
     ({"password": "x"}, "A `username` is required"),
     ({"username": "alice"}, "A `password` is required"),
     ({"username": "alice", "password": ""}, "A `password` is required"),
 ])
-@pytest.mark.parametrize("post", ["post_json", "post"])
+@for_each("post", ["post_json", "post"])
 def test_authenticate_missing_field_is_named(client, post, fields, message):
     response = getattr(client, post)("/authenticate", fields, status=401)
 
     assert response.json == {"success": False, "message": message}
 
 
-@pytest.mark.parametrize("value", [None, 1, True, False, 0, [], {}, ["alice"], 1.5])
-@pytest.mark.parametrize("name", ["username", "password"])
+@for_each("value", [None, 1, True, False, 0, [], {}, ["alice"], 1.5])
+@for_each("name", ["username", "password"])
 def test_authenticate_field_of_another_type_is_malformed(client, name, value):
     fields = {"username": "alice", "password": PASSWORD, name: value}
 
@@ -136,13 +123,13 @@ def test_authenticate_field_of_another_type_is_malformed(client, name, value):
     assert response.json == {"success": False, "message": f"`{name}` must be a string"}
 
 
-@pytest.mark.parametrize("body", [
+@for_each("body", [
     b"", b"{", b"[]", b'"alice"', b"null", b'{"username": "a", "username": "b"}', b"\xff",
     b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"{}\xef\xbb\xbf",
     b"[" * 60000, b'{"username": "\\ud800"}',
     b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}",
     '{"username": "alice"}'.encode("utf-16"),
-], ids=lambda body: ascii(body[:24]))
+])
 def test_authenticate_malformed_json_is_refused(client, body):
     response = client.post(
         "/authenticate", body, content_type="application/json", status=400)
@@ -151,10 +138,10 @@ def test_authenticate_malformed_json_is_refused(client, body):
     assert response.json["message"].startswith("Malformed body")
 
 
-@pytest.mark.parametrize("body", [
+@for_each("body", [
     b"username=alice&username=bob&password=x", b"username=%ff&password=x", b"username=\xff",
     b"&".join(b"x%d=1" % i for i in range(101)),
-], ids=["twice", "percent", "bytes", "many"])
+])
 def test_authenticate_malformed_form_is_refused(client, body):
     response = client.post("/authenticate", body, status=400)
 
@@ -168,7 +155,7 @@ def test_authenticate_json_sent_as_a_form_is_refused_with_the_missing_header(cli
     assert response.json["message"].startswith("The body looks like JSON, but is sent as a form")
 
 
-@pytest.mark.parametrize("content_type", [
+@for_each("content_type", [
     "text/plain", "multipart/form-data; boundary=x", "application/xml", "application/jsonp", "",
     ";application/json",
 ])
@@ -185,7 +172,7 @@ def test_authenticate_content_type_with_parameters_is_accepted(client):
                 content_type="Application/JSON; charset=utf-8", status=200)
 
 
-@pytest.mark.parametrize("content_type, body", [
+@for_each("content_type, body", [
     ("application/json", json.dumps({"username": "alice", "password": PASSWORD})),
     ("application/x-www-form-urlencoded", "username=alice&password=correct+horse")])
 def test_authenticate_body_with_a_byte_order_mark_is_accepted(client, content_type, body):
@@ -193,7 +180,7 @@ def test_authenticate_body_with_a_byte_order_mark_is_accepted(client, content_ty
                 status=200)
 
 
-@pytest.mark.parametrize("coding, status", [
+@for_each("coding, status", [
     ("gzip", 415), ("GZIP", 415), ("br", 415), ("deflate, gzip", 415), ("x", 415),
     ("identity", 200), ("Identity ", 200), ("", 200)])
 def test_authenticate_content_encoding_is_refused(client, coding, status):
@@ -206,9 +193,9 @@ def test_authenticate_content_encoding_is_refused(client, coding, status):
         assert response.json["message"] == "The body must have no Content-Encoding"
 
 
-@pytest.mark.parametrize("error", [
+@for_each("error", [
     OSError, ValueError, EOFError, ConnectionResetError, TimeoutError, RuntimeError, KeyError])
-@pytest.mark.parametrize("terminated", [False, True])
+@for_each("terminated", [False, True])
 def test_authenticate_body_that_cannot_be_read_is_malformed(
     settings, store, caplog, error, terminated,
 ):
@@ -256,7 +243,7 @@ def test_body_error_of_an_application_on_the_own_server_is_408(settings, store, 
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.parametrize("size, status", [
+@for_each("size, status", [
     (65_000, 401), (65_536, 401), (65_537, 413), (10**6, 413)])
 def test_authenticate_chunked_body_on_the_own_server_has_a_limit(settings, store, size, status):
     body = b'{"x": "' + b"x" * (size - 9) + b'"}'
@@ -269,7 +256,7 @@ def test_authenticate_chunked_body_on_the_own_server_has_a_limit(settings, store
     assert b'"message"' in data
 
 
-@pytest.mark.parametrize("length, body, status", [
+@for_each("length, body, status", [
     ("", b"{}", 411), (None, b"{}", 411), ("-1", b"", 400), ("+2", b"{}", 400), ("2 ", b"{}", 400),
     ("0x2", b"{}", 400), ("\u0662", b"{}", 400), ("1e1", b"{}", 400), ("2", b"{", 400),
     ("65536", b" " * 65534 + b"{}", 401), ("65537", b" " * 65537, 413),
@@ -289,7 +276,7 @@ class Trickle(io.BytesIO):
         return super().read(min(size, 1))
 
 
-@pytest.mark.parametrize("body, status", [
+@for_each("body, status", [
     (json.dumps({"username": "alice", "password": PASSWORD}).encode(), 200),
     (b" " * 65537, 413),
 ])
@@ -363,7 +350,7 @@ def count_iterations(monkeypatch):
     return done
 
 
-@pytest.mark.parametrize("name", ["alice", "nobody", "mallory", "old", "a\0b"])
+@for_each("name", ["alice", "nobody", "mallory", "old", "a\0b"])
 def test_authenticate_refusal_costs_the_same_for_every_user(settings, store, monkeypatch, name):
     client = TestApp(create_app(settings._replace(pbkdf2_iterations=1500)))
     done = count_iterations(monkeypatch)
@@ -471,8 +458,8 @@ def test_authenticate_that_cannot_release_the_loop_is_refused_without_hashing(cl
 # --- Signing out
 
 
-@pytest.mark.parametrize("authorization", [None, "Bearer x", "Basic x", "expired", "revoked"])
-@pytest.mark.parametrize("post", ["post_json", "post"])
+@for_each("authorization", [None, "Bearer x", "Basic x", "expired", "revoked"])
+@for_each("post", ["post_json", "post"])
 def test_logout_with_a_refresh_token_ends_the_session(settings, store, authorization, post):
     clock = Clock()
     client = TestApp(create_app(settings._replace(token_lifetime=60), clock=clock))
@@ -505,7 +492,7 @@ def test_logout_with_a_replaced_refresh_token_ends_the_session(client, caplog):
         f'logout user="alice" address="" session="{decode(new["token"], KEY)["sid"]}"']
 
 
-@pytest.mark.parametrize("token", ["x", "x" * 5000, "\0", f"{'x' * 22}.0.{'x' * 43}"])
+@for_each("token", ["x", "x" * 5000, "\0", f"{'x' * 22}.0.{'x' * 43}"])
 def test_logout_with_an_unknown_refresh_token_ends_nothing(client, caplog, token):
     tokens = sign_in(client).json
 
@@ -515,7 +502,7 @@ def test_logout_with_an_unknown_refresh_token_ends_nothing(client, caplog, token
     assert "logout" not in caplog.text
 
 
-@pytest.mark.parametrize("body, status, error", [
+@for_each("body, status, error", [
     (b"", 401, "An authorization header is required"),
     (b"{}", 401, "An authorization header is required"),
     (b'{"refresh_token": ""}', 401, "An authorization header is required"),
@@ -560,7 +547,7 @@ def test_logout_reads_a_chunked_body(settings, store):
     client.get("/protected", headers=bearer(tokens["token"]), status=401)
 
 
-@pytest.mark.parametrize("affinity", [True, False])
+@for_each("affinity", [True, False])
 def test_cores_are_at_least_one(monkeypatch, affinity):
     if affinity:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
@@ -615,7 +602,7 @@ def test_health_answers_ok(client):
     assert (response.json, response.headers["Cache-Control"]) == ({"status": "ok"}, "no-store")
 
 
-@pytest.mark.parametrize("path", ["/health", "/", "/nope", "/protected", "/openapi.json"])
+@for_each("path", ["/health", "/", "/nope", "/protected", "/openapi.json"])
 def test_json_body_ends_with_a_line_feed(client, path):
     response = client.get(path, status="*")
 
@@ -631,7 +618,7 @@ def test_health_without_the_database_file_is_503(client, store):
     client.get("/health", status=503)
 
 
-@pytest.mark.parametrize("path", ["/health", "/protected"])
+@for_each("path", ["/health", "/protected"])
 def test_head_is_answered_without_body(client, path):
     headers = bearer(sign_in(client).json["token"])
 
@@ -642,7 +629,7 @@ def test_head_is_answered_without_body(client, path):
     assert int(response.headers["Content-Length"]) > 0
 
 
-@pytest.mark.parametrize("method, path, allow, member", [
+@for_each("method, path, allow, member", [
     ("GET", "/authenticate", "POST", "message"), ("PUT", "/authenticate", "POST", "message"),
     ("POST", "/health", "GET, HEAD", "error"), ("DELETE", "/protected", "GET, HEAD", "error"),
     ("OPTIONS", "/health", "GET, HEAD", "error"), ("post", "/authenticate", "POST", "message"),
@@ -656,7 +643,7 @@ def test_wrong_method_is_refused_with_allow(settings, store, client, method, pat
     assert response.json == {"success": False, member: "Method not allowed"}
 
 
-@pytest.mark.parametrize("path", ["/nope", "/authenticate/", "/health/x", "/register", ""])
+@for_each("path", ["/nope", "/authenticate/", "/health/x", "/register", ""])
 def test_unknown_path_is_not_found(client, path):
     response = client.get(path, status=404)
 
@@ -720,8 +707,8 @@ def test_own_application_endpoints_stay_open(settings, store):
 SLASHED = [f"/{name}/" for name in "authenticate refresh logout verify health openapi.json".split()]
 
 
-@pytest.mark.parametrize("path", SLASHED)
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@for_each("path", SLASHED)
+@for_each("method", ["GET", "POST"])
 def test_endpoint_with_a_slash_is_not_found_without_asking_for_a_token(
     settings, store, method, path,
 ):
@@ -734,7 +721,7 @@ def test_endpoint_with_a_slash_is_not_found_without_asking_for_a_token(
         assert "WWW-Authenticate" not in response.headers
 
 
-@pytest.mark.parametrize("path", SLASHED)
+@for_each("path", SLASHED)
 def test_endpoint_with_a_slash_is_the_applications_with_a_token_or_where_it_is_open(
     settings, store, path,
 ):
@@ -778,7 +765,7 @@ def test_scopes_of_the_settings_hold_for_an_application_and_for_endpoints(settin
     client.post("/logout", status=401)
 
 
-@pytest.mark.parametrize("arguments, words", [
+@for_each("arguments, words", [
     ({"app": "module:app"}, "app must be"), ({"settings": whoami}, "given as app=")])
 def test_create_app_with_arguments_of_another_type_raises_at_once(arguments, words):
     with pytest.raises(TypeError, match=words):
@@ -815,7 +802,7 @@ def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):
     client.get("/protected", headers=bearer(response.json["token"]), status=200)
 
 
-@pytest.mark.parametrize("field", ["protect", "exempt"])
+@for_each("field", ["protect", "exempt"])
 def test_malformed_rule_stops_the_composition(settings, field):
     with pytest.raises(jwtserver.SettingsError, match=f"JWTSERVER_{field.upper()}.*'nope'"):
         create_app(settings._replace(**{field: ("nope",)}))
@@ -861,7 +848,7 @@ def test_router_fault_after_the_response_was_started_replaces_it():
     assert calls == [("200", None), ("500", error)]
 
 
-@pytest.mark.parametrize("error, status", [
+@for_each("error, status", [
     (jwtserver.HTTPError(409, "Taken"), "409"), (jwtserver.StoreError("gone"), "503")])
 def test_router_expected_error_is_answered_without_exc_info(error, status):
     """uWSGI and Bjoern lose a response that comes with exc_info."""

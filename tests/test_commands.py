@@ -3,8 +3,9 @@
 import io
 import json
 import os
-import re
 import pty
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from support import PASSWORD, ROOT, store_with, user
+from support import PASSWORD, ROOT, for_each, program, user
 from wsgi_auth import decode, verify_password
 
 HASHES = {
@@ -28,14 +29,8 @@ HASHES = {
     "passlib": "$pbkdf2-sha256$1000$cY4xJsQYQ2jtXcsZo/T.3w"
                "$oYQuw2E6TIPhm7syo3BAE/3IUNCoqV4bGTtWPB3sZr0",
 }
+USERS = [user("alice", "read write")]
 BCRYPT = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy"
-
-
-@pytest.fixture
-def store(database):
-    store = store_with(database, user("alice", "read write"))
-    yield store
-    store.close()
 
 
 @pytest.fixture
@@ -75,7 +70,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     assert verify_password("secret", added.password_hash)
 
 
-@pytest.mark.parametrize("line, stdin, words", [
+@for_each("line, stdin, words", [
     ("user add alice --password-stdin", "x", "the user 'alice' exists already"),
     ("user add bob --password-stdin", "", "the password is empty"),
     ("user add bob --password-stdin", "x" * 1025, "longer than 1024 bytes"),
@@ -152,7 +147,7 @@ def test_token_that_cannot_be_signed_opens_no_session(command, store, monkeypatc
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("line, words", [
+@for_each("line, words", [
     ("user list > /dev/full", "jwtserver: No space left on device"),
     ("user add bob --password-stdin <&-", "standard input is closed"),
     ("user add bob <&-", "standard input is closed"),
@@ -168,7 +163,7 @@ def test_program_that_cannot_read_or_write_ends_with_one_line(store, tmp_path, l
     environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     environ.pop("PYTHONUNBUFFERED", None)
     result = subprocess.run(
-        f"{sys.executable} {ROOT / 'jwtserver.py'} {line}", shell=True, cwd=tmp_path, env=environ,
+        f"{shlex.join(program())} {line}", shell=True, cwd=tmp_path, env=environ,
         capture_output=True, text=True, timeout=20)
 
     assert (result.returncode, result.stdout) == (1, "")
@@ -202,7 +197,7 @@ def test_closed_streams_cause_one_line_or_nothing(command, store, monkeypatch, c
 def test_name_that_the_terminal_cannot_show_is_escaped(store, tmp_path):
     store.add_users([user("Zoë")])
     result = subprocess.run(
-        [sys.executable, str(ROOT / "jwtserver.py"), "user", "list"], cwd=tmp_path,
+        program("user", "list"), cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=20)
 
     assert (result.returncode, result.stderr) == (0, b"")
@@ -226,7 +221,7 @@ def test_user_list_without_users_names_the_database(command, database):
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("line", [
+@for_each("line", [
     "user list", "user remove bob", "user enable bob", "user scope bob read", "user password bob",
     "token issue bob"])
 def test_command_in_a_wrong_folder_creates_nothing(command, line):
@@ -261,7 +256,7 @@ def on_a_terminal(arguments, *answers):
     pid, terminal = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
-        os.execv(sys.executable, [sys.executable, str(ROOT / "jwtserver.py"), *arguments])
+        os.execv(sys.executable, program(*arguments))
     screen = b""
     try:
         for answer in answers:
@@ -288,7 +283,7 @@ def test_user_add_on_a_terminal_asks_twice(database):
     assert verify_password("secret", open_store(database).find_user("bob").password_hash)
 
 
-@pytest.mark.parametrize("answers, words, code", [
+@for_each("answers, words, code", [
     (("secret", "other"), "the two passwords differ", 1), (("\x03",), "", 130),
     (("\x04",), "\r\njwtserver: no password was entered", 1)])
 def test_user_add_on_a_terminal_without_a_password_adds_no_user(answers, words, code, database):
@@ -344,7 +339,7 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
 VALID = f"bob,{HASHES['django']}\n"
 
 
-@pytest.mark.parametrize("text, words", [
+@for_each("text, words", [
     (VALID + f"eve,{BCRYPT}\n", "line 2: only PBKDF2"),
     (VALID + "eve,\n", "line 2: only PBKDF2"),
     (VALID + "eve\n", "line 2: username,password_hash[,scope] expected"),
@@ -357,9 +352,7 @@ VALID = f"bob,{HASHES['django']}\n"
     (VALID + "\xff", "users.csv: must be in UTF-8"),
     (VALID + "e\0ve,x\n", "users.csv"),
     (VALID + '"' + "x" * 200_000, "users.csv: field larger"),
-], ids=[
-    "bcrypt", "no hash", "one column", "four", "no name", "scope", "comma", "twice", "taken",
-    "bytes", "NUL", "huge"])
+])
 def test_user_import_of_an_invalid_file_imports_nothing(command, store, text, words):
     Path("users.csv").write_bytes(text.encode("latin-1"))
     before = store.all_users()
@@ -381,7 +374,7 @@ def key():
     return Path("jwtserver.key").read_text().split()[0]
 
 
-@pytest.mark.parametrize("flag, lifetime", [("", 3600), (" --lifetime 60", 60)])
+@for_each("flag, lifetime", [("", 3600), (" --lifetime 60", 60)])
 def test_token_issue_prints_a_token_of_the_user(command, store, flag, lifetime):
     code, output, errors = command("token issue alice" + flag)
 
@@ -405,7 +398,7 @@ def test_token_inspect_prints_the_claims(command, store):
         assert json.loads(result[1]) == decode(token.strip(), key())
 
 
-@pytest.mark.parametrize("token, words", [
+@for_each("token, words", [
     ("", "three parts"), ("garbage", "three parts"), ("\x1b[31m.e30.x", "the token is not valid"),
     ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", "Signature verification failed"),
 ])
@@ -434,7 +427,7 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
     assert len(Path("jwtserver.key").read_text().split()) == 1
 
 
-@pytest.mark.parametrize("line", ["key rotate", "key prune"])
+@for_each("line", ["key rotate", "key prune"])
 def test_key_commands_refuse_keys_in_the_environment(command, monkeypatch, line):
     monkeypatch.setenv("JWTSERVER_SECRET", "0123456789abcdef" * 2)
 
@@ -468,7 +461,7 @@ def test_repeated_rules_of_flags_are_all_used():
         pbkdf2_iterations=1000)
 
 
-@pytest.mark.parametrize("line", [
+@for_each("line", [
     "nope", "user", "user nope", "user add", "user scope alice", "user list extra", "--port x",
     "--port 65536", "--port -1", "--port", "token issue alice --lifetime 0",
     "token issue alice --lifetime x", "key", "--nope", "--data x.db", "serve --apps x:y",
@@ -482,7 +475,7 @@ def test_wrong_usage_exits_with_2(line, capsys):
     assert os.listdir() == []
 
 
-@pytest.mark.parametrize("line", ["user scope bob read write", "user list --databse x", "--prot 1"])
+@for_each("line", ["user scope bob read write", "user list --databse x", "--prot 1"])
 def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
         main(line.split())
@@ -494,7 +487,7 @@ def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     assert "unrecognized arguments: " in errors
 
 
-@pytest.mark.parametrize("words", [
+@for_each("words", [
     "", *jwtserver._GROUPS, *(command.words for command in jwtserver._COMMANDS)])
 def test_help_of_every_command_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -515,7 +508,7 @@ def test_help_without_a_command_shows_the_flags_of_serve_and_all_commands(capsys
     assert {word for command in jwtserver._COMMANDS for word in command.words.split()} <= {*words}
 
 
-@pytest.mark.parametrize("command", jwtserver._COMMANDS, ids=lambda command: command.words)
+@for_each("command", jwtserver._COMMANDS)
 def test_help_of_every_argument_is_a_sentence_and_states_the_default(command):
     for name, options in (*command.arguments, *jwtserver._COMMON_ARGUMENTS):
         assert options["help"][0].isupper() and options["help"].endswith(".")
@@ -535,9 +528,7 @@ def test_main_without_site_packages_runs_as_a_program(store):
 @pytest.mark.sqlite
 def test_command_as_a_program_shows_its_line_of_the_audit_log_only_if_asked(store, monkeypatch):
     def run(*arguments):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "jwtserver.py"), *arguments],
-            capture_output=True, text=True, timeout=20)
+        result = subprocess.run(program(*arguments), capture_output=True, text=True, timeout=20)
         assert result.returncode == 0 and result.stdout.count("\n") == 1
         return result.stderr
 

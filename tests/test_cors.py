@@ -38,7 +38,7 @@ def cors_headers(response):
             if name.startswith("Access-Control-")}
 
 
-@pytest.mark.parametrize("origin", [LISTED, "http://localhost:8080"])
+@for_each("origin", [LISTED, "http://localhost:8080"])
 def test_cors_listed_origin_may_read_errors(origin):
     response = client().get("/", headers={"Origin": origin}, status=401)
 
@@ -52,7 +52,7 @@ def test_cors_listed_origin_may_read_errors(origin):
 @for_each("origin", [
     None, OTHER, "null", "", "*", LISTED + ".evil.org", LISTED + "/", LISTED + ":444",
     LISTED.upper(), LISTED.replace("https", "http"), f"{LISTED}, {OTHER}", f"{LISTED} {LISTED}"])
-@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+@for_each("method", ["GET", "OPTIONS"])
 def test_cors_other_origin_gets_no_cors_headers(origin, method):
     headers = {"Access-Control-Request-Method": "GET", **({"Origin": origin} if origin else {})}
 
@@ -78,7 +78,7 @@ def test_cors_preflight_of_listed_origin_does_not_reach_the_application():
         "Access-Control-Max-Age": "600"}
 
 
-@pytest.mark.parametrize("headers", [
+@for_each("headers", [
     {}, {"Origin": LISTED}, {"Access-Control-Request-Method": "GET"}])
 def test_cors_options_request_that_is_no_preflight_reaches_the_application(headers):
     assert client().options("/", headers=headers, status=401).body == b"hello"
@@ -95,7 +95,7 @@ def test_cors_parameters_become_headers():
     assert exposed.headers["Access-Control-Expose-Headers"] == "ETag"
 
 
-@pytest.mark.parametrize("origins", ["*", ["*"], (LISTED, "*")])
+@for_each("origins", ["*", ["*"], (LISTED, "*")])
 def test_cors_wildcard_is_never_combined_with_credentials(origins):
     for origin in (LISTED, OTHER, "null"):
         for response in (
@@ -136,7 +136,7 @@ def test_cors_parameters_may_be_any_iterable():
     assert response.headers["Access-Control-Expose-Headers"] == "X-One, X-Two"
 
 
-@pytest.mark.parametrize("origin", [
+@for_each("origin", [
     "http://localhost", "http://[::1]:3000", "https://a:80", "http://a:443", "app://x",
     "chrome-extension://abcdef"])
 def test_cors_origin_of_each_kind_is_accepted(origin):
@@ -145,7 +145,7 @@ def test_cors_origin_of_each_kind_is_accepted(origin):
     assert response.headers["Access-Control-Allow-Origin"] == origin
 
 
-@pytest.mark.parametrize("exposed, expected", [
+@for_each("exposed, expected", [
     (["X-Total"], "WWW-Authenticate, Retry-After, X-Total"),
     (["X-Total, ETag", "Link"], "WWW-Authenticate, Retry-After, X-Total, ETag, Link"),
     (["*"], "WWW-Authenticate, Retry-After, *"),

@@ -20,18 +20,13 @@ import pytest
 import jwtserver
 from http_support import connect, echo, exchange, head, parse, received, serving, statuses
 from jwtserver import _State
-from support import Clock
+from support import for_each
 
 LONG = 1_000_000  # bytes of a body that is read by the application, in a worker
 
 
 def put(size, *lines):
     return head(b"Content-Length: %d" % size, *lines, first=b"PUT /x HTTP/1.1")
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def advance(server, clock, seconds):
@@ -72,7 +67,7 @@ def gate():
 # --- States and their timers
 
 
-@pytest.mark.parametrize("data, state, seconds, responses", [
+@for_each("data, state, seconds, responses", [
     (b"", _State.IDLE, 15, []),
     (head(), _State.IDLE, 15, [200]),
     (head()[:-3], _State.READING_HEADER, 10, [408]),
@@ -494,7 +489,11 @@ def test_loop_polls_although_requests_wait(clock, gate):
 
 
 def test_request_after_a_burst_does_not_wait_for_all_of_it(gate, clock):
-    with serving(gate, threads=1, clock=clock) as server:
+    def app(environ, start_response):
+        clock.now += jwtserver.POLL_INTERVAL
+        return gate(environ, start_response)
+
+    with serving(app, threads=1, clock=clock) as server:
         first, *burst, last = [connect(server) for _ in range(22)]
         server.await_state(_State.IDLE, 22)
         first.sendall(SLOW)
@@ -766,9 +765,9 @@ def test_streams_to_slow_clients_do_not_count_as_busy_threads():
             connection.close()
 
 
-def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_starts):
+def test_stream_to_a_fast_client_is_whole_although_no_thread_is_free(no_thread_starts, clock):
     no_thread_starts(1)  # that of the test, so the loop cannot be given away
-    with serving(streaming(5, size=4_000_000)) as server:
+    with serving(streaming(5, size=4_000_000), clock=clock) as server:
         ((_, _, body),) = parse(exchange(server, STREAM))
 
     assert len(body) == 20_000_000
@@ -808,7 +807,7 @@ def test_client_that_keeps_the_loop_is_dropped_soon(no_thread_starts, clock):
     assert sum(waits) < 3 * jwtserver.RECHECK_SECONDS
 
 
-@pytest.mark.parametrize("data", [STREAM, put(LONG)])
+@for_each("data", [STREAM, put(LONG)])
 def test_clients_that_block_too_many_threads_lose_them(monkeypatch, data):
     monkeypatch.setattr(jwtserver, "MAX_WAITING_THREADS", 2)
     monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
@@ -843,7 +842,7 @@ def test_stream_is_closed_when_its_client_has_gone():
         assert closed.wait(10)
 
 
-@pytest.mark.parametrize("body_rate, read, size", [
+@for_each("body_rate, read, size", [
     (1024, 0, 1_000_000), (1e12, 100_000, 1_000_000), (1e12, 3_000, 10_000)])
 def test_stream_whose_client_is_too_slow_is_closed(monkeypatch, body_rate, read, size):
     monkeypatch.setattr(jwtserver, "MAX_READER_PAUSE", 0.05)
@@ -889,8 +888,8 @@ READS = {
 }
 
 
-@pytest.mark.parametrize("read", READS)
-@pytest.mark.parametrize("end", ["close", "reset", "reset before", "stall"])
+@for_each("read", [*READS])
+@for_each("end", ["close", "reset", "reset before", "stall"])
 def test_long_body_that_is_cut_off_raises_in_the_application(clock, monkeypatch, read, end):
     monkeypatch.setattr(jwtserver, "RECHECK_SECONDS", 0.02)
     outcomes, go, done = [], threading.Event(), threading.Event()
@@ -1028,6 +1027,7 @@ def test_interrupt_waits_for_responses_up_to_the_deadline(clock, gate):
         server.interrupt()
         clock.now += jwtserver.SHUTDOWN_TIMEOUT + 1
         while server._selector.get_map() is not None:  # until it is closed
+            gate.opened.wait(0.001)
             server._wake()
         with pytest.raises(ConnectionResetError):  # so that nothing looks like a whole response
             connection.recv(9)
@@ -1079,7 +1079,7 @@ def test_tls_of_old_versions_is_refused(certificate):
     assert jwtserver._tls_context(certificate, None).minimum_version == ssl.TLSVersion.TLSv1_2
 
 
-@pytest.mark.parametrize("data", [head(), b"", b"\x16\x03\x01\x00\x05hello"])
+@for_each("data", [head(), b"", b"\x16\x03\x01\x00\x05hello"])
 def test_tls_handshake_of_garbage_costs_one_connection(certificate, trusting, data):
     with serving(tls=jwtserver._tls_context(certificate, None)) as server:
         with contextlib.suppress(ConnectionResetError):
@@ -1311,7 +1311,7 @@ def test_input_is_not_read_after_the_end_of_the_response():
 # --- Limits of the system
 
 
-@pytest.mark.parametrize("files, connections", [
+@for_each("files, connections", [
     (100, 50), (2000, 1424), (resource.RLIM_INFINITY, 4096)])
 def test_connections_leave_files_to_the_database(monkeypatch, files, connections):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))

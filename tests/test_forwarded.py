@@ -7,7 +7,7 @@ from webtest import TestApp
 
 from http_support import exchange, serving
 from jwtserver import Rate, Settings, create_app
-from support import KEY, PASSWORD, bearer, sign_in, store_with, user
+from support import KEY, PASSWORD, bearer, for_each, sign_in, store_with, user
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def seen_with(client, **headers):
     return [client.seen[key] for key in ("REMOTE_ADDR", "wsgi.url_scheme", "HTTP_HOST")]
 
 
-@pytest.mark.parametrize("proxies, forwarded, address", [
+@for_each("proxies, forwarded, address", [
     (0, "198.51.100.1", "192.0.2.1"),
     (1, "198.51.100.1", "198.51.100.1"),
     (1, "203.0.113.9, 198.51.100.1", "198.51.100.1"),
@@ -85,7 +85,7 @@ def test_address_of_a_unix_socket_is_that_of_the_header_or_empty(make, caplog):
                                'sign_in_failed user="alice" address="198.51.100.1"']
 
 
-@pytest.mark.parametrize("proxies, forwarded, scheme", [
+@for_each("proxies, forwarded, scheme", [
     (0, "https", "http"),
     (1, "https", "https"),
     (1, "HTTPS", "https"),
@@ -117,7 +117,7 @@ def test_scheme_of_a_proxy_without_tls_replaces_that_of_the_server(make):
     assert client.seen["wsgi.url_scheme"] == "http"
 
 
-@pytest.mark.parametrize("proxies, forwarded, host", [
+@for_each("proxies, forwarded, host", [
     (0, "a.example", "localhost:80"),
     (1, "a.example", "a.example"),
     (1, "A.example:8443", "A.example:8443"),
@@ -143,7 +143,7 @@ def test_host_is_the_one_that_the_outermost_trusted_proxy_saw(make, proxies, for
     assert seen_with(client, X_Forwarded_Host=forwarded)[2] == host
 
 
-@pytest.mark.parametrize("header", [
+@for_each("header", [
     "Forwarded", "X-Real-IP", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Ssl",
     "X-Forwarded-Scheme", "X-Url-Scheme", "Front-End-Https", "X-Forwarded-Prefix", "Client-IP"])
 def test_other_headers_about_a_client_are_not_used(make, header):
@@ -179,8 +179,8 @@ def test_access_log_has_the_address_of_the_client(make):
     assert log.getvalue().startswith("198.51.100.1 - - [")
 
 
-@pytest.mark.parametrize("proxies", [0, 1])
-@pytest.mark.parametrize("path", ["/open", "/closed"])
+@for_each("proxies", [0, 1])
+@for_each("path", ["/open", "/closed"])
 def test_identity_headers_for_other_applications_are_removed(make, proxies, path):
     client = make(protect=("/closed",), exempt=(), trusted_proxies=proxies)
     token = sign_in(client, password=PASSWORD).json["token"]

@@ -105,7 +105,7 @@ def test_refusal_for_scope_has_the_message_and_the_scopes():
     }
 
 
-@pytest.mark.parametrize("authorization", [None, "Bearer x", bearer()], ids=["none", "bad", "poor"])
+@for_each("authorization", [None, "Bearer x", bearer()])
 def test_refusal_of_head_has_the_headers_and_no_body(authorization):
     guarded = guard(protect={"/": "admin"})
 
@@ -142,7 +142,7 @@ def test_realm_given_is_shown():
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="the demo\'s [1]"'
 
 
-@pytest.mark.parametrize("realm", ['a"b', "a\\b", "a\r\nb", "a\tb", "a\x7f", "é"], ids=shown)
+@for_each("realm", ['a"b', "a\\b", "a\r\nb", "a\tb", "a\x7f", "é"])
 def test_realm_that_cannot_be_quoted_is_refused(realm):
     with pytest.raises(ValueError, match=re.escape(f"not a realm: {realm!r}")):
         guard(realm=realm)
@@ -153,17 +153,17 @@ def test_realm_that_cannot_be_quoted_is_refused(realm):
 TOKEN = SIGNER.sign({"sub": "alice"})
 
 
-@pytest.mark.parametrize("authorization", [
+@for_each("authorization", [
     f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER {TOKEN}", f"bEaReR {TOKEN}",
     f"Bearer   {TOKEN}", f" \tBearer {TOKEN}\t ",
-], ids=["usual", "lower", "upper", "mixed", "spaces-between", "white-space-around"])
+])
 def test_header_with_valid_token_is_admitted(authorization):
     answer = call(guard(), authorization=authorization)
 
     assert answer == Response(OPEN, {"Content-Type": "text/plain"}, b"alice")
 
 
-@pytest.mark.parametrize("authorization", ["", " ", "\t"], ids=["empty", "space", "tab"])
+@for_each("authorization", ["", " ", "\t"])
 def test_header_that_is_empty_counts_as_none(authorization):
     answer = call(guard(), authorization=authorization)
 
@@ -235,7 +235,7 @@ def test_identity_behind_the_guard_is_that_of_the_token():
     }
 
 
-@pytest.mark.parametrize("authorization", [None, bearer()], ids=["no-token", "token"])
+@for_each("authorization", [None, bearer()])
 def test_identity_on_open_path_is_removed(authorization):
     seen = seen_identity("/public", authorization)
 
@@ -306,7 +306,7 @@ def test_protect_by_default_covers_everything():
     assert {status(path) for path in paths} == {REFUSED}
 
 
-@pytest.mark.parametrize("rule", ["/a/b", "/a/b/"])
+@for_each("rule", ["/a/b", "/a/b/"])
 def test_rule_covers_its_path_and_all_below_by_whole_segments(rule):
     paths = ["/a/b", "/a/b/", "/a/b/c", "/a/b/c/d", "/", "/a", "/a/", "/a/bc", "/b", "/x/a/b"]
 
@@ -315,7 +315,7 @@ def test_rule_covers_its_path_and_all_below_by_whole_segments(rule):
     assert covered == ["/a/b", "/a/b/", "/a/b/c", "/a/b/c/d"]
 
 
-@pytest.mark.parametrize("rule, methods", [
+@for_each("rule, methods", [
     ("/a", "GET HEAD POST PUT DELETE OPTIONS"),
     ("GET /a", "GET HEAD"),
     ("HEAD /a", "HEAD"),
@@ -330,14 +330,14 @@ def test_rule_with_methods_covers_those(rule, methods):
     assert covered == methods.split()
 
 
-@pytest.mark.parametrize("method", ["post", "Post", "pOSt"])
+@for_each("method", ["post", "Post", "pOSt"])
 def test_method_in_any_case_is_covered(method):
     answer = call(bare_guard(protect=["POST /a"]), "/a", method)
 
     assert answer.status == REFUSED
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@for_each("method", ["GET", "HEAD"])
 def test_exempt_get_opens_head_and_nothing_else(method):
     assert status("/a", method, exempt=["GET /a"]) == OPEN
     assert status("/a", "POST", exempt=["GET /a"]) == REFUSED
@@ -413,7 +413,7 @@ def test_scope_claim_of_another_kind_grants_nothing(scope):
     assert status("/", authorization=bearer(scope=scope), protect={"/": "admin"}) == FORBIDDEN
 
 
-@pytest.mark.parametrize("scope", ["a\tadmin", "a\u3000admin", "a\nadmin", "a\x1fadmin"])
+@for_each("scope", ["a\tadmin", "a\u3000admin", "a\nadmin", "a\x1fadmin"])
 def test_scope_claim_is_separated_only_by_spaces(scope):
     assert status("/", authorization=bearer(scope=scope), protect={"/": "admin"}) == FORBIDDEN
 
@@ -435,7 +435,7 @@ def test_longest_match_with_any_name_below_demands_no_more(path):
     assert status(wsgi(path), authorization=bearer(), protect=protect) == OPEN
 
 
-@pytest.mark.parametrize("path", ["/API/x", "/CAFÉ", "/cafe\u0301", "/api2/x", "//api/x", "/api."])
+@for_each("path", ["/API/x", "/CAFÉ", "/cafe\u0301", "/api2/x", "//api/x", "/api."])
 def test_longest_match_in_only_some_readings_demands_all_scopes(path):
     protect = {"/": "admin", "/api": (), "/API2": (), "/café": ()}
 
@@ -468,22 +468,22 @@ def test_rule_that_is_malformed_is_refused_and_shown(rule):
         guard(exempt=["/good", rule])
 
 
-@pytest.mark.parametrize("options", [
+@for_each("options", [
     {"protect": "/x"}, {"exempt": "/x"}, {"protect": ""}, {"exempt": ""}, {"protect": b"/x"},
-], ids=repr)
+])
 def test_rules_as_one_string_are_refused(options):
     with pytest.raises(ValueError, match="rule"):
         guard(**options)
 
 
-@pytest.mark.parametrize("options", [
+@for_each("options", [
     {"protect": ["/a", "/A"]},
     {"protect": ["/a"], "exempt": ["/A"]},
     {"protect": {"GET /straße": (), "POST /STRASSE": ()}},
     {"protect": ["/cafe", "/café"]},
     {"protect": ["/a_b"], "exempt": ["/a-b"]},
     {"protect": {"/a.b": "x", "GET /a~b": "y"}},
-], ids=repr)
+])
 def test_rules_that_differ_only_in_case_accents_or_punctuation_are_refused(options):
     with pytest.raises(ValueError, match="letter case, accents or punctuation"):
         guard(**options)
@@ -498,9 +498,9 @@ def test_scopes_that_are_malformed_are_refused(scopes):
         guard(protect={"/x": scopes})
 
 
-@pytest.mark.parametrize("rules", [
+@for_each("rules", [
     ["/b", "/a/"], ("/b", "/a"), {"/a", "/a/A"}, {"/a": ()}, iter(["/a"]), ["GET,M /a"],
-], ids=["list", "tuple", "set", "mapping", "iterator", "methods"])
+])
 def test_rules_in_any_collection_are_accepted(rules):
     assert status("/a", protect=rules) == REFUSED
 
@@ -550,7 +550,7 @@ def test_path_that_is_not_canonical_and_contains_the_words_of_a_rule_is_refused(
     assert status(path, protect=["/protected/x/z", "/protected/protected"]) == OPEN
 
 
-@pytest.mark.parametrize("path", ["/api%2\xe9f", "/api%2\xc3\xa9f", "/x//api%\xff2fy"])
+@for_each("path", ["/api%2\xe9f", "/api%2\xc3\xa9f", "/x//api%\xff2fy"])
 def test_encoding_that_appears_when_bytes_are_dropped_is_undone(path):
     assert status(path, protect=["/api"]) == REFUSED
 
@@ -566,7 +566,7 @@ def test_words_of_a_rule_must_be_in_order():
     assert status("/a//x/b", protect=["/a/b"]) == REFUSED
 
 
-@pytest.mark.parametrize("rule", ["/my files", "GET /my files", "/my files/"])
+@for_each("rule", ["/my files", "GET /my files", "/my files/"])
 def test_rule_with_a_space_covers_its_path(rule):
     covered = ["/my files", "/my files/x y", "/MY Files", "/my%20files", "//my files",
                "/my files.txt", "/my\xa0files/"]
@@ -588,10 +588,10 @@ def test_path_with_invisible_characters_is_refused(path):
     assert status(wsgi(path), protect=["/protected"]) == REFUSED
 
 
-@pytest.mark.parametrize("path, expected", [
+@for_each("path, expected", [
     ("/public/\u200bx", OPEN), ("/public/.\u200b./x", REFUSED), ("/pub\u200blic/x", REFUSED),
     ("/\u200bpublic", REFUSED), ("/\u200b/public", REFUSED), ("/می\u200cخواهم/x", OPEN),
-], ids=shown)
+])
 def test_exemption_of_a_path_with_invisible_characters(path, expected):
     assert status(wsgi(path), exempt=["/public", "/می\u200cخواهم"]) == expected
 
@@ -633,7 +633,7 @@ def test_path_that_some_reading_does_not_exempt_is_refused(path):
     "/admin#panel", "/admin%panel", "/admin\\panel", "/Admin-Panel", "/admin-panel/x",
     "/admin-panel.json", "/admin-panel.json/", "/admin;panel.json",
 ])
-@pytest.mark.parametrize("rule", ["/admin_panel", "/admin-panel"])
+@for_each("rule", ["/admin_panel", "/admin-panel"])
 def test_path_that_differs_in_punctuation_is_protected_with_its_scopes(rule, path):
     rules = {"protect": {"/": (), rule: "admin"}}
 
@@ -643,7 +643,7 @@ def test_path_that_differs_in_punctuation_is_protected_with_its_scopes(rule, pat
     assert status("/adminxpanel", authorization=bearer(), **rules) == OPEN
 
 
-@pytest.mark.parametrize("app, signer", [("module:app", SIGNER), (None, SIGNER), (print, "k" * 64)])
+@for_each("app, signer", [("module:app", SIGNER), (None, SIGNER), (print, "k" * 64)])
 def test_what_cannot_be_called_or_cannot_verify_is_refused_at_once(app, signer):
     with pytest.raises(TypeError, match="app must be a WSGI application, and signer a TokenSigner"):
         BearerAuthMiddleware(app, signer)
@@ -708,13 +708,13 @@ def test_path_with_bytes_that_are_not_utf8_is_refused(path):
     assert status(path, protect=["/protected"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/prot\xc3\xbfected",  # lower-cased, \xe3\xbf is a beginning that utf-8 "ignore" drops
     "/PROT\xc3\xa1ECTED",  # and so is \xc3\xc1, upper-cased
     "/protected\xc3\xa0", "/protected\xc3\x85",  # stripped, what is left of it is dropped
     "/prot\xc3\x85ected",  # and without its control character
     "/x/..\xc3\xbf/protected",
-], ids=shown)
+])
 def test_path_changed_as_latin1_and_then_read_as_utf8_is_refused(path):
     assert status(path, protect=["/protected"]) == REFUSED
 
@@ -735,15 +735,15 @@ def test_name_of_latin1_with_other_punctuation_is_refused():
     assert status("/a\xf1o-nuevo", protect=["/año_nuevo"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/public/.\xff./x", "/public/.\xc3\xbf./x", "/public/.%C3%BF./x", "/public/\xe9../x",
     "/public/.\xc3\xa9/x",
-], ids=shown)
+])
 def test_exemption_that_an_application_without_such_bytes_climbs_out_of_is_refused(path):
     assert status(path, exempt=["/public"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", ["/public/é", "/public/日本/x.jpg", "/публика", "/публика/x"])
+@for_each("path", ["/public/é", "/public/日本/x.jpg", "/публика", "/публика/x"])
 def test_exemption_of_names_beyond_ascii_is_open(path):
     assert status(wsgi(path), exempt=["/public", "/публика"]) == OPEN
 
@@ -756,7 +756,7 @@ def test_name_in_characters_that_are_no_bytes_is_refused():
     assert status("/ma\u00f1ana\u2028", protect=["/mañana"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/x;a%2fb/protected", "/x;a\\b/protected", "/x;a%2fb;c%2fd/protected/deeper",
     "/X;a%5cb/protected",
 ])
@@ -778,7 +778,7 @@ def test_path_that_is_long_and_odd_is_refused(path):
 # --- Attributes, handlers and streams ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/public/__self__", "/public/__self__/", "/public/__self__/x", "/public/--self--/x",
     "/public/._self_./x", "/public/~~func~~/__self__/x", "/public/__SELF__/x", "/public/__self_;/x",
     "/public/;_self__/x", "/public/__self__;v=1/x", "/public/__self__./x", "/public/%5f_self__/x",
@@ -786,12 +786,12 @@ def test_path_that_is_long_and_odd_is_refused(path):
     "/public/a?__self__/x",
     "/public/__self__\\x", "/public/x/__wrapped__", "/public/__thisclass__", "/public/_é_self__",
     "/public/__name__/__self__", "/public//__self__",
-], ids=shown)
+])
 def test_exemption_above_an_attribute_is_refused(path):
     assert status(wsgi(path), exempt=["/public", "/public/__name__"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/x/__self__/protected", "/x/--self--/protected", "/index/__self__/protected/x",
     "/__class__/protected", "/x/__self__/y/__self__/PROTECTED", "/__protected__/protected.json",
 ])
@@ -808,7 +808,7 @@ def test_path_with_an_attribute_needs_the_scopes_of_all_rules_that_it_contains()
     assert answer.headers["WWW-Authenticate"].endswith('scope="admin user"')
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/public/__x", "/public/x__", "/public/____", "/public/x__y__", "/public/_self_/x",
     "/public/[[...slug]]/x", "/public/__init__.py", "/public/--flag--x", "/public/__x-y",
     "/public/__" + "x" * 50 + "__",
@@ -828,7 +828,7 @@ def test_rules_may_contain_attributes():
     assert status("/__debug__/x", protect=["/__debug__"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/default/a/b", "/_default/a/b", "/-default/a/b/", "/index/a/b/c", "/a/default/b",
     "/a/get_one/b", "/a/_default/b.json", "/A/Default/B", "/index/default/a/b", "/a/%69ndex/b",
 ])
@@ -837,17 +837,17 @@ def test_path_with_the_name_of_a_handler_is_refused(path):
     assert status(path, exempt=["/a", "/index"], protect=["/", "/a/b", "/index/a/b"]) == REFUSED
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/index", "/index/x", "/x/index/a/b", "/a/index", "/a/default/x/b", "/defaults/a/b",
     "/x/default/a/b", "/index" * 20_000, "/x" * 100 + "/default/a/b",
-], ids=shown)
+])
 def test_path_with_the_name_of_a_handler_elsewhere_is_open(path):
     assert status(path, protect=["/a/b"]) == OPEN
     assert status("/public/index/x", exempt=["/public"]) == OPEN
     assert status("/default/x", exempt=["/default"]) == OPEN
 
 
-@pytest.mark.parametrize("path", [
+@for_each("path", [
     "/secret.txt::$DATA", "/secret.txt::$data", "/secret.txt%3a:$DATA", "/secret.txt.::$DATA",
     "/secret.txt:$I30:$INDEX_ALLOCATION/x", "/Secret.txt::$INDEX_ALLOCATION/x",
 ])
@@ -884,7 +884,7 @@ def test_mount_and_path_in_either_reading_are_refused(rule, mount, path):
     assert status(path, mount=mount, protect=[rule]) == REFUSED
 
 
-@pytest.mark.parametrize("exempt", [["/public"], ["/app/public"]], ids=repr)
+@for_each("exempt", [["/public"], ["/app/public"]])
 def test_mounted_path_that_one_reading_exempts_is_refused(exempt):
     assert status("/public", mount="/app", exempt=exempt) == REFUSED
 
@@ -893,8 +893,8 @@ def test_mounted_path_that_both_readings_exempt_is_open():
     assert status("/public", mount="/app", exempt=["/public", "/app/public"]) == OPEN
 
 
-@pytest.mark.parametrize("mount", ["/app", wsgi("/été")])
-@pytest.mark.parametrize("path", ["/public//x", "/public/%41", "/public/x;v=1"])
+@for_each("mount", ["/app", wsgi("/été")])
+@for_each("path", ["/public//x", "/public/%41", "/public/x;v=1"])
 def test_mounted_path_that_is_odd_below_both_exemptions_is_open(mount, path):
     exempt = ["/public", "/app/public", "/été/public"]
 
@@ -902,7 +902,7 @@ def test_mounted_path_that_is_odd_below_both_exemptions_is_open(mount, path):
     assert status(path, mount=mount, exempt=exempt[1:]) == REFUSED
 
 
-@pytest.mark.parametrize("mount, path", [
+@for_each("mount, path", [
     ("/app//", "/public//x"), ("/%61pp", "/public/%41"), ("/x/..", "/public/x;v=1"),
     ("/app", "*"), ("/app", "http://h/public"),
 ])
@@ -910,7 +910,7 @@ def test_mounted_path_that_is_odd_and_not_predictable_is_refused(mount, path):
     assert status(path, mount=mount, protect=["/a"]) == REFUSED
 
 
-@pytest.mark.parametrize("rule", ["/été/mañana", "/x/mañana"])
+@for_each("rule", ["/été/mañana", "/x/mañana"])
 def test_mount_and_path_that_are_encoded_differently_are_refused(rule):
     mount = rule[:4].encode("latin-1").decode("latin-1")
 
@@ -963,7 +963,7 @@ def test_path_in_any_other_key_is_ignored(key):
     assert call(guarded, "/public", **{key: "/protected"}).status == OPEN
 
 
-@pytest.mark.parametrize("key", [
+@for_each("key", [
     "HTTP_X_HTTP_METHOD_OVERRIDE", "HTTP_X_HTTP_METHOD", "HTTP_X_METHOD_OVERRIDE",
     "HTTP_X_FORWARDED_METHOD", "HTTP_X_ORIGINAL_METHOD",
 ])
@@ -994,7 +994,7 @@ def test_guard_caches_a_bounded_number_of_short_paths_and_refuses_all_alike():
     assert known.hits == 4
 
 
-@pytest.mark.parametrize("marks, expected", [
+@for_each("marks, expected", [
     ("\u0300" * 30, OPEN), ("\u0300" * 31, REFUSED), ("\u0300\u0323" * 500, REFUSED),
     ("😀" * 40, OPEN), ("👨\u200d👩\u200d👧" * 20, OPEN), ("e\u0301" * 40, OPEN)])
 def test_path_with_many_combining_marks_is_refused_unread(marks, expected):

@@ -186,7 +186,7 @@ def test_request_incomplete_is_rejected_or_ignored(echoing, data, allowed):
     assert set(codes) <= set(allowed)
 
 
-@pytest.mark.parametrize("line, path, query", [
+@for_each("line, path, query", [
     (b"GET /a%20b?c=%20d HTTP/1.1", "/a b", "c=%20d"), (b"GET http://h HTTP/1.1", "/", ""),
     (b"GET http://h?x HTTP/1.1", "/", "x"), (b"GET http://h/p?x?y HTTP/1.1", "/p", "x?y"),
     (b"GET //h/p HTTP/1.1", "//h/p", ""), (b"GET /%ff HTTP/1.1", "/\xff", ""),
@@ -260,7 +260,7 @@ def test_requests_in_a_pipeline_are_answered_in_order(echoing):
     assert all("connection" not in headers for _, headers, _ in responses)
 
 
-@pytest.mark.parametrize("first, line", [
+@for_each("first, line", [
     (b"GET /x HTTP/1.0", b"X: y"), (b"GET /x HTTP/1.0", b"Connection: keep-alive"),
     (b"GET /x HTTP/1.1", b"Connection: close"), (b"GET /x HTTP/1.1", b"Connection: x , CLOSE"),
     (b"GET /x HTTP/1.1", b"Connection: x,\tclose\t,y"),
@@ -289,7 +289,7 @@ def test_body_long_and_unread_closes_the_connection(echoing):
     assert (status, headers["connection"]) == (200, "close")
 
 
-@pytest.mark.parametrize("path", [b"/unread", b"/x"])
+@for_each("path", [b"/unread", b"/x"])
 def test_body_short_that_ends_early_never_reaches_the_application(echoing, path):
     data = head(b"Content-Length: 9", first=b"POST " + path + b" HTTP/1.1") + b"x"
 
@@ -327,7 +327,7 @@ def chunked(data, *lines, path=b"/x", last=b"0\r\n\r\n", size=10**6):
     return head(coding, *lines, first=b"POST " + path + b" HTTP/1.1") + chunks + last
 
 
-@pytest.mark.parametrize("body, content", VALID_CHUNKS, ids=lambda value: ascii(value)[:60])
+@for_each("body, content", VALID_CHUNKS)
 def test_chunked_body_is_decoded_and_the_next_request_follows(echoing, body, content):
     data = head(b"Transfer-Encoding: cHunked", first=b"POST /x HTTP/1.1") + body
 
@@ -337,7 +337,7 @@ def test_chunked_body_is_decoded_and_the_next_request_follows(echoing, body, con
     assert json.loads(responses[0][2])[3] == content.decode("latin-1")
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3, 7])
+@for_each("cut", [1, 2, 3, 7])
 def test_chunked_body_in_pieces_is_decoded(echoing, cut):
     data = chunked(b"hello world", size=4, last=b"0;a=b\r\nX: y\r\n\r\n") + head()
     with connect(echoing) as connection:
@@ -349,7 +349,7 @@ def test_chunked_body_in_pieces_is_decoded(echoing, cut):
             "hello world", ""]
 
 
-@pytest.mark.parametrize("size, length", [
+@for_each("size, length", [
     (1, 1), (1, 5000), (7, 65_537), (1000, 65_536), (1000, 65_537), (70_000, 1), (70_000, 300_000)])
 def test_chunked_decoder_gives_the_content_and_the_rest(size, length):
     dice, decoder, content = random.Random(length), jwtserver._ChunkedDecoder(), b""
@@ -432,7 +432,7 @@ def test_chunked_body_short_and_unread_is_not_parsed_as_a_request(echoing):
     assert [json.loads(body)[1] for _, _, body in responses] == ["/unread", "/x"]
 
 
-@pytest.mark.parametrize("end, status", [
+@for_each("end, status", [
     (b"x\r\n" + b"0\r\n\r\n", 400), (b"3\r\nabcd\r\n", 400), (b"", 408), (b"9\r\nabc", 408),
     (b"0\r\n", 408)])
 def test_chunked_body_long_and_broken_raises_and_closes(end, status):
@@ -542,7 +542,7 @@ def framed(dice):
     return data, responses
 
 
-@pytest.mark.parametrize("seed", range(8))
+@for_each("seed", range(8))
 def test_framing_fuzzed_gives_one_response_for_each_request(echoing, seed):
     dice = random.Random(seed)
 
@@ -558,7 +558,7 @@ def test_framing_fuzzed_gives_one_response_for_each_request(echoing, seed):
         assert len(codes) == expected, data
 
 
-@pytest.mark.parametrize("cut", range(1, 60, 7))
+@for_each("cut", range(1, 60, 7))
 def test_header_in_pieces_is_one_request(echoing, cut):
     data = head(b"X: y", first=b"GET /pieces HTTP/1.1", host=b"Host: a.example\r\n")
     with connect(echoing) as connection:

@@ -12,7 +12,7 @@ import pytest
 import jwtserver
 from http_support import connect, exchange, head, parse, received, serving, statuses
 from jwtserver import Settings
-from support import ROOT, Clock, call
+from support import ROOT, Clock, call, for_each
 
 
 def answering(*pieces, headers=(("Content-Type", "text/plain"),), status="200 OK", make=iter):
@@ -41,7 +41,7 @@ def response_to(app, method=b"GET", version=b"1.1", **options):
 LENGTH = ("Content-Length", "3")
 
 
-@pytest.mark.parametrize("app, framing, body", [
+@for_each("app, framing, body", [
     (answering(b"abc", make=list), ("content-length", "3"), b"abc"),
     (answering(make=list), ("content-length", "0"), b""),
     (answering(), ("content-length", "0"), b""),
@@ -68,7 +68,7 @@ def test_response_of_unknown_length_over_http_1_0_ends_with_the_connection():
     assert body == b"ab"
 
 
-@pytest.mark.parametrize("app, method", [
+@for_each("app, method", [
     (answering(b"a", b"bc"), b"HEAD"), (answering(b"abc", headers=[LENGTH]), b"HEAD"),
     (answering(b"abc", status="304 Not Modified"), b"GET"),
     (answering(b"abc", status="204 No Content", headers=[]), b"GET"),
@@ -199,8 +199,8 @@ SERVER_ERRORS = {  # the status, and what causes it
 ORIGIN = "https://app.example"
 
 
-@pytest.mark.parametrize("status", SERVER_ERRORS)
-@pytest.mark.parametrize("path, member", [
+@for_each("status", [*SERVER_ERRORS])
+@for_each("path, member", [
     (b"/auth/authenticate?x", "message"), (b"http://h/auth/refresh", "message"),
     (b"/authenticate", "error"), (b"/auth/logout", "error"), (b"/", "error"),
 ])
@@ -233,7 +233,7 @@ def test_error_of_the_server_before_the_end_of_the_headers_has_the_form_of_the_e
     assert "message" in json.loads(body)
 
 
-@pytest.mark.parametrize("first, status, member", [
+@for_each("first, status, member", [
     (b"POST /authenticate?" + b"x" * 17_000 + b" HTTP/1.1", 414, "message"),
     (b"POST /authenticate HTTP/2.0", 505, "message"),
     (b"CONNECT /authenticate HTTP/1.1", 405, "error"), (b"POST /refresh", 400, "error"),
@@ -253,8 +253,9 @@ def test_error_of_the_server_to_a_preflight_is_no_answer_to_it():
     assert statuses(data) == [400]
 
 
-@pytest.mark.parametrize("line", [b"Content-Length: x", b"Content-Length: 9", b"Expect: x",
-                                  b"X: " + b"y" * 17_000, b"X" * 17_000])
+@for_each("line", [
+    b"Content-Length: x", b"Content-Length: 9", b"Expect: x", b"X: " + b"y" * 17_000,
+    b"X" * 17_000])
 def test_error_of_the_server_to_head_has_no_body(line):
     with serving() as server:
         data = exchange(server, head(line, first=b"HEAD /x HTTP/1.1"))
@@ -273,8 +274,8 @@ def test_error_members_of_the_server_are_those_of_the_endpoints():
         assert call(app).json == {"success": False, route.error_member: "Late"}
 
 
-@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-@pytest.mark.parametrize("started", [False, True])
+@for_each("method", [b"GET", b"HEAD"])
+@for_each("started", [False, True])
 def test_fault_of_a_generator_is_500_with_cors_headers(method, started):
     def app(environ, start_response):
         if started:
@@ -324,7 +325,7 @@ def test_write_in_close_is_refused_and_does_not_precede_the_next_response(pieces
     assert "write() after the end of the response" in caplog.text
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@for_each("fails", [False, True])
 def test_write_kept_for_later_is_refused(fails):
     kept, errors = [], []
 

@@ -5,7 +5,7 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from support import KEY, hello, user
+from support import KEY, for_each, hello, user
 
 from jwtserver import Rate, Settings, create_app, open_store
 from wsgi_auth import BearerAuthMiddleware, CORSMiddleware, RateLimitMiddleware, TokenSigner
@@ -115,8 +115,7 @@ def test_middleware_passes_write_and_exc_info_through(wrap):
     assert calls == [("200 OK", None), b"body", ("500 Oops", OSError)]
 
 
-@pytest.mark.parametrize("middleware", [guard, open_guard, rate_limit, cors],
-                         ids=lambda wrap: wrap.__name__)
+@for_each("middleware", [guard, open_guard, rate_limit, cors])
 def test_middleware_passes_exceptions_of_the_application_through(middleware):
     def app(environ, start_response):
         raise OSError("of the application")

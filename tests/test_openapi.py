@@ -9,7 +9,7 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, create_app
-from support import KEY, PASSWORD, store_with, user
+from support import KEY, PASSWORD, for_each, store_with, user
 from wsgi_auth import TokenSigner
 
 
@@ -30,7 +30,7 @@ def bearer(**claims):
 # --- /verify
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+@for_each("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_verify_with_a_token_names_its_user(client, method):
     headers = bearer(sub="alice", scope="read write")
 
@@ -50,7 +50,7 @@ def test_verify_of_a_name_beyond_ascii_sends_utf_8(client):
     assert response.headers["Remote-Scope"] == ""
 
 
-@pytest.mark.parametrize("headers", [
+@for_each("headers", [
     {}, {"Authorization": "Bearer x"}, {"Remote-User": "alice"},
     {"X-Original-URI": "/public", "X-Forwarded-User": "alice"}])
 def test_verify_without_a_valid_token_is_refused_with_the_challenge(client, headers):
@@ -60,7 +60,7 @@ def test_verify_without_a_valid_token_is_refused_with_the_challenge(client, head
     assert "Remote-User" not in response.headers
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     {"sub": "a\r\nRemote-User: root"}, {"sub": "a\0"}, {"sub": " root"}, {"sub": "root\t"},
     {"sub": "a\x7f"}, {"sub": "a\x9f"}, {"sub": "a", "scope": "x\ny"}, {"sub": "a", "scope": ["x"]},
 ])
@@ -70,17 +70,17 @@ def test_verify_of_claims_that_a_header_cannot_carry_is_refused(client, claims):
     assert "Remote-User" not in response.headers
 
 
-@pytest.mark.parametrize("query", [
+@for_each("query", [
     "scope=read", "scope=read%20write", "scope=write+read", "scope=+read++", "sc%6Fpe=read",
     "", "x=1", "optional", "Scope=admin", "scopes=admin", "x;scope=admin", "%ff=%ff&&=&a=1&a=2"])
 def test_verify_with_scopes_that_the_token_has_or_other_parameters_admits(client, query):
     client.get(f"/verify?{query}", headers=bearer(sub="alice", scope="read write"), status=200)
 
 
-@pytest.mark.parametrize("query, scope", [
+@for_each("query, scope", [
     ("scope=admin", "admin"), ("scope=admin%20read", "admin read"), ("scope=READ", "READ"),
     ("scope=read+admin", "read admin"), ("scope=rea", "rea"), ("optional&scope=admin", "admin")])
-@pytest.mark.parametrize("granted", [{"scope": "read write"}, {}], ids=["some", "none"])
+@for_each("granted", [{"scope": "read write"}, {}])
 def test_verify_with_a_scope_that_the_token_lacks_is_refused(client, query, scope, granted):
     response = client.get(f"/verify?{query}", headers=bearer(sub="alice", **granted), status=403)
 
@@ -90,7 +90,7 @@ def test_verify_with_a_scope_that_the_token_lacks_is_refused(client, query, scop
     assert "Remote-User" not in response.headers
 
 
-@pytest.mark.parametrize("query", [
+@for_each("query", [
     "scope", "scope=", "scope=+", "scope=a&scope=a", "scope=a&x=1&sc%6fpe=a", 'scope=%22',
     "scope=a%0d%0ab", "scope=a,%5c", "scope=%ff", "scope=%C3%BC", "scope=read%09"])
 def test_verify_with_a_malformed_or_repeated_scope_is_refused(client, query):
@@ -143,8 +143,8 @@ def test_openapi_of_an_application_has_the_endpoints_beside_it(settings):
     assert "/auth/authenticate" in paths and "/protected" not in paths
 
 
-@pytest.mark.parametrize("prefix", ["", "/auth", "/a/b"])
-@pytest.mark.parametrize("mount", ["", "/mnt"])
+@for_each("prefix", ["", "/auth", "/a/b"])
+@for_each("mount", ["", "/mnt"])
 def test_openapi_server_leads_to_the_endpoints(settings, prefix, mount):
     client = TestApp(create_app(settings._replace(prefix=prefix)))
     url = f"http://h{mount}{prefix}/openapi.json"

@@ -8,32 +8,14 @@ from html.parser import HTMLParser
 import pytest
 from webtest import TestApp
 
-from jwtserver import (
-    OTP_STEP_SECONDS, Settings, SettingsError, create_app, new_grant, otp_code)
-from support import KEY, PASSWORD, Clock, bearer, hello, sign_in, store_with, user
+from jwtserver import OTP_STEP_SECONDS, SettingsError, create_app, new_grant, otp_code
+from support import KEY, PASSWORD, bearer, for_each, hello, sign_in, user
 from wsgi_auth import TokenSigner, decode
 
 HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
 SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site"}
-
-
-@pytest.fixture
-def settings(database):
-    return Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
-
-
-@pytest.fixture
-def store(settings):
-    store = store_with(settings.database, user("alice", "read write"), user("bob"),
-                       user("<b>'\"&"), user("mallory", disabled=1))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def clock():
-    return Clock()
+USERS = [user("alice", "read write"), user("bob"), user("<b>'\"&"), user("mallory", disabled=1)]
 
 
 @pytest.fixture
@@ -328,7 +310,7 @@ def test_failed_sign_in_keeps_the_session(browser):
     browser.get("/protected", status=200)
 
 
-@pytest.mark.parametrize("fields, shown", [
+@for_each("fields, shown", [
     ({}, ["Enter your user name.", "Enter your password."]),
     ({"username": "alice"}, ["Enter your password."]),
     ({"password": PASSWORD}, ["Enter your user name."]),
@@ -427,7 +409,7 @@ def test_form_of_this_site_is_accepted(browser):
     browser.post("/logout", headers=headers, status=303)
 
 
-@pytest.mark.parametrize("content_type", [
+@for_each("content_type", [
     "application/json", "text/plain", "multipart/form-data; boundary=x", ""])
 def test_login_accepts_only_a_form(browser, content_type):
     browser.post("/login", b'{"username": "alice", "password": "correct horse"}',
@@ -504,7 +486,7 @@ def test_cookie_off_leaves_no_page_no_cookie_and_no_redirect(browse):
     assert "Set-Cookie" not in response.headers
 
 
-@pytest.mark.parametrize("cookie", ["a b", "a=b", "__Host-a", "é", "a;b", "x" * 65])
+@for_each("cookie", ["a b", "a=b", "__Host-a", "é", "a;b", "x" * 65])
 def test_cookie_name_that_cannot_be_used_is_an_error(cookie, settings):
     with pytest.raises(SettingsError, match="JWTSERVER_COOKIE must be the name of a cookie"):
         settings._replace(cookie=cookie).checked()

@@ -4,18 +4,13 @@ import tracemalloc
 from wsgiref.validate import validator
 
 import pytest
-from support import KEY, Clock, bearer, call, hello, sign_in, store_with, user
+from support import KEY, bearer, call, for_each, hello, sign_in, store_with, user
 from webtest import TestApp
 
 import jwtserver
 import wsgi_auth
 from jwtserver import Rate, Settings, StoreError, create_app
 from wsgi_auth import BearerAuthMiddleware, RateLimitMiddleware, TokenSigner
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 def statuses(app, times, **environ):
@@ -119,7 +114,7 @@ def test_rate_limit_keeps_no_long_keys(clock):
     assert statuses(app, 2, REMOTE_USER="1" * 5000) == [200, 429]
 
 
-@pytest.mark.parametrize("limit, period", [
+@for_each("limit, period", [
     (0, 1), (-1, 1), (0.5, 1), (1, 0), (1, -1), (float("nan"), 1), (1, float("nan")),
     (float("inf"), 1), (1, float("inf"))])
 def test_rate_limit_with_an_impossible_rate_is_refused(limit, period):
@@ -162,10 +157,11 @@ def test_authenticate_result_is_used_once_by_the_guard(signer):
     assert signer.verified == 2
 
 
-@pytest.mark.parametrize("header", ["", "Bearer x", "Basic x"])
+@for_each("header", ["", "Bearer x", "Basic x"])
 def test_authenticate_without_a_valid_token_returns_none_and_the_guard_refuses(signer, header):
     guard = BearerAuthMiddleware(hello, signer)
     environ = {"HTTP_AUTHORIZATION": header}
+    signer.verified = 0
 
     assert guard.authenticate(environ) is None
     assert call(guard, **environ).status == 401
@@ -190,7 +186,7 @@ def test_authenticate_result_holds_only_for_the_same_guard(signer):
     assert call(strict, **environ).status == 401
 
 
-@pytest.mark.parametrize("forged", ["alice", {"sub": "mallory"}, ("x", "", {"sub": "mallory"})])
+@for_each("forged", ["alice", {"sub": "mallory"}, ("x", "", {"sub": "mallory"})])
 def test_authenticate_result_that_is_forged_is_ignored(signer, forged):
     guard = BearerAuthMiddleware(hello, signer)
 
@@ -301,8 +297,8 @@ def test_service_rate_of_a_token_without_the_scope_is_counted_by_user(make):
     assert codes(client, "/protected", 10, headers=alice) == [403] * 3 + [429] * 7
 
 
-@pytest.mark.parametrize("prefix", ["", "/auth"])
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}], ids=["none", "invalid"])
+@for_each("prefix", ["", "/auth"])
+@for_each("headers", [{}, {"Authorization": "Bearer x"}])
 def test_service_rate_does_not_count_health(make, prefix, headers):
     client = make(prefix=prefix)
 
@@ -344,13 +340,13 @@ def test_service_verifies_and_looks_up_a_token_once_per_request(make, monkeypatc
     assert (len(verified), len(looked_up)) == (4, 4)
 
 
-@pytest.mark.parametrize("method, path", [
+@for_each("method, path", [
     ("GET", "/protected"), ("POST", "/logout"), ("GET", "/logout/"), ("GET", "/verify"),
     ("GET", "/verify?optional"), ("GET", "/verify?login"), ("GET", "/sessions"), ("GET", "/login"),
     ("POST", "/login"), ("GET", "/"), ("GET", "/nope"), ("GET", "/health"),
 ])
-@pytest.mark.parametrize("trusted_proxies", [0, 1])
-@pytest.mark.parametrize("carrier", ["header", "cookie"])
+@for_each("trusted_proxies", [0, 1])
+@for_each("carrier", ["header", "cookie"])
 def test_service_verifies_a_token_at_most_once_on_every_path(
     make, monkeypatch, store, method, path, trusted_proxies, carrier,
 ):

@@ -13,7 +13,7 @@ import pytest
 
 import jwtserver
 import wsgi_auth
-from support import ENVIRONMENT, ROOT, free_port, store_with, user
+from support import ENVIRONMENT, ROOT, for_each, free_port, store_with, user
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -128,7 +128,7 @@ COMMANDS = sorted(set(re.findall(r"\b(?:jwtserver\.py |`)((?:user|session|token|
                                  README + DEPLOYMENT)))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@for_each("command", COMMANDS)
 def test_readme_commands_exist(command, capsys):
     with pytest.raises(SystemExit) as exit:
         jwtserver.main([*command.split(), "--help"])
@@ -223,7 +223,7 @@ def test_readme_django_example_signs_in_the_user_of_the_token():
     assert printed == "alice\n"
 
 
-@pytest.mark.parametrize("document", ["README.md", "tests/deployment/README.md"])
+@for_each("document", ["README.md", "tests/deployment/README.md"])
 def test_readme_links_lead_to_files(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)

@@ -22,7 +22,7 @@ import jwtserver
 from http_support import (
     OTHER_CERTIFICATE, echo, exchange, head, parse, received, serving, statuses)
 from jwtserver import Settings
-from support import ENVIRONMENT, ROOT, Running
+from support import ENVIRONMENT, Running, for_each, program
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_signal_ends_the_server_cleanly(start, number):
 
 def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     result = subprocess.run(
-        [sys.executable, str(ROOT / "jwtserver.py"), "--port", str(server.port)],
+        program("--port", str(server.port)),
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=20)
 
     assert result.returncode == 1
@@ -138,7 +138,7 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments, environment, words", [
+@for_each("arguments, environment, words", [
     (["--protect", "nope"], {}, "JWTSERVER_PROTECT"),
     (["--prefix", "nope"], {}, "JWTSERVER_PREFIX"),
     (["--database", "no/such/folder.db"], {}, "no/such/folder.db: No such file"),
@@ -182,7 +182,7 @@ def test_response_does_not_reveal_the_version_of_python(server):
     assert b"\r\nServer: jwtserver\r\n" in malformed
 
 
-@pytest.mark.parametrize("size", [65537, 100_000])
+@for_each("size", [65537, 100_000])
 def test_body_too_long_is_refused_and_the_response_arrives(server, size):
     status, _, body = server.request(
         "/authenticate", b" " * size, **{"Content-Type": "application/json"})
@@ -203,7 +203,7 @@ def test_two_authorization_headers_are_refused(server):
     assert response.startswith(b"HTTP/1.1 401 ") and b'error="invalid_token"' in response
 
 
-@pytest.mark.parametrize("target", [
+@for_each("target", [
     b"/protected", b"//protected", b"http://host/protected", b"/%70rotected", b"/x/../protected",
     b"/PROTECTED", b"/protected;x", b"/protected%00", b"/%2570rotected", b"/protected%0a",
     b"/protected?x=/health", b"/protected%2f", b"/./protected", b"/%5cprotected",
@@ -268,8 +268,8 @@ def test_greeting_to_a_full_disk_is_one_line(tmp_path):
     (tmp_path / "jwtserver.key").chmod(0o600)
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [sys.executable, str(ROOT / "jwtserver.py"), "--port", "0"], cwd=tmp_path,
-            env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20)
+            program("--port", "0"), cwd=tmp_path, env=ENVIRONMENT, stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=20)
 
     lines = [line for line in result.stderr.splitlines() if " jwtserver.audit: " not in line]
     assert (result.returncode, lines) == (1, ["jwtserver: No space left on device"])
@@ -495,7 +495,7 @@ def test_endpoints_are_answered_although_all_threads_are_in_the_application(capl
             if "threads" in message] == ["All 3 threads are busy"]
 
 
-@pytest.mark.parametrize("arguments, words", [
+@for_each("arguments, words", [
     (["--tls-cert", "none.pem"], "cannot use none.pem: No such file or directory\n"),
     (["--tls-cert", "bad.pem"], "key in --tls-key?\n"),
     (["--tls-key", "none.pem"], "--tls-key needs --tls-cert"),
@@ -661,9 +661,9 @@ def test_socket_from_systemd_is_used(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         code = ("import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = "
-                "str(os.getpid()); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])")
+                "str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])")
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(listener.fileno()), str(ROOT / "jwtserver.py")],
+            [sys.executable, "-c", code, str(listener.fileno()), *program()],
             cwd=tmp_path, env={**ENVIRONMENT, "LISTEN_FDS": "1"}, pass_fds=[listener.fileno()],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         with process:
@@ -724,7 +724,7 @@ def test_access_log_has_one_escaped_line_per_request():
     assert re.fullmatch(r'127\.0\.0\.1 - - ' + date + r' "GARBAGE" 400 \d+ "-" "-"', second)
 
 
-@pytest.mark.parametrize("data, line", [
+@for_each("data, line", [
     (b"GET /x HTTP/1.1\r\n\r\n", "GET /x HTTP/1.1"),  # no Host
     (b"GET /x HTTP/2.0\r\n\r\n", "GET /x HTTP/2.0"),
     (b"GET /x HTTP/1.1\nHost: a\n\n", "GET /x HTTP/1.1"),
@@ -937,7 +937,7 @@ def test_output_has_a_queue_only_where_it_may_block(monkeypatch, tmp_path, is_te
         assert output.read(99) == b"whole, and unfinished"
 
 
-@pytest.mark.parametrize("stream", [None, io.StringIO()], ids=["none", "without a file"])
+@for_each("stream", [None, io.StringIO()])
 def test_output_that_is_no_file_has_no_queue(monkeypatch, stream):
     monkeypatch.setattr(sys, "stdout", stream)
 

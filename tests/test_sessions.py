@@ -7,7 +7,6 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,41 +18,18 @@ import jwtserver
 import support
 from jwtserver import Settings, create_app, open_store
 from support import (
-    KEY, PASSWORD, PASSWORD_HASH, ROOT, Clock, bearer, call, store_with, user,
+    KEY, PASSWORD, PASSWORD_HASH, Clock, bearer, call, for_each, program, python, user,
 )
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
 OTHER = KEY[::-1]
 DATABASE = "jwtserver.db"
+USERS = [user("alice", "read"), user("bob")]
 
 
 @pytest.fixture
 def clock():
     return Clock(1_800_000_000.5)
-
-
-@pytest.fixture
-def store(database):
-    store = store_with(database, user("alice", "read"), user("bob"))
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def make(store, clock, database):
-    """Creates further servers on the same database, as other processes would."""
-
-    def make(**settings):
-        return TestApp(create_app(
-            Settings(**{"database": database, "secret": KEY, "pbkdf2_iterations": 1000,
-                        **settings}), clock=clock))
-
-    return make
-
-
-@pytest.fixture
-def client(make):
-    return make()
 
 
 def sign_in(client, name="alice", **options):
@@ -105,9 +81,8 @@ def test_authenticate_answers_a_refresh_token_that_is_not_stored(client, store):
         assert part.encode() not in stored
 
 
-def test_token_lifetime_is_expires_in_even_if_the_clock_advances_meanwhile(store, database):
+def test_token_lifetime_is_expires_in_even_if_the_clock_advances_meanwhile(store, settings):
     seconds = iter(range(1_800_000_000, 1_800_001_000))
-    settings = Settings(database=database, secret=KEY, pbkdf2_iterations=1000)
     client = TestApp(create_app(settings, clock=lambda: next(seconds) + 0.5))
 
     answer = sign_in(client)
@@ -144,7 +119,7 @@ def test_refresh_grants_the_scope_that_the_user_has_now(client, store, clock):
     assert claims_of(refresh(client, token), clock)["scope"] == "read write"
 
 
-@pytest.mark.parametrize("body, status, message", [
+@for_each("body, status, message", [
     ({}, 401, "A `refresh_token` is required"),
     ({"refresh_token": ""}, 401, "A `refresh_token` is required"),
     ({"refresh_token": 7}, 400, "`refresh_token` must be a string"),
@@ -423,7 +398,7 @@ def test_logout_exempt_from_the_guard_is_refused_without_a_token(make):
     assert answer == {"success": False, "error": "An authorization header is required"}
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@for_each("method", ["GET", "PUT", "DELETE"])
 def test_logout_by_another_method_is_refused(client, method):
     headers = bearer(sign_in(client)["token"])
 
@@ -432,13 +407,12 @@ def test_logout_by_another_method_is_refused(client, method):
     assert response.headers["Allow"] == "POST"
 
 
-def test_logout_below_the_prefix_leaves_the_path_to_the_application(make, database):
+def test_logout_below_the_prefix_leaves_the_path_to_the_application(store, settings):
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"mine"]
 
-    client = TestApp(create_app(Settings(
-        database=database, secret=KEY, prefix="/auth", protect=("/x",)), app=app))
+    client = TestApp(create_app(settings._replace(prefix="/auth", protect=("/x",)), app=app))
     token = client.post_json(
         "/auth/authenticate", {"username": "alice", "password": PASSWORD}).json["token"]
     headers = {"Authorization": f"Bearer {token}"}
@@ -458,7 +432,7 @@ def test_token_without_a_session_is_valid_and_cannot_be_logged_out(client, clock
     assert answer == {"success": False, "error": "The token belongs to no session"}
 
 
-@pytest.mark.parametrize("sid", ["", "x", 7, None, True, ["x"], {"x": 1}, "\0", "' OR 1 --"])
+@for_each("sid", ["", "x", 7, None, True, ["x"], {"x": 1}, "\0", "' OR 1 --"])
 def test_token_of_an_unknown_session_is_refused(client, clock, sid):
     sign_in(client)
     token = encode({"sub": "alice", "sid": sid, "exp": int(clock.now) + 9}, KEY)
@@ -525,7 +499,7 @@ def test_scopes_that_are_too_long_for_a_header_are_refused(store, capsys, monkey
     assert jwtserver.main([*command.split(), LONGEST_SCOPE]) == 0
 
 
-@pytest.mark.parametrize("name", ["a" * 150, "\u5c71" * 150, "\U0001f642" * 150])
+@for_each("name", ["a" * 150, "\u5c71" * 150, "\U0001f642" * 150])
 def test_longest_scopes_and_name_fit_into_the_headers_of_proxies(client, store, name):
     store.add_users([user(name, LONGEST_SCOPE)])
 
@@ -537,7 +511,7 @@ def test_longest_scopes_and_name_fit_into_the_headers_of_proxies(client, store, 
     assert sum(len(f"{name}: {value}\r\n") for name, value in response.headerlist) < 4096 - 1024
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     {"sub": "script", "scope": "s" * 3067}, {"sub": "\xe9" * 1537}])
 def test_token_made_elsewhere_that_is_too_long_for_a_header_is_refused_by_verify(
     client, clock, claims,
@@ -600,9 +574,7 @@ def test_logout_between_two_requests_of_the_server_is_seen_by_the_second(
 
 
 CHILD = f"""
-import io, os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import jwtserver
+import io, os, signal, sys, jwtserver
 settings = jwtserver.Settings.from_environ(os.environ)._replace(secret={KEY!r})
 app = jwtserver.create_app(settings)
 
@@ -617,24 +589,18 @@ def post(path, authorization="", body=b""):
 """
 
 
-def child(code, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", CHILD + code, *arguments], stdout=subprocess.PIPE, text=True)
-
-
-def test_processes_see_each_others_logout_and_lockout(client, make, store, database):
-    client = TestApp(create_app(Settings(
-        database=database, secret=KEY, pbkdf2_iterations=1000)))
+def test_processes_see_each_others_logout_and_lockout(store, settings):
+    client = TestApp(create_app(settings))
     answer = sign_in(client)
 
-    done = child("""
+    output, errors = python(CHILD + """
 print(post("/logout", "Bearer " + sys.argv[1]))
 for _ in range(6):
     print(post("/authenticate", body=b'{"username": "bob", "password": "wrong"}'))
-""", answer["token"])
+""", answer["token"]).communicate()
 
-    assert done.stdout.splitlines() == [
-        "204 No Content", *["401 Unauthorized"] * 5, "429 Too Many Requests"]
+    assert output.splitlines() == [
+        "204 No Content", *["401 Unauthorized"] * 5, "429 Too Many Requests"], errors
     protected(client, answer["token"], 401)
     refresh(client, answer["refresh_token"], 401)
     client.post_json("/authenticate", {"username": "bob", "password": PASSWORD}, status=429)
@@ -779,10 +745,10 @@ def old_database(database, version, clock):
     connection.close()
 
 
-def test_database_of_release_0_1_keeps_its_users(clock, database):
+def test_database_of_release_0_1_keeps_its_users(clock, database, settings):
     old_database(database, 1, clock)
 
-    client = TestApp(create_app(Settings(database=database, secret=KEY), clock=clock))
+    client = TestApp(create_app(settings, clock=clock))
 
     protected(client, sign_in(client)["token"])
     store = open_store(database)
@@ -791,10 +757,10 @@ def test_database_of_release_0_1_keeps_its_users(clock, database):
     store.close()
 
 
-def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, database):
+def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, database, settings):
     old_database(database, 2, clock)
 
-    client = TestApp(create_app(Settings(database=database, secret=KEY), clock=clock))
+    client = TestApp(create_app(settings, clock=clock))
 
     sid = jwtserver._session_id(OLD_FAMILY)
     old = encode({"sub": "alice", "sid": sid, "iat": int(clock.now), "exp": clock.now + 9}, KEY)
@@ -812,14 +778,11 @@ def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, datab
 @pytest.mark.parametrize("version", [1, 2])
 def test_processes_that_migrate_at_once_migrate_once(clock, database, version):
     old_database(database, version, clock)
-    code = "import os, jwtserver; print(len(jwtserver.open_store(os.environ['D']).all_users()))"
+    code = "import sys, jwtserver; print(len(jwtserver.open_store(sys.argv[1]).all_users()))"
 
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                         env={**os.environ, "PYTHONPATH": str(ROOT), "D": database})
-        for _ in range(4)]
+    processes = [python(code, database) for _ in range(4)]
 
-    assert [process.communicate()[0] for process in processes] == ["2\n"] * 4
+    assert [process.communicate() for process in processes] == [("2\n", "")] * 4
     assert len(rows(database)) == version - 1
 
 
@@ -984,9 +947,7 @@ def test_token_issue_for_a_user_who_is_removed_meanwhile_is_refused(store, capsy
 
 def test_key_rotations_at_once_are_all_kept(store):
     processes = [
-        subprocess.Popen([sys.executable, str(ROOT / "jwtserver.py"), "key", "rotate"],
-                         stdout=subprocess.DEVNULL)
-        for _ in range(5)]
+        subprocess.Popen(program("key", "rotate"), stdout=subprocess.DEVNULL) for _ in range(5)]
 
     assert [process.wait() for process in processes] == [0] * 5
     assert len(set(Path("jwtserver.key").read_text().split())) == 6

@@ -4,8 +4,6 @@ import errno
 import io
 import itertools
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
-from support import KEY, ROOT, for_each
+from support import KEY, for_each, python
 
 OTHER = KEY[::-1]
 
@@ -142,7 +140,7 @@ def test_secret_holds_a_key_a_line():
     assert load_keys(Settings(secret=f"{KEY}\n\n {OTHER} \r\n")) == [KEY.encode(), OTHER.encode()]
 
 
-@pytest.mark.parametrize("text", ["hunter2", " ", "-----BEGIN PUBLIC KEY-----" + KEY, "\udcff"])
+@for_each("text", ["hunter2", " ", "-----BEGIN PUBLIC KEY-----" + KEY, "\udcff"])
 def test_secret_that_cannot_be_used_is_named_but_not_shown(text):
     with pytest.raises(SettingsError, match="^JWTSERVER_SECRET: ") as caught:
         load_keys(Settings(secret=text))
@@ -157,7 +155,7 @@ def test_key_file_that_cannot_be_used_is_named():
         load_keys(Settings())
 
 
-@pytest.mark.parametrize("path", [".", "none/key"])
+@for_each("path", [".", "none/key"])
 def test_key_file_that_is_no_file_is_named_without_a_warning(path, caplog):
     settings = Settings(secret_file=path)
 
@@ -168,7 +166,7 @@ def test_key_file_that_is_no_file_is_named_without_a_warning(path, caplog):
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("text", [
+@for_each("text", [
     f"{KEY} {OTHER}", f"{KEY}\\n{OTHER}", f"{KEY}\\n",
     f"{KEY}\nThe words of some other document\n",
 ])
@@ -334,10 +332,7 @@ def test_processes_that_start_at_once_agree_on_one_key():
     code = (
         "import sys, jwtserver as j; sys.stdin.read(1);"
         "j.prepare_keys(j.Settings()); print(j.load_keys(j.Settings()))")
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(6)]
+    processes = [python(code) for _ in range(6)]
 
     for process in processes:
         process.stdin.write("x")

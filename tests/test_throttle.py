@@ -4,30 +4,13 @@ import os
 import threading
 
 import pytest
-from webtest import TestApp
 
 import jwtserver
-from jwtserver import Rate, Settings, create_app, open_store
-from support import KEY, PASSWORD, Clock, store_with, user
+from jwtserver import Rate, open_store
+from support import PASSWORD, for_each, user
 
+USERS = [user("alice"), user("bob"), user("Zoë")]
 LOCKED = {"success": False, "message": "Too many failed sign-ins"}
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def make(clock, database):
-    store_with(database, user("alice"), user("bob"), user("Zoë")).close()
-
-    def make(**settings):
-        return TestApp(create_app(
-            Settings(**{"database": database, "secret": KEY, "pbkdf2_iterations": 1000,
-                        **settings}), clock=clock))
-
-    return make
 
 
 @pytest.fixture
@@ -168,7 +151,7 @@ def test_ipv4_addresses_on_a_dual_stack_socket_count_separately(client):
     assert fail(client, 2, address="192.0.2.1") == [401, 429]
 
 
-@pytest.mark.parametrize("address", ["fe80::1%eth0", "fe80::1%eth1", "fe80::2"])
+@for_each("address", ["fe80::1%eth0", "fe80::1%eth1", "fe80::2"])
 def test_zone_of_an_address_does_not_change_the_network(address):
     assert jwtserver._network(address) == "fe80::/64"
 

@@ -70,7 +70,7 @@ def rejection(token, **policy):
 
 def shares_text(message, secret):
     """Whether the message contains eight consecutive characters of `secret`."""
-    return any(secret[i:i + 8] in message for i in range(len(secret) - 7))
+    return any(message[i:i + 8] in secret for i in range(len(message) - 7))
 
 
 def nested_list(depth):
@@ -107,7 +107,7 @@ def test_token_helper_reproduces_the_example_of_rfc7515():
     assert token == RFC_TOKEN.encode()  # so the tokens of the tables are correctly signed
 
 
-@pytest.mark.parametrize("token", [RFC_TOKEN, RFC_TOKEN.encode()], ids=["str", "bytes"])
+@for_each("token", [RFC_TOKEN, RFC_TOKEN.encode()])
 def test_decode_of_rfc7515_example_returns_its_claims(token):
     claims = decode(token, RFC_KEY, issuer="joe", now=1300819379)
 
@@ -147,7 +147,7 @@ def test_decode_of_encoded_claims_returns_them(claims):
     assert decoded == claims
 
 
-@pytest.mark.parametrize("size", [32, 33, 63, 64, 65, 128, 1000])
+@for_each("size", [32, 33, 63, 64, 65, 128, 1000])
 def test_encode_with_key_of_any_length_signs_as_in_rfc2104(size):
     key = bytes(i % 251 for i in range(size))  # a key over 64 bytes is hashed first
 
@@ -173,7 +173,7 @@ def test_encode_with_additional_headers_writes_them():
     assert decode(token, KEY) == {"sub": "alice"}
 
 
-@pytest.mark.parametrize("headers, error", [
+@for_each("headers, error", [
     ({"alg": "none"}, InvalidAlgorithmError),
     ({"alg": None}, InvalidAlgorithmError),
     ({"crit": ["exp"]}, DecodeError),
@@ -186,10 +186,9 @@ def test_encode_with_additional_headers_writes_them():
     ({"x": math.nan}, DecodeError),
     ({1: "a", "1": "b"}, DecodeError),
     ({"x": nested_list(100)}, DecodeError),
-    ({"x": nested_list(100_000)}, DecodeError),
+    pytest.param({"x": nested_list(100_000)}, DecodeError, id="very_deep"),
     ({"x": "x" * MAX_TOKEN_BYTES}, DecodeError),
-], ids=["alg_none", "alg_null", "crit", "b64", "typ_jwe", "typ_null", "kid_number", "kid_null",
-        "lone_surrogate", "nan", "duplicate", "deep", "very_deep", "long"])
+])
 def test_encode_with_headers_that_decode_rejects_raises(headers, error):
     with pytest.raises(InvalidTokenError) as caught:
         encode({"sub": "alice"}, KEY, headers=headers)
@@ -288,7 +287,7 @@ def test_error_class_is_public_and_has_its_base(error, base):
     assert name in wsgi_auth.__all__
 
 
-@pytest.mark.parametrize("name", [
+@for_each("name", [
     "DecodeError", "ExpiredSignatureError", "ImmatureSignatureError", "InvalidAlgorithmError",
     "InvalidAudienceError", "InvalidIssuerError", "InvalidSignatureError", "InvalidTokenError",
     "MissingRequiredClaimError",
@@ -300,9 +299,9 @@ def test_error_name_is_one_of_pyjwt(name):
     assert issubclass(getattr(wsgi_auth, name), InvalidTokenError)
 
 
-@pytest.mark.parametrize("error", [
+@for_each("error", [
     MissingRequiredClaimError("exp"), DecodeError("Invalid JSON"), InvalidKeyError("Not a key"),
-], ids=["missing", "decode", "key"])
+])
 def test_pickled_error_keeps_its_type_and_message(error):
     copied = pickle.loads(pickle.dumps(error))
 
@@ -425,7 +424,7 @@ def test_first_of_several_keys_signs(sign):
         decode(token, OTHER_KEY)
 
 
-@pytest.mark.parametrize("key", [KEY, OTHER_KEY], ids=["first", "second"])
+@for_each("key", [KEY, OTHER_KEY])
 def test_each_of_several_keys_verifies(key):
     token = signed(b'{"sub":"alice","exp":1700000001}', key=key)
 
@@ -470,7 +469,7 @@ def test_sign_twice_makes_different_jti():
     assert len({signer.verify(token)["jti"] for token in tokens}) == 100
 
 
-@pytest.mark.parametrize("name, value", [
+@for_each("name, value", [
     ("iat", NOW - 5), ("exp", NOW + 5), ("jti", "mine"), ("iss", ISSUER),
     ("aud", ["api", "other"]),
 ])
@@ -507,7 +506,7 @@ def test_signer_without_clock_uses_the_current_time():
     assert claims["exp"] == claims["iat"] + 3600
 
 
-@pytest.mark.parametrize("now", [NOW + 3600 + 9, NOW - 10], ids=["last", "first"])
+@for_each("now", [NOW + 3600 + 9, NOW - 10])
 def test_verify_in_the_outermost_second_of_the_lifetime_and_leeway_accepts(now):
     token = signer_at(NOW).sign({"sub": "alice"})
 
@@ -516,7 +515,7 @@ def test_verify_in_the_outermost_second_of_the_lifetime_and_leeway_accepts(now):
     assert claims["sub"] == "alice"
 
 
-@pytest.mark.parametrize("now, policy, error", [
+@for_each("now, policy, error", [
     pytest.param(NOW + 3600 + 10, {}, ExpiredSignatureError, id="expired"),
     pytest.param(NOW - 11, {}, ImmatureSignatureError, id="immature"),
     pytest.param(NOW, {"issuer": "https://b.example"}, InvalidIssuerError, id="other_issuer"),
@@ -531,7 +530,7 @@ def test_verify_of_token_that_violates_the_policy_raises(now, policy, error):
         signer_at(now, **{**expected, **policy}).verify(token)
 
 
-@pytest.mark.parametrize("payload, policy, missing", [
+@for_each("payload, policy, missing", [
     pytest.param(b'{"exp":1700000001}', {}, "sub", id="no_sub"),
     pytest.param(b'{"sub":"alice"}', {}, "exp", id="no_exp"),
     pytest.param(b"{}", {}, "exp", id="neither"),
@@ -546,7 +545,7 @@ def test_verify_of_token_without_required_claim_names_it(payload, policy, missin
     assert str(caught.value) == f"Token is missing the {missing} claim"
 
 
-@pytest.mark.parametrize("claims, policy", [
+@for_each("claims, policy", [
     ({}, {}), ({"sub": 1}, {}), ({"sub": None}, {}), ({"sub": "a", "jti": 7}, {}),
     ({"sub": "a", "exp": "1"}, {}), ({"sub": "a", "exp": True}, {}),
     ({"sub": "a", "exp": None}, {}), ({"sub": "a", "nbf": "now"}, {}),
@@ -568,9 +567,9 @@ def test_sign_of_claims_that_verify_rejects_at_any_time_raises_value_error(claim
     assert len(str(caught.value)) < 100
 
 
-@pytest.mark.parametrize("claims", [
+@for_each("claims", [
     {"exp": NOW - 10}, {"exp": 0}, {"exp": -10**400}, {"nbf": NOW + 99}, {"iat": 10**400},
-], ids=lambda claims: repr(claims)[:20])
+])
 def test_sign_of_claims_for_another_time_is_accepted(claims):
     signer = signer_at(NOW)
 
@@ -605,29 +604,29 @@ WRONG_NAMES = [1, True, 1.5, b"api", ["api", 1], [None], [b"api"], ...]
 WRONG_NUMBERS = ["1", None, True, [1], b"1", ...]
 
 
-@pytest.mark.parametrize("policy", [
+@for_each("policy", [
     *({"audience": value} for value in WRONG_NAMES), *({"issuer": value} for value in WRONG_NAMES),
     {"issuer": [ISSUER]}, *({"leeway": value} for value in WRONG_NUMBERS),
     *({"lifetime": value} for value in WRONG_NUMBERS), {"clock": NOW}, {"clock": None},
-], ids=repr)
+])
 def test_signer_with_argument_of_wrong_type_raises_type_error_at_once(policy):
     with pytest.raises(TypeError):
         TokenSigner(KEY, **policy)
 
 
-@pytest.mark.parametrize("policy", [
+@for_each("policy", [
     *({"audience": value} for value in WRONG_NAMES), *({"issuer": value} for value in WRONG_NAMES),
     *({"leeway": value} for value in WRONG_NUMBERS),
     *({"now": value} for value in WRONG_NUMBERS if value is not None),
     *({"require": value} for value in [*WRONG_NAMES, "exp"]),
-], ids=repr)
-@pytest.mark.parametrize("token", ["junk", signed()], ids=["malformed", "valid"])
+])
+@for_each("token", ["junk", signed()])
 def test_decode_with_argument_of_wrong_type_raises_type_error_for_any_token(token, policy):
     with pytest.raises(TypeError):
         decode(token, KEY, **policy)
 
 
-@pytest.mark.parametrize("leeway", [10**400, -10**400])
+@for_each("leeway", [10**400, -10**400])
 def test_leeway_that_is_larger_than_every_float_is_refused_at_once(leeway):
     with pytest.raises(OverflowError):
         TokenSigner(KEY, leeway=leeway)
@@ -635,10 +634,10 @@ def test_leeway_that_is_larger_than_every_float_is_refused_at_once(leeway):
         decode("junk", KEY, leeway=leeway)
 
 
-@pytest.mark.parametrize("names", [
+@for_each("names", [
     ["web", "api"], ("api",), {"api"}, frozenset(["api"]), {"api": 1}, iter(["api"]),
     (name for name in ["web", "api"]),
-], ids=lambda names: type(names).__name__)
+])
 def test_audience_in_any_collection_is_accepted(names):
     signer = signer_at(NOW, audience=names)
 
@@ -648,7 +647,7 @@ def test_audience_in_any_collection_is_accepted(names):
     assert signer.verify(token) == decode(token, KEY, audience=iter(["api"]), now=NOW)
 
 
-@pytest.mark.parametrize("headers", [5, "kid", ["kid"], [("kid", "1")], {"x": b"1"}], ids=repr)
+@for_each("headers", [5, "kid", ["kid"], [("kid", "1")], {"x": b"1"}])
 def test_encode_with_headers_of_wrong_type_raises_type_error(headers):
     with pytest.raises(TypeError):
         encode({}, KEY, headers=headers)
@@ -961,10 +960,10 @@ def test_decode_of_token_with_valid_header_accepts_our_key(header):
     assert decode(token, KEY) == {"sub": "alice"}
 
 
-@pytest.mark.parametrize("header", [
+@for_each("header", [
     b' {"alg" : "HS256"}\r\n', b'{"typ":"JWT","alg":"HS256"}', b'{"alg":"\\u0048S256"}',
     b'{"alg":"HS256","nested":{"alg":"none"}}', '{"alg":"HS256","kid":"\u2603:"}'.encode(),
-], ids=["white_space", "other_order", "escape", "nested_alg", "unicode"])
+])
 def test_decode_of_token_with_unusual_header_text_is_accepted(header):
     assert decode(signed(header=header), KEY) == {"sub": "alice"}
 
@@ -1316,7 +1315,7 @@ def mutate(rng, token):
 MUTABLE = signer_at(NOW).sign({"sub": "alice", "secret": CANARY, "odd": ">?>?~~"})
 
 
-@pytest.mark.parametrize("original", [
+@for_each("original", [
     pytest.param(MUTABLE, id="str"),
     pytest.param(MUTABLE.encode(), id="bytes"),
     pytest.param(signed(b'{"sub":"alice","exp":%d}' % (NOW + 1), b'{"alg":"HS256"}').decode(),
@@ -1329,7 +1328,7 @@ def test_mutated_tokens_are_rejected_unless_equal_to_the_original(original):
     errors = collections.Counter()
     messages = set()
 
-    for _ in range(3000):
+    for _ in range(1000):
         token = mutate(rng, original)
         for verify in (lambda token: decode(token, KEY, now=NOW), signer.verify):
             try:

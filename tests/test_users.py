@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -15,23 +14,10 @@ import pytest
 
 import jwtserver
 from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_store
-from support import ROOT, for_each, standard_input, store_with, user
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+from support import for_each, python, standard_input, store_with, user
 
 
-@pytest.fixture
-def store(database):
-    store = open_store(database)
-    yield store
-    store.close()
-
-
-def run(code, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env=ENVIRONMENT, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
+USERS = []  # each test adds its own
 
 # --- Names
 
@@ -50,13 +36,13 @@ def test_clean_name_of_an_invalid_name_raises(name):
         clean_name(name)
 
 
-@pytest.mark.parametrize("character", [
+@for_each("character", [
     "\u200b", "\xad", "\u202e", "\u200d", "\ufeff", "\u2066", "\U000e0041", "\u180e",  # format
     "\u034f", "\u115f", "\u1160", "\u17b4", "\u180b", "\u3164", "\uffa0", "\ufe0f",  # not displayed
     "\U000e0100", "\u2065", "\ufff0", "\U000e0fff",
     "\u2800", "\xa0", "\u2003", "\u3000",  # blank
     "\ue000", "\U0010fffd", "\ufdd0", "\uffff", "\u0378",  # private use and not assigned
-], ids=ascii)
+])
 def test_clean_name_with_an_invisible_character_raises(character):
     for name in (f"ali{character}ce", f"{character}alice", f"alice{character}"):
         with pytest.raises(ValueError, match="^a user name must not "):
@@ -126,7 +112,7 @@ def test_open_store_again_keeps_the_locks_of_this_process(store):
     store.ping()
     open_store("jwtserver.db")
 
-    with run("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
+    with python("import jwtserver as j; j.open_store('jwtserver.db').close()") as other:
         assert other.communicate() == ("", "")
 
     assert Path("jwtserver.db-wal").exists()
@@ -180,7 +166,7 @@ def test_open_store_in_a_read_only_folder_refuses(tmp_path, nobody):
 def test_open_store_by_processes_at_once_succeeds_in_all():
     code = ("import sys, jwtserver; sys.stdin.read(1);"
             "print(jwtserver.open_store('jwtserver.db').is_empty())")
-    processes = [run(code) for _ in range(8)]
+    processes = [python(code) for _ in range(8)]
 
     for process in processes:
         process.stdin.write("x")
@@ -267,7 +253,7 @@ except jwtserver.StoreError as error:
     print(acknowledged, error)
 """
 
-    output, errors = run(code).communicate()
+    output, errors = python(code).communicate()
 
     acknowledged, _, message = output.partition(" ")
     assert message.startswith(f"{store.name}: ") and message.count("\n") == 1
@@ -286,7 +272,7 @@ for i in range(10**6):
     store.add_users([jwtserver.User(f"user{i}", "hash", "", 0, 0)])
     print(i, flush=True)
 """
-    process = run(code)
+    process = python(code)
     for _ in range(20):
         process.stdout.readline()
 
@@ -423,7 +409,7 @@ for line in sys.stdin:
 store.close()
 """
     store.add_users([user("old")])
-    processes = [run(code) for _ in range(2)]
+    processes = [python(code) for _ in range(2)]
 
     def names_of(process, added):
         process.stdin.write(added + "\n")
