@@ -124,6 +124,17 @@ def test_command_in_a_message_of_a_server_that_embeds_python_starts_python(monke
     assert jwtserver._program() == f"python {jwtserver.__file__}"
 
 
+def test_command_in_a_message_is_without_a_folder_if_the_shell_finds_it(monkeypatch):
+    os.mkdir("bin")
+    script = Path("bin/jwtserver").absolute()
+    script.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert jwtserver._program() == str(script)
+
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert jwtserver._program() == "jwtserver"
+
+
 @pytest.fixture
 def greeting(capsys):
     """Starts and ends a server in this process; returns its output and errors."""
@@ -366,6 +377,15 @@ def test_files_of_another_user_are_named_as_such():
         f"jwtserver: {folder}/jwtserver.db: unable to open database file; the file {advice}",
         f"jwtserver: jwtserver.key: Permission denied; the file {advice}",
         f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice}"]
+
+
+@pytest.mark.sqlite
+def test_database_of_another_user_is_named_as_such(command, monkeypatch):
+    Path("jwtserver.db").write_text("not a database")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything
+    monkeypatch.setattr(os, "getuid", lambda: os.stat("jwtserver.db").st_uid + 1)
+
+    assert refused(command("user list"), "the file belongs to another user; run this command as")
 
 
 APPLICATIONS = """
@@ -839,6 +859,19 @@ def test_token_inspect_without_the_environment_of_the_server_says_what_differs(
     assert code == (0 if "warning" in words else 1)
     assert words.format(file=Path("jwtserver.key").absolute()) in errors
     assert errors.startswith("jwtserver: ") and errors.count("\n") == 1
+
+
+def test_dates_are_for_people_only(command, store, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    command("token issue alice")
+    monkeypatch.setattr(sys, "stderr", None)
+    command("token issue alice")
+
+    shown = "ID: [0-9a-f]{32}\\nExpires: 20[0-9-]{8} [0-9:]{5} UTC\\n"
+    assert re.fullmatch(shown, terminal.getvalue())
 
 
 def test_token_commands_on_a_terminal_show_dates(store):
