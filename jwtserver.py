@@ -5249,7 +5249,8 @@ def _print_greeting(
             served = path == "/protected" or not has_page
             print("\nUse the token:" if served else
                   "\nUse the token (the answer is 404 until --app names your application):")
-            print(f'{curl} -H "Authorization: Bearer {token}" {shlex.quote(url + quote(path))}')
+            target = shlex.quote(url + quote(os.fsencode(path)))
+            print(f'{curl} -H "Authorization: Bearer {token}" {target}')
         print(f"\nAdd your own users, and remove this one:\n{program} user add NAME\n"
               f"{program} user remove demo\n")
     sys.stdout.flush()
@@ -5265,7 +5266,7 @@ def _protected_path(settings: Settings, default: str) -> Optional[str]:
     if default == "/protected":  # `/` is a page of the service, and open
         paths = [default, *(path for path in paths if path != "/")]
     for path in paths:
-        wsgi_path = path.encode().decode("latin-1")  # PEP 3333
+        wsgi_path = os.fsencode(path).decode("latin-1")  # PEP 3333
         if guard.protects({"REQUEST_METHOD": "GET", "PATH_INFO": wsgi_path}):
             return path
     return None

@@ -164,6 +164,7 @@ def curl_url(output):
     (["--protect", "/secret", "--protect", "/protected"], "protected"),
     (["--protect", "POST /a", "--protect", "PUT,GET /my files"], "my%20files"),
     (["--protect", "/\u00e9&$(x)"], "%C3%A9%26%24%28x%29"),
+    (["--protect", "/\udcff"], None),  # not UTF-8: no request matches it
     (["--protect", "/a", "--exempt", "GET /a", "--protect", "/b"], "b"),
     (["--protect", "/a", "--optional", "/a/", "--exempt", "GET /a"], None),
     (["--protect", "POST /a"], None),
