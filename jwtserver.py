@@ -66,6 +66,7 @@ import secrets
 import select
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
@@ -74,11 +75,12 @@ import struct
 import sys
 import threading
 import time
+import traceback
 import unicodedata
 import weakref
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial, wraps
 from html import escape
@@ -88,8 +90,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING, Annotated, Any, BinaryIO, Callable, ContextManager, DefaultDict, Deque, Dict,
-    Iterable, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Set, TextIO,
-    Tuple, Type, Union, TypeVar, get_type_hints,
+    Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Protocol, Sequence, Set,
+    TextIO, Tuple, Type, Union, TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 from wsgiref.handlers import SimpleHandler, format_date_time
@@ -98,13 +100,20 @@ from wsgiref.util import FileWrapper
 if TYPE_CHECKING:
     import ssl  # imported when TLS is configured, because it needs much memory
 
-from wsgi_auth import (
-    MAX_NEXT_LENGTH, MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, SAFE_METHODS,
-    BearerAuthMiddleware, Claims, CORSMiddleware, DecodeError, Environ, InvalidKeyError,
-    InvalidSignatureError, InvalidTokenError, RateLimitMiddleware, Rules, StartResponse,
-    TokenSigner, WSGIApplication, hash_password, is_cross_site, key_fingerprint, needs_rehash,
-    parse_json_object, parse_scopes, password_iterations, verify_password,
-)
+try:
+    from wsgi_auth import (
+        MAX_NEXT_LENGTH, MAX_PBKDF2_ITERATIONS, PBKDF2_ITERATIONS, SAFE_METHODS,
+        BearerAuthMiddleware, Claims, CORSMiddleware, DecodeError, Environ, ExpiredSignatureError,
+        InvalidAudienceError, InvalidIssuerError, InvalidKeyError, InvalidSignatureError,
+        InvalidTokenError, RateLimitMiddleware, Rules, StartResponse, TokenSigner, WSGIApplication,
+        hash_password, is_cross_site, key_fingerprint, needs_rehash, parse_json_object,
+        parse_scopes, password_iterations, verify_password,
+    )
+except ImportError as missing:
+    if __name__ == "__main__":
+        sys.exit(f"jwtserver: {missing}; copy both files, jwtserver.py and wsgi_auth.py, of one"
+                 " release into the same folder")
+    raise
 
 __all__ = ["Settings", "application", "create_app", "main"]
 __version__ = "0.4.0"
@@ -346,6 +355,8 @@ class Settings(NamedTuple):
     idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds without a byte
     # Minimum bytes per second, in each direction.
     body_rate: Annotated[float, _number(10**9)] = 1024
+    host: Annotated[str, _parse_name] = "127.0.0.1"  # the address to listen on
+    port: Annotated[int, _integer(65535, 0)] = 3000  # 0 chooses a free one
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -355,9 +366,12 @@ class Settings(NamedTuple):
             SettingsError: a value cannot be used.
         """
         variables = {_variable(name): name for name in _PARSERS}
-        unknown = {name for name in environ if name.startswith("JWTSERVER_")} - set(variables)
-        if unknown:
-            logger.warning("There is no such setting: %s", ", ".join(sorted(unknown)))
+        environ = {variable: text for variable, text in environ.items()
+                   if variable.startswith("JWTSERVER_")
+                   and not _SET_BY_KUBERNETES.match(f"{variable}={text}")}
+        for variable in sorted(environ.keys() - variables.keys()):
+            logger.warning("There is no such setting: %s%s", variable,
+                           _did_you_mean(variable, variables, len("JWTSERVER_")))
         given: Dict[str, Any] = {
             name: environ[variable] for variable, name in variables.items()
             if environ.get(variable)}
@@ -385,8 +399,20 @@ _PARSERS: Dict[str, Callable[[Any], Any]] = {
     for name, hint in get_type_hints(Settings, include_extras=True).items()}
 
 
+# In a cluster with a service that is called jwtserver.
+_SET_BY_KUBERNETES = re.compile("JWTSERVER_(SERVICE_|PORT_|PORT=tcp://)")
+
+
 def _variable(name: str) -> str:
     return f"JWTSERVER_{name.upper()}"
+
+
+def _did_you_mean(word: str, words: Iterable[str], prefix: int = 0) -> str:
+    """Suggest the most similar word, compared without the first `prefix` characters, if any."""
+    import difflib  # rarely needed
+    similar = {other[prefix:]: other for other in words}
+    matches = difflib.get_close_matches(word[prefix:], similar, n=1)
+    return f"; did you mean {similar[matches[0]]!r}?" if matches else ""
 
 
 def _parse_setting(name: str, value: Any) -> Any:
@@ -3025,7 +3051,8 @@ def _with_spare_thread(app: WSGIApplication) -> WSGIApplication:
 def _open_store_for_app(settings: Settings) -> Store:
     store = open_store(settings.database, settings.leeway)
     if store.is_empty():
-        logger.warning("%s has no users; python jwtserver.py user add NAME", store.name)
+        logger.warning("%s has no users; run: %s user add NAME",
+                       store.name, _program(settings))
     store.close()  # the server may fork now; uWSGI gives no notice of it
     return store
 
@@ -3042,8 +3069,9 @@ def _with_guard(
             exempt=settings.exempt, optional=settings.optional, is_revoked=service.is_revoked,
             cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None)
     except ValueError as error:
-        raise SettingsError("JWTSERVER_PROTECT (--protect), JWTSERVER_EXEMPT or JWTSERVER_OPTIONAL:"
-                            f" {error}") from None
+        used = [_variable(name) for name in ("protect", "exempt", "optional", "prefix")
+                if getattr(settings, name)]
+        raise SettingsError(f"{' or '.join(used)}: {error}") from None
 
 
 def _with_verify(
@@ -4986,24 +5014,20 @@ def _queued_output() -> Iterator[None]:
 # wrong folder, an empty database would hide the mistake.
 
 
+MIN_PASSWORD_LENGTH = 8  # characters; NIST SP 800-63B §5.1.1.1
+MIN_PBKDF2_ITERATIONS = 1000  # RFC 8018 §4.2; anything less is a mistake or a test
+
+
 def _serve(args: argparse.Namespace, settings: Settings) -> None:
     app = _load_app(args.app) if args.app else None
     _log_to_stderr()
-    if args.tls_key and not args.tls_cert:
-        raise Error("--tls-key needs --tls-cert")
+    tls = _load_certificate(args)
     try:
-        tls = _tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
-    except OSError as error:
-        files = " with ".join(filter(None, (args.tls_cert, args.tls_key)))
-        readable = not isinstance(error, (FileNotFoundError, PermissionError))
-        hint = "; is its key in --tls-key?" if readable and not args.tls_key else ""
-        raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
-    try:
-        listeners = _listen(args.host, args.port)
+        listeners = _listen(settings.host, settings.port)
     except OSError as error:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # or that of getaddrinfo
-        raise Error(f"cannot listen on {args.host}:{args.port}: {reason};"
+        raise Error(f"cannot listen on {settings.host}:{settings.port}: {reason};"
                     " choose another address with --host and --port") from None
     _raise_file_limit()
     with ExitStack() as stack:
@@ -5015,14 +5039,27 @@ def _serve(args: argparse.Namespace, settings: Settings) -> None:
         try:
             demo = _add_demo_user(store, settings) if store.is_empty() else None
             _handle_signals(server, args)
-            _print_greeting(_server_url(args.host, listeners[0], tls), settings, store, demo,
-                            "/" if app else "/protected")
+            addresses = [_Address.of(listener, bool(tls)) for listener in listeners]
+            _warn_about_weak_settings(settings, addresses)
+            _print_greeting(addresses, settings, store, demo, app is None)
             # Garbage collection took 10 % of the request time; exclude what is loaded so far.
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
             server.serve_forever()
         finally:
             server.finish()
+
+
+def _load_certificate(args: argparse.Namespace) -> "Optional[ssl.SSLContext]":
+    if args.tls_key and not args.tls_cert:
+        raise Error("--tls-key needs --tls-cert")
+    try:
+        return _tls_context(args.tls_cert, args.tls_key) if args.tls_cert else None
+    except OSError as error:
+        files = " with ".join(filter(None, (args.tls_cert, args.tls_key)))
+        readable = not isinstance(error, (FileNotFoundError, PermissionError))
+        hint = "; is its key in --tls-key?" if readable and not args.tls_key else ""
+        raise Error(f"cannot use {files}: {error.strerror or error}{hint}") from None
 
 
 def _handle_signals(server: _Server, args: argparse.Namespace) -> None:
@@ -5054,10 +5091,36 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (maximum, maximum))
 
 
-def _server_url(host: str, listener: socket.socket, tls: Any) -> str:
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    host = f"[{host}]" if ":" in host else host
-    return f"{'https' if tls else 'http'}://{host}:{_socket_address(listener)[1]}"
+class _Address(NamedTuple):
+    """Where a socket listens, and how a program on this machine reaches it."""
+
+    text: str  # for people
+    url: str
+    curl: Tuple[str, ...]  # the flags of curl
+    is_public: bool  # other machines can read what is sent
+
+    @classmethod
+    def of(cls, listener: socket.socket, has_tls: bool) -> "_Address":
+        """The address of a listening socket."""
+        host, port = _socket_address(listener)
+        scheme, curl = ("https", ("-k",)) if has_tls else ("http", ())
+        if not port:
+            return cls(f"the Unix socket {host}", f"{scheme}://localhost",
+                       (*curl, "--unix-socket", host), False)
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        url = f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
+        text = url if host == reachable else f"all addresses of this machine, such as {url}"
+        return cls(text, url, curl, not has_tls and not ipaddress.ip_address(host).is_loopback)
+
+
+def _warn_about_weak_settings(settings: Settings, addresses: Sequence[_Address] = ()) -> None:
+    if settings.pbkdf2_iterations < MIN_PBKDF2_ITERATIONS:
+        _warn(f"JWTSERVER_PBKDF2_ITERATIONS is {settings.pbkdf2_iterations}, so stolen password"
+              f" hashes are easy to break; the default is {PBKDF2_ITERATIONS}")
+    # Behind a proxy, the server cannot know whether clients use HTTPS.
+    if not settings.trusted_proxies and any(address.is_public for address in addresses):
+        _warn("other machines can connect without encryption; use --tls-cert, or a proxy with HTTPS"
+              " and JWTSERVER_TRUSTED_PROXIES=1")
 
 
 class _LogFormatter(logging.Formatter):
@@ -5083,27 +5146,93 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _warn_to_stderr() -> None:
-    """Print only the warnings of a command, each in one line."""
+def _warn_to_stderr() -> logging.Handler:
+    """Print only the warnings of a command, each in one line. Return the handler."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_LogFormatter("jwtserver: warning: %(message)s"))
     logging.basicConfig(handlers=[handler])
+    return handler
+
+
+def _warn(text: str) -> None:
+    """Print a warning about what the user of a command asked for."""
+    print(f"jwtserver: warning: {text}", file=sys.stderr)
+
+
+def _note(text: str) -> None:
+    """Print something for people. Programs that read the output do not see it."""
+    if sys.stderr and sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
+
+def _program(settings: Settings = Settings()) -> str:
+    """The beginning of a shell command that runs this program with the same files."""
+    main_module = getattr(sys.modules["__main__"], "__spec__", None)
+    python, script = [*getattr(sys, "orig_argv", ()), sys.executable][0], sys.argv[0]
+    if "py" not in os.path.basename(python):  # uWSGI or Apache
+        python = "python"
+    if main_module and main_module.name == "jwtserver":
+        words = [python, "-m", "jwtserver"]
+    elif Path(script).stem == "jwtserver":
+        words = [python, script] if script.endswith(".py") else [script]
+    else:  # another program has imported this module
+        words = [python, os.path.abspath(__file__)]
+    if shutil.which(os.path.basename(words[0])) == words[0]:
+        words[0] = os.path.basename(words[0])
+    if settings.secret_file:
+        words += ["--secret-file", settings.secret_file]
+    command = shlex.join(words)
+    if _is_postgresql(settings.database):  # the URL may contain a password
+        return f'{command} --database "$JWTSERVER_DATABASE"'
+    if settings.database != Settings().database:
+        command += f" --database {shlex.quote(settings.database)}"
+    return command
 
 
 def _load_app(name: str) -> WSGIApplication:
-    """Import `MODULE:CALLABLE`, from the current folder first."""
+    """Import `MODULE:CALLABLE` or call `MODULE:FACTORY()`, from the current folder first."""
     module, _, attributes = name.partition(":")
+    is_call = attributes.endswith("()")
     sys.path.insert(0, os.getcwd())
     try:
         app: Any = importlib.import_module(module)
-        for attribute in (attributes or "application").split("."):
+        for attribute in (attributes.removesuffix("()") or "application").split("."):
             app = getattr(app, attribute)
-    except Exception as error:
-        raise Error(f"cannot import {name}: {type(error).__name__}: {error}") from error
+        app = app() if is_call else app
+    except (Exception, SystemExit) as error:
+        raise Error(f"cannot import {name}: {type(error).__name__}: {_one_line(error)}"
+                    f"{_place_of(error)}") from error
     if not callable(app):
         raise Error(f"{name} is not callable")
+    if not _accepts_two_arguments(app):
+        raise Error(f"{name} is not a WSGI application: it cannot be called with environ and"
+                    " start_response. If it is a factory, which returns the application, write:"
+                    f" --app {shlex.quote(f'{name}()')}")
     return app  # type: ignore[no-any-return]
+
+
+def _place_of(error: BaseException) -> str:
+    """The file and line of an exception in an application; the innermost that the user wrote."""
+    ignored = ("<", os.path.dirname(os.__file__) + os.sep, _place_of.__code__.co_filename)
+    places = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if "-packages" in frame.filename or not frame.filename.startswith(ignored)]
+    own_places = [frame for frame in places if "-packages" not in frame.filename]
+    for frame in (own_places or places)[-1:]:
+        return f" ({frame.filename}, line {frame.lineno})"
+    is_missing = isinstance(error, ModuleNotFoundError)
+    return f" in {os.getcwd()} or among the installed packages" if is_missing else ""
+
+
+def _accepts_two_arguments(app: Any) -> bool:
+    from inspect import signature  # takes 5 ms
+    try:
+        signature(app, follow_wrapped=False).bind({}, None)
+    except TypeError:
+        return False
+    except ValueError:  # it is written in C
+        pass
+    return True
 
 
 def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
@@ -5121,26 +5250,53 @@ def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]
 
 
 def _print_greeting(
-    url: str, settings: Settings, store: Store, demo: Optional[Tuple[str, str]], path: str,
+    addresses: Sequence[_Address], settings: Settings, store: Store,
+    demo: Optional[Tuple[str, str]], has_page: bool,
 ) -> None:
-    protected = f"A token is needed for {', '.join(settings.protect or (path,))}"
-    if settings.exempt:
-        protected += f", but not for {', '.join(settings.exempt)}"
-    lines = [f"jwtserver listens on {url} (press Ctrl-C to stop it)", protected]
+    """Print where the server listens and, with the user `demo`, commands to try it.
+
+    `has_page`: the service has the page /protected, because there is no application.
+    """
+    default = "/protected" if has_page else "/"
+    print(f"jwtserver listens on {', '.join(address.text for address in addresses)}"
+          " (press Ctrl-C to stop it)")
+    exceptions = [*settings.exempt, *settings.optional]
+    print(f"A token is needed for {', '.join(settings.protect or (default,))}"
+          + (f", but not for {', '.join(exceptions)}" if exceptions else ""))
     if demo:
         password, token = demo
-        lines += [
-            f"\n{store.name} had no users. The user demo was added, so that you can try it.",
-            f"The password is {password}. It is shown only this once.",
-            "\nSign in:",
-            f"curl -d username=demo -d password={password} {url}{settings.prefix}/authenticate",
-            "\nUse the token:",
-            f'curl -H "Authorization: Bearer {token}" {url}{path}',
-            "\nAdd your own users, and remove this one:",
-            "python jwtserver.py user add NAME",
-            "python jwtserver.py user remove demo\n",
-        ]
-    print("\n".join(lines), flush=True)
+        program, url = _program(settings), addresses[0].url
+        curl = shlex.join(["curl", *addresses[0].curl])
+        path = _protected_path(settings, default)
+        print(f"\n{store.name} had no users. The user demo was added, so that you can try it.\n"
+              f"The password is {password}. It is shown only this once.\n\nSign in:\n{curl}"
+              f" -d username=demo -d password={password}"
+              f" {shlex.quote(f'{url}{settings.prefix}/authenticate')}")
+        if path:
+            served = path == "/protected" or not has_page
+            print("\nUse the token:" if served else
+                  "\nUse the token (the answer is 404 until --app names your application):")
+            target = shlex.quote(url + quote(os.fsencode(path)))
+            print(f'{curl} -H "Authorization: Bearer {token}" {target}')
+        print(f"\nAdd your own users, and remove this one:\n{program} user add NAME\n"
+              f"{program} user remove demo\n")
+    sys.stdout.flush()
+
+
+def _protected_path(settings: Settings, default: str) -> Optional[str]:
+    """The first path for which GET needs a token; /protected if that is one and is served."""
+    rules = [str(rule) for rule in settings.protect] or [default]
+    guard = BearerAuthMiddleware(
+        Router({}), TokenSigner(secrets.token_hex(32)), protect=rules, exempt=settings.exempt,
+        optional=settings.optional)
+    paths = [rule[rule.index("/"):] for rule in rules]
+    if default == "/protected":  # `/` is a page of the service, and open
+        paths = [default, *(path for path in paths if path != "/")]
+    for path in paths:
+        wsgi_path = os.fsencode(path).decode("latin-1")  # PEP 3333
+        if guard.protects({"REQUEST_METHOD": "GET", "PATH_INFO": wsgi_path}):
+            return path
+    return None
 
 
 def _issue_token(
@@ -5243,14 +5399,27 @@ def _ask_password(args: argparse.Namespace) -> str:
     return password
 
 
+def _ask_password_hash(args: argparse.Namespace, settings: Settings, name: str) -> str:
+    """Ask for a new password, warn if it is weak, and hash it."""
+    password = _ask_password(args)
+    password_hash = _hash_password(password, settings)
+    if len(password) < MIN_PASSWORD_LENGTH:
+        _warn(f"the password has fewer than {MIN_PASSWORD_LENGTH} characters; it is easy to guess")
+    elif password.casefold() == name.casefold():
+        _warn("the password is the user name; it is easy to guess")
+    _warn_about_weak_settings(settings)
+    return password_hash
+
+
 def _user_add(args: argparse.Namespace, settings: Settings) -> None:
     user = _new_user(args.name, "", args.scope)
     store = open_store(settings.database)
     if store.find_user(user.name):
         raise NameTaken(user.name)
-    password_hash = _hash_password(_ask_password(args), settings)
+    password_hash = _ask_password_hash(args, settings, user.name)
     _add_users(store, [user._replace(password_hash=password_hash)])
     print(f"Added the user {user.name} to {store.name}")
+    _print_lockout(store, user.name, settings)
 
 
 def _user_list(args: argparse.Namespace, settings: Settings) -> None:
@@ -5263,28 +5432,30 @@ def _user_list(args: argparse.Namespace, settings: Settings) -> None:
         print(f"{user.name:24} {state:8} {factor:3} {user.scope}".rstrip())
 
 
-def _check_changed(changed: bool, user: User) -> None:
+def _check_changed(changed: Any, user: User) -> None:
     """Check what `Store` returns: a person may have typed for minutes since the user was found."""
-    if not changed:
+    if changed is False:
         raise Error(f"the user {user.name!r} was removed or renamed meanwhile; nothing has changed")
 
 
 def _change_user(
     args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
-    event: str, outcome: str,
+    event: str, outcome: str, **details: str,
 ) -> None:
     store, user = _find_existing_user(settings, args.name)
-    change(store, user.name)
-    _audit(event, user=user.name)
-    print(outcome.format(user.name))
+    _check_changed(change(store, user.name), user)
+    _audit(event, user=user.name, **details)
+    print(outcome.format(user.name, **details))
+    if event in ("user_enable", "user_password"):
+        _print_lockout(store, user.name, settings)
 
 
-def _print_lockout(store: Store, user: User, settings: Settings) -> None:
+def _print_lockout(store: Store, name: str, settings: Settings) -> None:
     """Say that failed sign-ins have locked a user out, if so."""
-    seconds = math.ceil(store.seconds_locked(user.name, settings.login_failures, time.time()))
+    seconds = math.ceil(store.seconds_locked(name, settings.login_failures, time.time()))
     if seconds:
-        print(f"{user.name} is locked out for {seconds} seconds, at one address or more. To end"
-              f" this: {_PROGRAM} user unlock {shlex.quote(user.name)}")
+        print(f"{name} is locked out for {seconds} seconds, at one address or more. To end this:"
+              f" {_program(settings)} user unlock {shlex.quote(name)}")
 
 
 _user_remove = partial(
@@ -5293,6 +5464,8 @@ _user_remove = partial(
 _user_disable = partial(
     _change_user, change=Store.disable_user, event="user_disable",
     outcome="Disabled the user {} and ended the user's sessions")
+_user_enable = partial(
+    _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
 _user_unlock = partial(
     _change_user, change=Store.unlock, event="user_unlock",
     outcome="Ended the lock-outs of {}. An address with too many failures stays locked out")
@@ -5301,37 +5474,25 @@ _user_logout = partial(
     outcome="Ended the sessions of {}")
 
 
-def _user_enable(args: argparse.Namespace, settings: Settings) -> None:
-    store, user = _find_existing_user(settings, args.name)
-    store.enable_user(user.name)
-    _audit("user_enable", user=user.name)
-    print(f"Enabled the user {user.name}")
-    _print_lockout(store, user, settings)
-
-
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:
-    store, user = _find_existing_user(settings, args.name)
-    password_hash = _hash_password(_ask_password(args), settings)
-    _check_changed(store.set_password(user.name, password_hash), user)
-    _audit("user_password", user=user.name)
-    print(f"Changed the password of {user.name} and ended the user's sessions")
-    _print_lockout(store, user, settings)
+    _change_user(
+        args, settings,
+        lambda store, name: store.set_password(name, _ask_password_hash(args, settings, name)),
+        "user_password", "Changed the password of {} and ended the user's sessions")
 
 
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
-    store, user = _find_existing_user(settings, args.name)
-    scope = _clean_scope(args.scope)
-    _check_changed(store.set_scope(user.name, scope), user)
-    _audit("user_scope", user=user.name)
-    print(f"Changed the scopes of {user.name} to {scope or 'none'} and ended the user's sessions")
+    scope = _clean_scope(" ".join(args.scope))
+    _change_user(
+        args, settings, lambda store, name: store.set_scope(name, scope), "user_scope",
+        f"Changed the scopes of {{}} to {scope or 'none'} and ended the user's sessions")
 
 
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
     new_name = _new_user(args.new_name, "").name
-    store, user = _find_existing_user(settings, args.name)
-    _check_changed(store.rename_user(user.name, new_name), user)
-    _audit("user_rename", user=user.name, new_name=new_name)
-    print(f"Renamed {user.name} to {new_name} and ended the user's sessions")
+    _change_user(
+        args, settings, lambda store, name: store.rename_user(name, new_name), "user_rename",
+        "Renamed {} to {new_name} and ended the user's sessions", new_name=new_name)
 
 
 def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
@@ -5342,8 +5503,8 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
         print(f"Removed the second factor of {user.name}")
         return
     if user.otp_secret:
-        raise Error(f"{user.name} has a second factor; remove it first: {_PROGRAM} user otp"
-                    f" {shlex.quote(user.name)} --remove")
+        raise Error(f"{user.name} has a second factor; remove it first: {_program(settings)}"
+                    f" user otp {shlex.quote(user.name)} --remove")
     secret = new_otp_secret()
     print(f"Secret: {secret}\n{otp_uri(user.name, secret, settings.issuer or 'jwtserver')}\n"
           "Add one of these lines to an authenticator app, and enter the code that it shows.",
@@ -5414,6 +5575,7 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
         store, user, settings, args.lifetime or settings.token_lifetime, args.label, scope)
     print(token)
     print(f"ID: {session.id}", file=sys.stderr)
+    _note(f"Expires: {_time(session.expires)}")
 
 
 def _session_list(args: argparse.Namespace, settings: Settings) -> None:
@@ -5441,16 +5603,50 @@ _token_revoke = partial(_end_session, event="token_revoke", outcome="Revoked a t
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
-    token = args.token or _read_line().strip()
+    text = " ".join(args.token) or _read_line()
+    token = re.sub(r"(authorization:)?\s*bearer\s+", "", text.strip(), count=1, flags=re.I)
     signer = make_signer(settings)
     try:
         claims = signer.verify(token)
     except InvalidTokenError as error:
-        raise Error(f"the token is not valid: {error}") from None
+        raise Error(f"the token is not valid: {_explain(error, token, settings)}") from None
     store = open_store(settings.database, settings.leeway)
     if Service(store, signer, settings, time.time).is_revoked(claims):
         raise Error("the token is not valid: Token has been revoked")
-    print(json.dumps(claims, indent=2))
+    _print_claims(claims)
+    if claims.get("iss") != settings.issuer:
+        _warn(f"the token has the issuer {claims.get('iss')!r}; JWTSERVER_ISSUER is not set here")
+
+
+def _print_claims(claims: Claims) -> None:
+    print(json.dumps(claims, indent=2), flush=True)
+    _note(", ".join(f"{name}: {_date(claims[name])}" for name in ("iat", "nbf", "exp")
+                    if name in claims))
+
+
+def _date(seconds: float) -> str:
+    try:
+        return _time(seconds)
+    except (ValueError, OverflowError, OSError):  # beyond the calendar of the system
+        return str(seconds)
+
+
+def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
+    """Add to the reason why a token is not valid what the user of a command can do about it."""
+    if isinstance(error, InvalidSignatureError):
+        source = "JWTSERVER_SECRET" if settings.secret else settings.key_file.absolute()
+        return f"{error}: no key in {source} has signed it"
+    for name, kind in (("issuer", InvalidIssuerError), ("audience", InvalidAudienceError)):
+        if isinstance(error, kind):
+            value = getattr(settings, name)
+            here = f"is {value!r} here" if value else "is not set here"
+            return f"{error}: {_variable(name)} {here}; set it as for the server"
+    if isinstance(error, ExpiredSignatureError):
+        payload = token.split(".")[1]  # it is signed and well-formed
+        claims = json.loads(base64.urlsafe_b64decode(f"{payload}=="))
+        _print_claims(claims)
+        return f"it expired at {_date(claims['exp'])}"
+    return str(error)
 
 
 def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
@@ -5459,7 +5655,7 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
     _audit("key_rotate")
     print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
           f" stay valid: {len(keys)}. To remove them when no valid token needs them:"
-          f" {_PROGRAM} key prune")
+          f" {_program(settings)} key prune")
 
 
 def _live_tokens(store: Store, settings: Settings) -> Dict[str, int]:
@@ -5504,12 +5700,11 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
 # Design: `_COMMANDS` is the table of all commands, with words, function, help, arguments and
 # examples. The parsers are built from it. To add a command, write one function and one entry.
 # `main` parses the settings once, from the environment and the flags, and passes them to the
-# function. All errors end here, as one line on standard error and an exit code. Nothing here may
-# print a traceback.
+# function. All errors end here, as one line on standard error and an exit code, and name what the
+# user gave. Nothing here may print a traceback.
 
 
-_PROGRAM = "python jwtserver.py"
-_GLOBAL_FLAGS = ("-h", "--help", "--version")  # any other flag before a command is one of `serve`
+_HELP_FLAGS = ("-h", "--help", "--version")
 _Argument = Tuple[str, Dict[str, Any]]  # what `add_argument` takes
 
 
@@ -5534,7 +5729,8 @@ class _Command(NamedTuple):
     run: Callable[[argparse.Namespace, Settings], None]
     help: str
     arguments: Sequence[_Argument] = ()
-    examples: Sequence[str] = ()  # if they are not just the words and, for NAME, `alice`
+    # If they are not just the words and, for NAME, `alice`.
+    examples: Sequence[str] = ()
 
 
 _COMMON_ARGUMENTS = (
@@ -5546,11 +5742,12 @@ _COMMON_ARGUMENTS = (
     _argument("--verbose", "Print the log of a command (default: only warnings).",
               action="store_true"),
 )
+_COMMON_FLAGS = [name for name, _ in _COMMON_ARGUMENTS]
 _NAME = _argument("name NAME", "The name of the user.")
 _SCOPE = _argument(
     "--scope SCOPES", "Give the user these scopes, separated by spaces (default: none).",
     default="")
-_NEW_SCOPE = _argument("scope SCOPES", "Scopes, separated by spaces, or '' for none.")
+_NEW_SCOPE = _argument("scope SCOPE", "One scope or more, or '' for none.", nargs="+")
 _PASSWORD_STDIN = _argument(
     "--password-stdin", "Read the password from standard input (default: ask for it).",
     action="store_true")
@@ -5569,14 +5766,15 @@ _LIFETIME = _argument(
     "--lifetime SECONDS",
     "Let the token expire after so many seconds (default: JWTSERVER_TOKEN_LIFETIME).",
     type=_flag_integer(MAX_LIFETIME))
-_TOKEN = _argument("token TOKEN", "The token (default: a line of standard input).", nargs="?")
+_TOKEN = _argument("token TOKEN", "The token, with or without `Bearer` (default: a line of standard"
+                   " input).", nargs="*")
 _SERVE_ARGUMENTS = (
-    _argument("--host HOST", "Listen on this address (default: %(default)s).",
-              default="127.0.0.1"),
-    _argument("--port PORT", "Listen on this port; 0 chooses a free one (default: %(default)s).",
-              type=_flag_integer(65535, 0), default=3000),
+    _argument("--host HOST", "Listen on this address; :: is every address (default: 127.0.0.1)."),
+    _argument("--port PORT", "Listen on this port; 0 chooses a free one (default: 3000).",
+              type=_flag_integer(65535, 0)),
     _argument("--app MODULE:CALLABLE", "Serve this WSGI application behind the guard. It is"
-              " imported from the current folder (default: only the page /protected)."),
+              " imported from the current folder. 'MODULE:FACTORY()' calls a function that returns"
+              " it (default: only the page /protected)."),
     _argument("--protect RULE", "Require a token for this path, optionally preceded by methods:"
               " 'POST /path'. Other paths are open. Repeat the flag for more paths (default:"
               " /protected, or / with --app).", action="append"),
@@ -5602,13 +5800,13 @@ _COMMANDS = (
              ["--port 8000", "--protect /protected --protect 'POST,DELETE /articles'"]),
     _Command("user add", _user_add, "Add a user.", [_NAME, _SCOPE, _PASSWORD_STDIN],
              ["user add alice --scope 'read write'",
-              f"echo 'correct horse' | {_PROGRAM} user add alice --password-stdin"]),
+              "echo 'correct horse' | PROGRAM user add alice --password-stdin"]),
     _Command("user list", _user_list, "List all users."),
     _Command("user remove", _user_remove, "Remove a user and end the sessions.", [_NAME]),
     _Command("user password", _user_password, "Change the password of a user and end the sessions.",
              [_NAME, _PASSWORD_STDIN]),
     _Command("user scope", _user_scope, "Change the scopes of a user and end the sessions.",
-             [_NAME, _NEW_SCOPE], ["user scope alice 'read write'"]),
+             [_NAME, _NEW_SCOPE], ["user scope alice read write"]),
     _Command("user disable", _user_disable, "Disable a user and end the sessions.", [_NAME]),
     _Command("user enable", _user_enable, "Allow a disabled user to sign in again.", [_NAME]),
     _Command("user unlock", _user_unlock,
@@ -5630,7 +5828,7 @@ _COMMANDS = (
     _Command("token revoke", _token_revoke, "Revoke a token of `token issue`.", [_SESSION],
              ["token revoke 0123456789abcdef0123456789abcdef"]),
     _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [_TOKEN],
-             [f"{_PROGRAM} token issue alice | {_PROGRAM} token inspect"]),
+             ["PROGRAM token issue alice | PROGRAM token inspect"]),
     _Command("key rotate", _key_rotate, "Sign with a new key. Older keys still verify tokens."),
     _Command("key list", _key_list, "List the keys, and how many live sessions each has signed."),
     _Command("key prune", _key_prune, "Remove all keys except the one that signs.", [_FORCE]),
@@ -5638,19 +5836,46 @@ _COMMANDS = (
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """A parser that reports unknown arguments with the usage of its own command."""
+    """A parser that reports a mistake with the usage of its own command, and a suggestion."""
 
     def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
         """Parse the arguments, and refuse any that are left over."""
         namespace, unknown = super().parse_known_args(*args)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            flag = unknown[0].partition("=")[0]
+            if flag.startswith("-"):
+                hint = _did_you_mean(flag, self._option_string_actions, len("--"))
+            elif flag in _WORDS:
+                hint = f"; write the command {flag} before its flags"
+            else:
+                hint = "; put quotes around a value that contains spaces"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return namespace, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = list(action.choices)
+            if "serve" in names:  # `add` for `user add`
+                names += [command.words for command in _COMMANDS]
+            words = [name for name in names if name.endswith(f" {value}")]
+            hint = f"; did you mean {words[0]!r}?" if words else _did_you_mean(value, names)
+            self.error(f"unknown command {value!r}{hint}")
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the mistake, and exit with code 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"jwtserver: {message}\n")
+
+
+_WORDS = {command.words.split()[0] for command in _COMMANDS}
 
 
 def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]:
-    lines = [line if _PROGRAM in line else f"{_PROGRAM} {line}".rstrip() for line in examples]
-    return {"description": description, "epilog": "\n  ".join(["examples:", *lines]),
+    program = _program()
+    lines = [(line if "PROGRAM" in line else f"PROGRAM {line}").replace("PROGRAM", program).rstrip()
+             for line in examples]
+    epilog = "\n  ".join(["examples:", *lines]).replace("%", "%%")
+    return {"description": description, "epilog": epilog,
             "allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
 
@@ -5698,10 +5923,39 @@ def _read_settings(args: argparse.Namespace) -> Settings:
         if isinstance(flag, list):
             flag = ("," if name == "cors_origins" else ";").join(flag)
         if flag is not None:
-            environ[_variable(name)] = flag
+            environ[_variable(name)] = str(flag)
     if args.secret_file:
         environ["JWTSERVER_SECRET"] = ""
     return Settings.from_environ(environ)
+
+
+def _name_sources(message: str, args: argparse.Namespace) -> str:
+    """Name the flags that were given in place of their variables, and no variable without a value.
+    """
+    def source(match: "re.Match[str]") -> str:
+        name = match[1].lower()
+        if getattr(args, name, None) is not None:
+            return f"--{name.rstrip('s') if name == 'cors_origins' else name}".replace("_", "-") + (
+                match[2] or "")
+        return match[0] if os.environ.get(f"JWTSERVER_{match[1]}") or not match[2] else ""
+
+    return re.sub("JWTSERVER_([A-Z0-9_]+)(: )?", source, message)
+
+
+def _file_advice(message: str, settings: Settings) -> str:
+    """What to do about the key file or database that an error names, if that is certain."""
+    for path in (settings.key_file, Path(settings.database).absolute()):
+        if f"{path}: " not in message and f"{path.absolute()}: " not in message:
+            continue
+        if os.path.isdir(path):
+            return "; name a file, not a folder"
+        for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
+            if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
+                    and os.stat(place).st_uid != os.getuid()):
+                return f"; the {kind} belongs to another user; run this command as that user"
+        if path == settings.key_file and os.path.isfile(path) and not os.path.getsize(path):
+            return ". Or delete the empty file: the next start then creates a key"
+    return ""
 
 
 def _flush_output() -> None:
@@ -5714,20 +5968,49 @@ def _flush_output() -> None:
         raise
 
 
-def _run_command(arguments: List[str]) -> None:
+def _run_command(args: argparse.Namespace) -> None:
+    handler = _warn_to_stderr()
+    settings = _read_settings(args)
+    if args.run is _serve or args.verbose:
+        logging.getLogger().removeHandler(handler)
+    try:
+        if args.run is _serve:  # which configures the log after the application
+            with _queued_output():
+                _serve(args, settings)
+        else:
+            if args.verbose:
+                _log_to_stderr()
+            _open_audit_log(settings)
+            args.run(args, settings)
+    except (SettingsError, StoreError) as error:
+        raise Error(f"{error}{_file_advice(str(error), settings)}") from error
+
+
+def _run(arguments: List[str]) -> None:
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
             sys.stdout.reconfigure(errors="backslashreplace")
-        args = _build_parser().parse_args(arguments)
-        if args.run is not _serve:
-            (_log_to_stderr if args.verbose else _warn_to_stderr)()
-        settings = _read_settings(args)
-        if args.run is not _serve:  # `create_app` opens it for the server
-            _open_audit_log(settings)
-        with _queued_output() if args.run is _serve else nullcontext():
-            args.run(args, settings)
+        args = _build_parser().parse_args(_arrange(arguments))
+        try:
+            _run_command(args)
+        except Error as error:
+            raise Error(_name_sources(str(error), args)) from error
     finally:
         _flush_output()
+
+
+def _arrange(arguments: List[str]) -> List[str]:
+    """Add the command `serve` if there is none. Move the flags of all commands behind the command.
+    """
+    flags: List[str] = []
+    while arguments and arguments[0].partition("=")[0] in _COMMON_FLAGS:
+        count = 1 if "=" in arguments[0] or arguments[0] == "--verbose" else 2
+        flags += arguments[:count]
+        arguments = arguments[count:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _HELP_FLAGS):
+        arguments = ["serve", *arguments]
+    count = 2 if arguments[0] in _GROUPS else 1
+    return [*arguments[:count], *flags, *arguments[count:]]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -5736,11 +6019,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Raises:
         SystemExit: the usage was wrong (code 2), or the help was shown.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in _GLOBAL_FLAGS):
-        arguments.insert(0, "serve")
     try:
-        _run_command(arguments)
+        _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as in a shell
     except OSError as error:  # its own text would begin with an error number

@@ -150,6 +150,7 @@ def store_with(database, *users):
     if not hasattr(hashlib, "pbkdf2_hmac"):  # Pyodide's CPython has no OpenSSL
         pytest.skip("this Python has no PBKDF2, so nobody can sign in")
     if "://" not in database and not os.path.exists(database):
+        Path(database).touch(0o600)
         Path(database).write_bytes(empty_database())
     store = jwtserver.open_store(database)
     store.add_users(users)

@@ -789,7 +789,7 @@ def test_falsy_application_is_served_behind_the_guard(settings, store):
 def test_app_on_a_database_without_users_warns_of_it(caplog):
     create_app(Settings(secret=KEY))
 
-    assert "jwtserver.db has no users; python jwtserver.py user add NAME" in caplog.text
+    assert f"jwtserver.db has no users; run: {jwtserver._program()} user add NAME" in caplog.text
 
 
 def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):

@@ -1,5 +1,6 @@
 """The command line: what each command does, and that errors are one line."""
 
+import importlib.util
 import io
 import json
 import os
@@ -8,8 +9,11 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,8 @@ from webtest import TestApp
 
 import jwtserver
 from jwtserver import Settings, main, open_store
-from support import PASSWORD, ROOT, for_each, program, user
-from wsgi_auth import decode, verify_password
+from support import PASSWORD, ROOT, for_each, program, store_with, user
+from wsgi_auth import decode, encode, verify_password
 
 HASHES = {
     "django": "pbkdf2_sha256$1000$n3RFFf2yKkyGrDsLxbSpFe"
@@ -47,6 +51,11 @@ def command(capsys, monkeypatch, database):
     return run
 
 
+def called_as():
+    """How the messages begin a command for the database of the test."""
+    return jwtserver._program(Settings.from_environ(os.environ))
+
+
 def refused(result, words):
     code, output, errors = result
     assert (code, output) == (1, "")
@@ -55,19 +64,405 @@ def refused(result, words):
     return True
 
 
+# --- What is printed is true and can be pasted
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("{python} jwtserver.py", "{python} jwtserver.py"),
+    ("cd sub && {python} ../jwtserver.py", "{python} ../jwtserver.py"),
+    ("{python} -m jwtserver", "{python} -m jwtserver"),
+    ("jwtserver", "jwtserver"),
+    ("bin/jwtserver", "bin/jwtserver"),
+])
+def test_example_shows_the_command_as_it_was_called(tmp_path, line, shown):
+    python = "python" if sys.version_info >= (3, 10) else sys.executable  # no sys.orig_argv
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    script = tmp_path / "bin" / "jwtserver"
+    script.write_text(f"#!{sys.executable}\nimport sys, jwtserver\nsys.exit(jwtserver.main())\n")
+    script.chmod(0o755)
+    for module in ("jwtserver.py", "wsgi_auth.py"):
+        (tmp_path / module).symlink_to(ROOT / module)
+    result = subprocess.run(
+        f"{line.format(python=python)} user list --help", shell=True, capture_output=True,
+        text=True, timeout=20, env={**os.environ, "PYTHONPATH": str(ROOT),
+                                    "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"})
+
+    assert result.stdout.endswith(f"\nexamples:\n  {shown.format(python=python)} user list\n")
+
+
+@pytest.mark.parametrize("argv, module, settings, shown", [
+    (["x/jwtserver.py"], None, Settings(), "py x/jwtserver.py"),
+    (["/a b/jwtserver.py"], None, Settings(), "py '/a b/jwtserver.py'"),
+    (["/x/jwtserver.py"], "jwtserver", Settings(), "py -m jwtserver"),
+    (["/none/jwtserver"], None, Settings(), "/none/jwtserver"),
+    (["gunicorn"], "gunicorn", Settings(), f"py {jwtserver.__file__}"),
+    (["jwtserver.py"], None, Settings(database="a b.db", secret_file="$x"),
+     "py jwtserver.py --secret-file '$x' --database 'a b.db'"),
+    (["jwtserver.py"], None, Settings(database="postgresql://u:secret@h/d"),
+     'py jwtserver.py --database "$JWTSERVER_DATABASE"'),
+])
+def test_command_in_a_message_has_the_files_in_use(monkeypatch, argv, module, settings, shown):
+    monkeypatch.setattr(sys, "orig_argv", ["py"], raising=False)
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", module and ModuleSpec(module, None))
+
+    assert jwtserver._program(settings) == shown
+
+
+def test_command_in_a_message_of_a_server_that_embeds_python_starts_python(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["uwsgi"], raising=False)
+    monkeypatch.setattr(sys, "executable", "uwsgi")
+
+    assert jwtserver._program() == f"python {jwtserver.__file__}"
+
+
+def test_command_in_a_message_is_without_a_folder_if_the_shell_finds_it(monkeypatch):
+    os.mkdir("bin")
+    script = Path("bin/jwtserver").absolute()
+    script.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert jwtserver._program() == str(script)
+
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert jwtserver._program() == "jwtserver"
+
+
+@pytest.fixture
+def greeting(capsys):
+    """Starts and ends a server in this process; returns its output and errors."""
+    def start(*arguments):
+        before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(jwtserver._Server, "serve_forever",
+                            lambda server: server.interrupt(signal.SIGINT, None))
+            assert main(["--port", "0", *arguments]) == 0
+        for number, handler in before:
+            signal.signal(number, handler)
+        return capsys.readouterr()
+
+    return start
+
+
+def curl_url(output):
+    """The URL of the second curl command, without the server; None if there is none."""
+    lines = [shlex.split(line)[-1] for line in output.splitlines() if line.startswith("curl ")]
+    return lines[1].partition("127.0.0.1:")[2].partition("/")[2] if lines[1:] else None
+
+
+@pytest.mark.parametrize("arguments, path", [
+    ([], "protected"),
+    (["--protect", "/"], "protected"),  # `/` is open: it lists the endpoints
+    (["--protect", "/secret"], "secret"),
+    (["--protect", "/secret", "--protect", "/protected"], "protected"),
+    (["--protect", "POST /a", "--protect", "PUT,GET /my files"], "my%20files"),
+    (["--protect", "/\u00e9&$(x)"], "%C3%A9%26%24%28x%29"),
+    (["--protect", "/\udcff"], None),  # not UTF-8: no request matches it
+    (["--protect", "/a", "--exempt", "GET /a", "--protect", "/b"], "b"),
+    (["--protect", "/a", "--optional", "/a/", "--exempt", "GET /a"], None),
+    (["--protect", "POST /a"], None),
+    (["--app", "wsgiref.simple_server:demo_app"], ""),
+    (["--app", "wsgiref.simple_server:demo_app", "--prefix", "/auth", "--protect", "/x"], "x"),
+])
+def test_greeting_uses_a_path_that_needs_a_token(greeting, monkeypatch, arguments, path):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    output, _ = greeting(*arguments)
+
+    assert curl_url(output) == path
+    missing = path not in (None, "protected") and "--app" not in arguments
+    assert ("(the answer is 404 until --app names your application)" in output) is missing
+    assert ("/auth/authenticate" in output) is ("--prefix" in arguments)
+
+
+def test_greeting_names_exceptions_and_the_database(greeting):
+    output, _ = greeting("--database", "a b.db", "--exempt", "/x", "--optional", "/y")
+
+    assert "\nA token is needed for /protected, but not for /x, /y\n" in output
+    assert f"\n{jwtserver._program()} --database 'a b.db' user add NAME\n" in output
+
+
+@pytest.mark.parametrize("host, tls, text, url, is_public", [
+    ("127.0.0.1", False, "http://127.0.0.1:PORT", "http://127.0.0.1:PORT", False),
+    ("0.0.0.0", False, "all addresses of this machine, such as http://127.0.0.1:PORT",
+     "http://127.0.0.1:PORT", True),
+    ("0.0.0.0", True, "all addresses of this machine, such as https://127.0.0.1:PORT",
+     "https://127.0.0.1:PORT", False),
+    ("::", False, "all addresses of this machine, such as http://[::1]:PORT",
+     "http://[::1]:PORT", True),
+    ("::1", False, "http://[::1]:PORT", "http://[::1]:PORT", False),
+])
+def test_address_is_that_of_the_socket(host, tls, text, url, is_public):
+    with jwtserver._listen(host, 0)[0] as listener:
+        port = str(listener.getsockname()[1])
+
+        address = jwtserver._Address.of(listener, tls)
+
+    assert address == (text.replace("PORT", port), url.replace("PORT", port),
+                       ("-k",) if tls else (), is_public)
+
+
+def test_address_of_a_unix_socket_is_its_path():
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("my socket")
+
+        assert jwtserver._Address.of(listener, False) == (
+            "the Unix socket my socket", "http://localhost", ("--unix-socket", "my socket"), False)
+
+
+PUBLIC = "jwtserver: warning: other machines can connect without encryption; use --tls-cert, or"
+
+
+@pytest.mark.parametrize("arguments, variables, warned", [
+    (["--host", "0.0.0.0"], {}, True),
+    ([], {"HOST": "0.0.0.0"}, True),
+    (["--host", "127.0.0.1"], {"HOST": "0.0.0.0"}, False),
+    (["--host", "0.0.0.0"], {"TRUSTED_PROXIES": "1"}, False),
+    (["--host", "0.0.0.0", "--tls-cert", "server.pem"], {}, False),
+])
+def test_plain_http_for_other_machines_causes_one_line(
+        greeting, monkeypatch, certificate, arguments, variables, warned):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"JWTSERVER_{name}", value)
+
+    output, errors = greeting(*arguments)
+
+    assert [line[:len(PUBLIC)] for line in errors.splitlines()] == [PUBLIC] * warned
+    assert ("curl -k -d" in output) is ("--tls-cert" in arguments)
+
+
+# --- Warnings
+
+
+@pytest.mark.parametrize("password, words", [
+    ("1234567", "the password has fewer than 8 characters"), ("12345678", ""),
+    ("ALICEalice", "the password is the user name"),
+])
+@pytest.mark.parametrize("line", ["user add AliceAlice", "user password AliceAlice"])
+def test_weak_password_causes_a_warning(command, database, line, password, words):
+    store_with(database, *([user("AliceAlice")] if "password" in line else [])).close()
+
+    code, _, errors = command(f"{line} --password-stdin", password)
+
+    assert code == 0
+    assert errors.startswith(f"jwtserver: warning: {words}") if words else errors == ""
+    assert errors.count("\n") == bool(words)
+
+
+def test_cheap_password_hash_causes_a_warning(command, greeting, monkeypatch, database):
+    monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "999")
+    warning = ("jwtserver: warning: JWTSERVER_PBKDF2_ITERATIONS is 999, so stolen password hashes"
+               " are easy to break; the default is 600000\n")
+
+    assert command("user add bob --password-stdin", "long secret")[2] == warning
+    assert command("user password bob --password-stdin", "long secret")[2] == warning
+    assert greeting()[1] == warning
+
+
+@pytest.mark.sqlite
+def test_unknown_variable_causes_the_same_line_in_all_commands(tmp_path):
+    for arguments in (["user", "add", "bob"], ["--port", "0", "--protect", "nope"]):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "jwtserver.py"), *arguments], capture_output=True,
+            text=True, timeout=20, stdin=subprocess.DEVNULL,
+            env={**os.environ, "JWTSERVER_PROT": "1"})
+
+        assert result.stderr.splitlines()[0] == ("jwtserver: warning: There is no such setting:"
+                                                 " JWTSERVER_PROT; did you mean 'JWTSERVER_PORT'?")
+        assert result.returncode == 1 and result.stderr.count("\n") == 2
+
+
+# --- Errors in the user's terms
+
+
+@pytest.mark.parametrize("line, hint", [
+    ("usr list", "unknown command 'usr'; did you mean 'user'?"),
+    ("user lst", "unknown command 'lst'; did you mean 'list'?"),
+    ("add alice", "unknown command 'add'; did you mean 'user add'?"),
+    ("useradd alice", "unknown command 'useradd'; did you mean 'user add'?"),
+    ("xyzzy", "unknown command 'xyzzy'"),
+    ("user list --databse x", "unrecognized arguments: --databse x; did you mean '--database'?"),
+    ("--prot=1", "unrecognized arguments: --prot=1; did you mean '--port'?"),
+    ("--xyzzy", "unrecognized arguments: --xyzzy"),
+    ("--port 1 user list",
+     "unrecognized arguments: user list; write the command user before its flags"),
+    ("user add bob --scope read write",
+     "unrecognized arguments: write; put quotes around a value that contains spaces"),
+    ("--port x", "argument --port: must be a whole number from 0 to 65535, not 'x'"),
+])
+def test_mistyped_word_gets_a_suggestion(line, hint, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(line.split())
+
+    errors = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert errors.startswith("usage: ") and errors.splitlines()[-1] == f"jwtserver: {hint}"
+
+
+def test_flags_of_all_commands_may_stand_before_the_command(command):
+    store_with("x.db", user("alice", "read")).close()
+
+    for line in ("--database x.db user list", "--database=x.db --verbose user list"):
+        assert command(line)[:2] == (0, "alice                    enabled      read\n")
+    assert command("--secret-file x.key --database x.db token issue alice")[0] == 0
+    assert os.path.exists("x.key")
+    args = jwtserver._build_parser().parse_args(jwtserver._arrange(
+        ["--database", "y.db", "--port", "1"]))
+    assert (args.run, args.database, args.port) == (jwtserver._serve, "y.db", 1)
+
+
+@pytest.mark.parametrize("line, variables, start", [
+    ("user list --database mysql://x", {}, "--database must be the name of an SQLite file"),
+    ("user list", {"DATABASE": "mysql://x"}, "JWTSERVER_DATABASE must be the name of an SQLite"),
+    ("--prefix auth", {"PREFIX": "/x"}, "--prefix must be a path like /auth, not 'auth'"),
+    ("--protect nope", {}, "--protect: not a rule: 'nope'"),
+    ("--protect /x --exempt nope", {}, "--protect or --exempt: not a rule: 'nope'"),
+    ("", {"OPTIONAL": "nope"}, "JWTSERVER_OPTIONAL: not a rule: 'nope'"),
+    ("--cors-origin nope", {}, "--cors-origin: not an origin"),
+    ("", {"PORT": "x"}, "JWTSERVER_PORT must be a whole number from 0 to 65535, not 'x'"),
+    ("key list --secret-file none", {}, "--secret-file: none: No such file or directory"),
+    ("key list", {"SECRET_FILE": "none"}, "JWTSERVER_SECRET_FILE: none: No such file"),
+    ("key list", {}, "jwtserver.key: No such file or directory"),
+    ("key list --secret-file .", {}, "--secret-file: .: Is a directory; name a file, not a folder"),
+    ("--secret-file . --port 0", {}, "--secret-file: "),
+    ("user list --database .", {}, "--database: "),
+])
+@pytest.mark.sqlite
+def test_error_names_what_the_user_gave(command, monkeypatch, store, line, variables, start):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"JWTSERVER_{name}", value)
+    monkeypatch.setenv("JWTSERVER_COOKIE", "off")
+
+    code, output, errors = command(line)
+
+    assert (code, output) == (1, "") and errors.count("\n") == 1
+    assert errors.startswith(f"jwtserver: {start}")
+    assert "name a file, not a folder\n" in errors or " ." not in line
+
+
+@pytest.mark.sqlite
+def test_key_file_that_is_empty_can_be_deleted(command, store):
+    Path("jwtserver.key").touch(0o600)
+
+    assert refused(command("token issue alice"), "jwtserver.key: There is no key. ")
+    assert refused(command("key list"), ". Or delete the empty file: the next start then creates a")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_files_of_another_user_are_named_as_such():
+    """A process of the user `nobody` runs commands in a folder of root."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        store_with(f"{folder}/jwtserver.db", user("alice")).close()
+        Path(folder, "jwtserver.key").touch(0o600)
+        code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
+                f"os.chdir({folder!r})\n"
+                # The other user may not be able to read Python's modules.
+                "jwtserver.main(['user', 'list', '--database', 'none'])\n"
+                "os.setgroups([])\nos.setuid(65534)\n"
+                "for line in ('user list', 'key list', 'user add bob --database new.db'):\n"
+                "    jwtserver.main(line.split())\n")
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                timeout=20, stdin=subprocess.DEVNULL)
+
+    folder = os.path.realpath(folder)
+    advice = "belongs to another user; run this command as that user"
+    assert result.stderr.splitlines()[1:] == [
+        f"jwtserver: {folder}/jwtserver.db: unable to open database file; the file {advice}",
+        f"jwtserver: jwtserver.key: Permission denied; the file {advice}",
+        f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice}"]
+
+
+@pytest.mark.sqlite
+def test_database_of_another_user_is_named_as_such(command, monkeypatch):
+    Path("jwtserver.db").write_text("not a database")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything
+    monkeypatch.setattr(os, "getuid", lambda: os.stat("jwtserver.db").st_uid + 1)
+
+    assert refused(command("user list"), "the file belongs to another user; run this command as")
+
+
+APPLICATIONS = """
+def app(environ, start_response): pass
+def factory(option=1): return app
+def nothing(): pass
+class Class:
+    def __init__(self, environ, start_response): pass
+builtin = type
+"""
+
+
+@pytest.mark.parametrize("name", ["app", "factory()", "Class", "builtin"])
+def test_application_or_a_call_of_its_factory_is_loaded(monkeypatch, name):
+    Path("applications.py").write_text(APPLICATIONS)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "applications", raising=False)
+
+    assert callable(jwtserver._load_app(f"applications:{name}"))
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("broken:factory", "def factory(option=1): pass", "is not a WSGI application: it cannot be"
+     " called with environ and start_response. If it is a factory, which returns the application,"
+     " write: --app 'broken:factory()'"),
+    ("broken:nothing()", "def nothing(): pass", "broken:nothing() is not callable"),
+    ("broken:app", "import json\n\njson.loads('{')", "{folder}/broken.py, line 3)"),
+    ("broken:app", "\nimport nothing_there", "'nothing_there' ({folder}/broken.py, line 2)"),
+    ("broken:app()", "def app():\n    raise SystemExit(3)",
+     "SystemExit: 3 ({folder}/broken.py, line 2)"),
+    ("broken:app", "def f(:", "SyntaxError: invalid syntax (broken.py, line 1)"),
+    ("broken:app", "raise ValueError('two\\nlines')", "ValueError: two lines ({folder}/"),
+    ("nothing_there:app", "", "No module named 'nothing_there' in {folder} or among the installed"),
+])
+def test_application_that_cannot_be_loaded_is_one_line_with_its_place(
+        command, monkeypatch, name, text, words):
+    Path("broken.py").write_text(text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    importlib.invalidate_caches()
+
+    assert refused(command(["--app", name]), words.format(folder=os.getcwd()))
+    assert not os.path.exists("jwtserver.db")
+
+
+@pytest.mark.parametrize("file, words", [
+    (None, "No module named 'wsgi_auth'"), ("", "cannot import name "),
+])
+def test_wsgi_auth_that_is_missing_or_old_is_one_line(tmp_path, file, words):
+    shutil.copy(ROOT / "jwtserver.py", tmp_path)
+    if file is not None:
+        (tmp_path / "wsgi_auth.py").write_text(file)
+    result = subprocess.run([sys.executable, "-S", "jwtserver.py", "user", "list"], cwd=tmp_path,
+                            env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True,
+                            timeout=20)
+
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith(f"jwtserver: {words}")
+    assert "; copy both files, jwtserver.py and wsgi_auth.py, of one release" in result.stderr
+
+
+def test_wsgi_auth_that_is_missing_is_an_import_error_for_other_programs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wsgi_auth", None)
+    spec = importlib.util.spec_from_file_location("another_jwtserver", jwtserver.__file__)
+
+    with pytest.raises(ImportError):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
 # --- user
 
 
 def test_user_add_takes_the_password_from_the_input(command, database):
     code, output, errors = command(
-        "user add bob --scope read --password-stdin", "secret\r\nmore\n")
+        "user add bob --scope read --password-stdin", "long secret\r\nmore\n")
 
     store = open_store(database)
     added = store.find_user("bob")
     assert (code, output, errors) == (0, f"Added the user bob to {store.name}\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
     assert added.password_hash.startswith("pbkdf2_sha256$1000$")
-    assert verify_password("secret", added.password_hash)
+    assert verify_password("long secret", added.password_hash)
 
 
 @for_each("line, stdin, words", [
@@ -234,8 +629,8 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
         return command(line, stdin) == (0, f"{outcome}\n", "")
 
     assert done("user password alice --password-stdin",
-                "Changed the password of alice and ended the user's sessions", "other\n")
-    assert verify_password("other", store.find_user("alice").password_hash)
+                "Changed the password of alice and ended the user's sessions", "other secret\n")
+    assert verify_password("other secret", store.find_user("alice").password_hash)
     assert done("user disable alice", "Disabled the user alice and ended the user's sessions")
     assert store.find_user("alice").disabled
     assert done("user enable alice", "Enabled the user alice")
@@ -249,6 +644,11 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
     assert done("user logout alice", "Ended the sessions of alice")
     assert done("user remove alice", "Removed the user alice and ended the user's sessions")
     assert store.all_users() == []
+
+
+def test_user_scope_takes_several_words(command, store):
+    assert command("user scope alice read admin")[0] == 0
+    assert store.find_user("alice").scope == "read admin"
 
 
 def on_a_terminal(arguments, *answers):
@@ -295,7 +695,7 @@ def test_user_add_on_a_terminal_without_a_password_adds_no_user(answers, words, 
 
 
 def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
-    answers = ["one", "one", "one", "two"]
+    answers = ["long secret", "long secret", "long secret", "two"]
 
     def getpass(prompt):
         if not answers:
@@ -310,7 +710,7 @@ def test_password_is_asked_for_twice(command, store, monkeypatch, capsys):
     assert main(["user", "password", "alice"]) == 0
     assert main(["user", "password", "alice"]) == 1
     assert main(["user", "password", "alice"]) == 1
-    assert verify_password("one", store.find_user("alice").password_hash)
+    assert verify_password("long secret", store.find_user("alice").password_hash)
     assert capsys.readouterr().err.splitlines() == [
         "jwtserver: the two passwords differ; nothing has changed",
         "", "jwtserver: no password was entered; nothing has changed"]
@@ -406,6 +806,78 @@ def test_token_inspect_of_an_invalid_token_is_refused(command, token, words):
     assert refused(command("token inspect", token), words)
 
 
+@pytest.mark.parametrize("prefix", ["Bearer ", "bearer  ", "Authorization: Bearer "])
+def test_token_inspect_accepts_the_token_as_it_stands_in_the_header(command, store, prefix):
+    token = command("token issue alice")[1].strip()
+
+    for result in (command("token inspect", prefix + token),
+                   command(["token", "inspect", prefix + token]),
+                   command(f"token inspect {prefix}{token}")):
+        assert (result[0], json.loads(result[1])["sub"]) == (0, "alice")
+
+
+def test_token_inspect_of_an_expired_token_prints_its_claims_and_the_time(command):
+    jwtserver.prepare_keys(Settings())
+    token = encode({"sub": "alice", "exp": 1795851660}, key())
+    ancient = encode({"sub": "alice", "exp": -1e300}, key())
+
+    code, output, errors = command(["token", "inspect", token])
+
+    assert (code, json.loads(output)) == (1, {"sub": "alice", "exp": 1795851660}), errors
+    assert errors == "jwtserver: the token is not valid: it expired at 2026-11-28 07:41 UTC\n"
+    assert command(["token", "inspect", ancient])[2].endswith(": it expired at -1e+300\n")
+
+
+@pytest.mark.parametrize("issue, inspect, words", [
+    ({"ISSUER": "x"}, {},
+     "warning: the token has the issuer 'x'; JWTSERVER_ISSUER is not set here"),
+    ({"ISSUER": "x"}, {"ISSUER": "y"},
+     "Invalid issuer: JWTSERVER_ISSUER is 'y' here; set it as for the server"),
+    ({"AUDIENCE": "x"}, {}, "JWTSERVER_AUDIENCE is not set here; set it as for the server"),
+    ({"SECRET_FILE": "other.key"}, {}, "Signature verification failed: no key in {file}"),
+    ({}, {"SECRET": "0123456789abcdef" * 2},
+     "Signature verification failed: no key in JWTSERVER_SECRET has signed it"),
+])
+def test_token_inspect_without_the_environment_of_the_server_says_what_differs(
+        command, store, monkeypatch, issue, inspect, words):
+    with monkeypatch.context() as context:
+        for name, value in issue.items():
+            context.setenv(f"JWTSERVER_{name}", value)
+        token = command("token issue alice")[1].strip()
+    for name, value in inspect.items():
+        monkeypatch.setenv(f"JWTSERVER_{name}", value)
+
+    code, _, errors = command(["token", "inspect", token])
+
+    assert code == (0 if "warning" in words else 1)
+    assert words.format(file=Path("jwtserver.key").absolute()) in errors
+    assert errors.startswith("jwtserver: ") and errors.count("\n") == 1
+
+
+def test_dates_are_for_people_only(command, store, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    command("token issue alice")
+    monkeypatch.setattr(sys, "stderr", None)
+    command("token issue alice")
+
+    shown = "ID: [0-9a-f]{32}\\nExpires: 20[0-9-]{8} [0-9:]{5} UTC\\n"
+    assert re.fullmatch(shown, terminal.getvalue())
+
+
+def test_token_commands_on_a_terminal_show_dates(store):
+    code, screen = on_a_terminal(["token", "issue", "alice"])
+
+    assert code == 0
+    assert re.search(r"\nExpires: 20[0-9]{2}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2} UTC\r\n", screen)
+    token = screen.split()[0]
+    code, screen = on_a_terminal(["token", "inspect", token])
+    assert code == 0
+    assert re.search(r"\niat: 20[0-9-]{8} [0-9:]{5} UTC, exp: 20[0-9-]{8} [0-9:]{5} UTC", screen)
+
+
 # --- key
 
 
@@ -415,7 +887,7 @@ def test_key_rotate_and_prune_keep_and_drop_older_tokens(command, store):
     code, output, _ = command("key rotate")
 
     assert code == 0 and output.startswith("Added a new signing key to ")
-    assert "python jwtserver.py key prune" in output
+    assert f"{called_as()} key prune" in output
     assert command(["token", "inspect", old])[0] == 0
     new = command("token issue alice")[1].strip()
     code, output, _ = command("key prune --force")
@@ -475,7 +947,7 @@ def test_wrong_usage_exits_with_2(line, capsys):
     assert os.listdir() == []
 
 
-@for_each("line", ["user scope bob read write", "user list --databse x", "--prot 1"])
+@for_each("line", ["user rename bob bo b", "user list --databse x", "--prot 1"])
 def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
         main(line.split())
@@ -494,7 +966,7 @@ def test_help_of_every_command_has_an_example(words, capsys):
         main([*words.split(), "--help"])
 
     assert exit.value.code == 0
-    assert "examples:\n  python jwtserver.py" in capsys.readouterr().out
+    assert f"examples:\n  {jwtserver._program()}" in capsys.readouterr().out
 
 
 def test_help_without_a_command_shows_the_flags_of_serve_and_all_commands(capsys):

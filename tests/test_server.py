@@ -139,10 +139,10 @@ def test_port_in_use_is_one_clear_line_and_makes_no_files(server, tmp_path):
 
 
 @for_each("arguments, environment, words", [
-    (["--protect", "nope"], {}, "JWTSERVER_PROTECT"),
-    (["--prefix", "nope"], {}, "JWTSERVER_PREFIX"),
+    (["--protect", "nope"], {}, "--protect: not a rule"),
+    (["--prefix", "nope"], {}, "--prefix must be"),
     (["--database", "no/such/folder.db"], {}, "no/such/folder.db: No such file"),
-    (["--database", "mysql://localhost/x"], {}, "JWTSERVER_DATABASE"),
+    (["--database", "mysql://localhost/x"], {}, "--database must be"),
     (["--secret-file", "no/such/file"], {}, "no/such/"),
     (["--host", "256.0.0.1"], {}, "cannot listen on 256.0.0.1"),
     ([], {"JWTSERVER_TOKEN_LIFETIME": "-1"}, "JWTSERVER_TOKEN_LIFETIME"),
@@ -365,7 +365,7 @@ def test_socket_inherited_that_cannot_be_served_stops_the_start(
 
 
 def test_application_is_imported_from_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "mine_too.py").write_text("def application(): pass\n")
+    (tmp_path / "mine_too.py").write_text("def application(environ, start_response): pass\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     assert jwtserver._load_app("mine_too").__name__ == "application"

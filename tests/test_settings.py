@@ -40,6 +40,7 @@ OTHER = KEY[::-1]
     ("EXEMPT", "/a/b", "exempt", ("/a/b",)),
     ("PREFIX", "/auth/v1/", "prefix", "/auth/v1"),
     ("PBKDF2_ITERATIONS", "10000000", "pbkdf2_iterations", 10_000_000),
+    ("HOST", "::", "host", "::"), ("PORT", "0", "port", 0),
 ])
 def test_variable_sets_its_field(variable, text, field, value):
     settings = Settings.from_environ({f"JWTSERVER_{variable}": text})
@@ -56,6 +57,7 @@ def test_variable_sets_its_field(variable, text, field, value):
     *((variable, text) for variable in ("LOGIN_FAILURES", "RATE_LIMIT") for text in (
         "5", "5/", "/900", "0/900", "5/0", "5/900/1", "-5/900", "5 / 900", "5/15m", "off")),
     ("SESSION_LIFETIME", "0"), ("LEEWAY", "-1"), ("LEEWAY", "0.5"), ("LEEWAY", "x"),
+    ("PORT", "65536"), ("PORT", "udp://10.0.0.1:80"), ("HOST", "\udcff"),
     ("TRUSTED_PROXIES", "-1"), ("TRUSTED_PROXIES", "10.0.0.1"),
     *(("PREFIX", text) for text in ("auth", "//", "//a", "/a b", "/a/../b", "/%61", "/a?b")),
     *((variable, text) for variable in ("PROTECT", "EXEMPT") for text in (
@@ -101,7 +103,18 @@ def test_field_that_cannot_be_used_is_named(field, value):
 def test_unknown_variable_causes_a_warning(caplog):
     Settings.from_environ({"JWTSERVER_TOKEN_LIFETME": "60", "JWTSERVER_X": "", "OTHER": "1"})
 
-    assert caplog.messages == ["There is no such setting: JWTSERVER_TOKEN_LIFETME, JWTSERVER_X"]
+    assert caplog.messages == [
+        "There is no such setting: JWTSERVER_TOKEN_LIFETME; did you mean"
+        " 'JWTSERVER_TOKEN_LIFETIME'?", "There is no such setting: JWTSERVER_X"]
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(caplog):
+    environ = {
+        "JWTSERVER_PORT": "tcp://10.0.0.1:80", "JWTSERVER_SERVICE_HOST": "10.0.0.1",
+        "JWTSERVER_SERVICE_PORT_HTTP": "80", "JWTSERVER_PORT_80_TCP": "tcp://10.0.0.1:80"}
+
+    assert Settings.from_environ(environ) == Settings()
+    assert caplog.messages == []
 
 
 def test_empty_variables_count_as_none():

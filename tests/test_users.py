@@ -520,11 +520,12 @@ def test_user_unlock_of_an_unknown_user_is_refused(store, capsys):
 
 
 @pytest.mark.parametrize("addresses, times", [(1, 5), (20, 5)], ids=["address", "everywhere"])
-@pytest.mark.parametrize("command", ["password zoe --password-stdin", "enable zoe"])
+@pytest.mark.parametrize("command", [
+    "password zoe --password-stdin", "enable zoe", "add zoe --password-stdin"])
 def test_change_of_a_user_who_is_locked_out_says_so(
     store, capsys, monkeypatch, command, addresses, times,
 ):
-    store.add_users([user("zoe"), user("bob")])
+    store.add_users([user("bob"), *([] if "add" in command else [user("zoe")])])
     for address in range(addresses):
         fail(store, "zoe", f"192.0.2.{address}", times)
     monkeypatch.setattr("sys.stdin", standard_input("new\n"))
@@ -532,8 +533,9 @@ def test_change_of_a_user_who_is_locked_out_says_so(
     jwtserver.main(["user", *command.split()])
 
     lines = capsys.readouterr().out.splitlines()
+    program = re.escape(jwtserver._program(jwtserver.Settings.from_environ(os.environ)))
     assert re.fullmatch("zoe is locked out for (900|8[0-9]{2}) seconds, at one address or more. To"
-                        " end this: python jwtserver.py user unlock zoe", lines[1])
+                        f" end this: {program} user unlock zoe", lines[1])
 
 
 @pytest.mark.parametrize("times, rate", [(4, Rate(5, 900)), (5, Rate(5, 31622400))])
