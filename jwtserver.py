@@ -957,7 +957,10 @@ def _close_idle(pools: Dict[int, List[DatabaseConnection]]) -> None:
 
 
 class _PooledConnection:
-    """Lends a connection to a `with` block. If the block raises, it is closed, which rolls back."""
+    """Lends a connection to a `with` block.
+
+    If the block raises anything else than an Error of this module, the connection is closed.
+    """
 
     __slots__ = ("_database", "_idle", "_connection")
 
@@ -971,7 +974,7 @@ class _PooledConnection:
         return connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
+        if len(self._idle) < MAX_IDLE_CONNECTIONS and (error is None or isinstance(error, Error)):
             self._idle.append(self._connection)
             return
         self._connection.close()
@@ -1030,10 +1033,8 @@ class _Database(ABC):
     def take(self, idle: List[Any]) -> Any:
         """Take an idle connection from this list, or open one."""
         try:
-            return idle.pop()
-        except IndexError:  # all are in use
-            pass
-        try:
+            with suppress(IndexError):  # all are in use
+                return idle.pop()
             return self.connect()
         except self.driver_error as error:
             raise self.store_error(error) from error
@@ -1042,13 +1043,13 @@ class _Database(ABC):
         """Close the idle connections of this process. A later statement opens a new one."""
         _close_idle(self.pools)
 
-    def connection(self) -> _PooledConnection:
-        """Lend a connection to a `with` block."""
-        self.recheck()
-        return _PooledConnection(self)
+    def connection(self, quick: bool = False) -> _PooledConnection:
+        """Lend a connection to a `with` block.
 
-    def quick_connection(self) -> _PooledConnection:
-        """Lend one whose database may have been replaced in the last half second."""
+        `quick`: the database may have been replaced in the last half second.
+        """
+        if not quick:
+            self.recheck()
         return _PooledConnection(self)
 
     @contextmanager
@@ -1056,7 +1057,11 @@ class _Database(ABC):
         """Lend a connection in a transaction that is committed if the block succeeds."""
         with self.connection() as connection:
             connection.execute(self.begin)
-            yield connection
+            try:
+                yield connection
+            except Error:
+                connection.execute("ROLLBACK")
+                raise
             connection.execute("COMMIT")
 
     def store_error(self, problem: object) -> StoreError:
@@ -1121,14 +1126,11 @@ class _SQLite(_Database):
         self._checked_at = -math.inf
 
     def take(self, idle: List[Any]) -> Any:
-        """Take a connection to the file that is there now, and close those to an earlier file."""
         if time.monotonic() - self._checked_at > FILE_INTERVAL:
             self._check_file()
-        while True:
-            connection = super().take(idle)
-            if connection.file == self._file:
-                return connection
+        while (connection := super().take(idle)).file != self._file:
             self._close_replaced(connection)
+        return connection
 
     def _check_file(self) -> None:
         try:
@@ -1285,10 +1287,8 @@ class _PostgreSQL(_Database):
 
     def take(self, idle: List[Any]) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
-        connection = super().take(idle)
-        while not connection.is_usable():
+        while not (connection := super().take(idle)).is_usable():
             connection.close()
-            connection = super().take(idle)
         return connection
 
     def read_version(self, connection: DatabaseConnection) -> int:
@@ -1508,24 +1508,20 @@ class Store:
     def check_attempt(self, attempt: Attempt, now: float) -> None:
         """Raise LockedOut if this sign-in may not be tried now."""
         with self.database.connection() as connection:
-            seconds = self._lockout_seconds(connection, attempt, now)
-        if seconds:
-            raise LockedOut(seconds)
+            self._check_lockout(connection, attempt, now)
 
-    def _lockout_seconds(
+    def _check_lockout(
         self, connection: DatabaseConnection, attempt: Attempt, now: float, own_failures: int = 0,
-    ) -> float:
-        """Seconds until the lock-out ends, or 0.
-
-        `own_failures` is subtracted from each counter before it is compared with its limit.
-        """
+    ) -> None:
+        """Raise LockedOut if a counter, without this attempt's own failures, is at its limit."""
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
-        lockouts: List[float] = [
+        seconds: List[float] = [
             expires - now for counter, count, expires in rows
             if count - own_failures >= attempt.limits[counter]
-            and expires <= attempt.latest_expiry(now)]
-        return max([0.0, *lockouts])
+            and now < expires <= attempt.latest_expiry(now)]
+        if seconds:
+            raise LockedOut(max(seconds))
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
         """Count a failed sign-in.
@@ -1541,12 +1537,7 @@ class Store:
                 name = attempt.name if counter == attempt.user_at_address else ""
                 connection.execute(
                     _COUNT_FAILURE, [counter, now + attempt.seconds, name, *valid, *valid])
-            seconds = self._lockout_seconds(connection, attempt, now, own_failures=1)
-            if seconds:
-                connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
-                                   list(attempt.limits))
-        if seconds:
-            raise LockedOut(seconds)
+            self._check_lockout(connection, attempt, now, own_failures=1)
 
     def seconds_locked(self, name: str, rate: Rate, now: float) -> float:
         """Seconds until the user can sign in at every address that is not locked out, or 0."""
@@ -1578,27 +1569,31 @@ class Store:
         """
         user = grant.user
         with self.database.transaction() as connection:
-            seconds = self._lockout_seconds(connection, attempt, now) if attempt else 0
-            unchanged = self._is_unchanged(connection, found or user)
-            if unchanged and not seconds:
+            unchanged = self._accept(connection, found or user, attempt, now)
+            if unchanged:
                 self._sweep(connection, "sessions", now)
                 connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
                                    " ?)", grant.session)
-                if found:
-                    connection.execute(
-                        "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
-                        [user.password_hash, user.otp_step, user.name])
-                if attempt:
-                    connection.execute(
-                        "DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
-        if seconds:
-            raise LockedOut(seconds)
+            if unchanged and found:
+                connection.execute(
+                    "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
+                    [user.password_hash, user.otp_step, user.name])
         return unchanged
 
-    def _is_unchanged(self, connection: DatabaseConnection, user: User) -> bool:
-        """Return whether the row of a user is still this one, and lock it."""
+    def _accept(
+        self, connection: DatabaseConnection, user: User, attempt: Optional[Attempt], now: float,
+    ) -> bool:
+        """Clear the failures of a user, unless the user was changed. Lock the user's row.
+
+        Raises:
+            LockedOut: too many other sign-ins have failed meanwhile.
+        """
+        if attempt:
+            self._check_lockout(connection, attempt, now)
         row = connection.execute(
             f"SELECT * FROM users WHERE name = ?{self.database.for_update}", [user.name]).fetchone()
+        if attempt and row == user:
+            connection.execute("DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
         return bool(row == user)
 
     def change_password(
@@ -1609,19 +1604,15 @@ class Store:
         Return False if the user was changed since it was looked up.
 
         Raises:
-            LockedOut: too many sign-ins have failed meanwhile.
+            LockedOut: too many other sign-ins have failed meanwhile.
         """
         with self.database.transaction() as connection:
-            seconds = self._lockout_seconds(connection, attempt, now)
-            unchanged = self._is_unchanged(connection, user)
-            if unchanged and not seconds:
+            unchanged = self._accept(connection, user, attempt, now)
+            if unchanged:
                 connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
                                    [password_hash, user.name])
                 connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
                                    [user.name, session_id])
-                connection.execute("DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
-        if seconds:
-            raise LockedOut(seconds)
         return unchanged
 
     def refresh(self, token: str, now: float, grace: float, fingerprint: str) -> Grant:
@@ -1662,7 +1653,7 @@ class Store:
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
-        with self.database.quick_connection() as connection:
+        with self.database.connection(quick=True) as connection:
             found = connection.execute(_IS_OPEN, (session_id, now, now + self._leeway))
             return found.fetchone() is not None
 
