@@ -207,12 +207,8 @@ def _is_postgresql(database: str) -> bool:
     return database.startswith(("postgresql://", "postgres://"))
 
 
-def _parse_path(value: Any) -> str:
-    return os.fsdecode(value)
-
-
 def _parse_database(value: Any) -> str:
-    text = _parse_path(value)
+    text = os.fsdecode(value)
     if not text or ("://" in text and not _is_postgresql(text)) or text == ":memory:":
         raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
@@ -225,20 +221,21 @@ def _parse_integer(value: Any, maximum: int, minimum: int = 1) -> int:
     return int(text)
 
 
+def _parse_number(value: Any, maximum: int) -> float:
+    """A whole number or, from Python code, a float such as 0.5."""
+    if not isinstance(value, float):
+        return _parse_integer(value, maximum)
+    if not 0 < value <= maximum:  # NaN fails as well
+        raise ValueError(f"must be more than 0 and at most {maximum}, not {value!r}")
+    return value
+
+
 def _integer(maximum: int, minimum: int = 1) -> Callable[[Any], int]:
     return partial(_parse_integer, maximum=maximum, minimum=minimum)
 
 
 def _number(maximum: int) -> Callable[[Any], float]:
-    """A parser of whole numbers that also accepts a float, such as 0.5, from Python code."""
-    def parse(value: Any) -> float:
-        if not isinstance(value, float):
-            return _parse_integer(value, maximum)
-        if not 0 < value <= maximum:  # NaN fails as well
-            raise ValueError(f"must be more than 0 and at most {maximum}, not {value!r}")
-        return value
-
-    return parse
+    return partial(_parse_number, maximum=maximum)
 
 
 class Rate(NamedTuple):
@@ -271,12 +268,6 @@ def _parse_rule_list(value: Any) -> Rules:
         if re.search("[,:=]", rule.partition("/")[2]):
             raise ValueError(f"must be rules separated by `;`, without scopes, not {rule!r}")
     return rules
-
-
-def _parse_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
 
 
 def _parse_name(value: Any) -> str:
@@ -313,8 +304,8 @@ class Settings(NamedTuple):
     """
 
     database: Annotated[str, _parse_database] = "jwtserver.db"  # an SQLite file or postgresql://…
-    secret: Annotated[str, _parse_text] = ""  # keys, one per line: the first signs, all verify
-    secret_file: Annotated[str, _parse_path] = ""  # their file; jwtserver.key beside the database
+    secret: Annotated[str, str.strip] = ""  # keys, one per line: the first signs, all verify
+    secret_file: Annotated[str, os.fsdecode] = ""  # their file; jwtserver.key beside the database
     issuer: Annotated[Optional[str], _parse_name] = None
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
@@ -329,7 +320,7 @@ class Settings(NamedTuple):
     trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # by X-Forwarded-*
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
-    audit_log: Annotated[str, _parse_path] = ""  # a file to which audit lines are appended
+    audit_log: Annotated[str, os.fsdecode] = ""  # a file to which audit lines are appended
     optional: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
@@ -1919,24 +1910,32 @@ class Route(NamedTuple):
 _NO_ROUTE = Route({})
 
 
+def _find_route(routes: Mapping[str, Route], path: str) -> Route:
+    """The route of a path. The last segment of a path may be an ID."""
+    return routes.get(path) or routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+
+
 class Router:
-    """Serves the routes, and passes requests for other paths to `fallback`, or answers 404."""
+    """Serves the routes. It passes requests for other paths on, or answers 404.
+
+    They go to the application in `apps` for that path, otherwise to `fallback`.
+    """
 
     def __init__(
         self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
+        apps: Mapping[str, WSGIApplication] = {},
     ) -> None:
         self.routes = routes
         self.fallback = fallback
-        self._has_ids = any(path.endswith("/{id}") for path in routes)
+        self.apps = apps
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        route = self.routes.get(path, _NO_ROUTE)
-        if route is _NO_ROUTE and self._has_ids:
-            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        route = _find_route(self.routes, path)
         try:
-            if route is _NO_ROUTE and self.fallback is not None:
-                return self.fallback(environ, start_response)
+            app = self.apps.get(path, self.fallback) if route is _NO_ROUTE else None
+            if app is not None:
+                return app(environ, start_response)
             response = route.respond(environ)
         except _BodyError:
             raise  # this module's server answers it
@@ -1959,20 +1958,6 @@ def _http_error(error: Exception, environ: Environ) -> HTTPError:
         return HTTPError(503, "The database cannot answer")
     logger.exception("Internal error at %s", ascii(environ.get("PATH_INFO")))
     return HTTPError(500, "Internal server error")
-
-
-def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
-    """Add `X-Content-Type-Options` to responses of an application that does not send it."""
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
-            if not any(name.lower() == "x-content-type-options" for name, _ in headers):
-                headers = [*headers, _NOSNIFF]
-            return start_response(status, headers, *exc_info)
-
-        return app(environ, start)
-
-    return wrapped
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
@@ -2056,11 +2041,22 @@ _build_locks: Dict[int, threading.Lock] = {}
 _Item = TypeVar("_Item")
 
 
+def _address(environ: Environ) -> str:
+    """The address of the client; `_apply_forwarded` has put it there."""
+    return str(environ.get("REMOTE_ADDR", ""))
+
+
 def _for_this_process(items: Dict[int, _Item], create: Callable[[], _Item]) -> _Item:
     process_id = os.getpid()
     if process_id not in items:
         items.setdefault(process_id, create())  # atomic: all threads get the same item
     return items[process_id]
+
+
+def _core(environ: Environ) -> ContextManager[None]:
+    """A core of this machine, for a `with` block that computes a password hash."""
+    queue = _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores()))
+    return queue.core(_network(_address(environ)))
 
 
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
@@ -2075,27 +2071,25 @@ def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tu
     return signer.sign(claims), expires - issued
 
 
-@contextmanager
-def _lock_out_errors(audit_details: Mapping[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except LockedOut as error:
-        _audit("locked_out", **audit_details)
-        raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
+class _WrongPassword(Exception):
+    """The user, the password or the one-time password of an attempt is wrong."""
 
 
 def _check_otp(user: User, otp: str, now: float) -> int:
-    """The time step to store with a user whose password was right, or -1 if the code is wrong.
+    """The time step to store with a user whose password was right.
 
     Raises:
         HTTPError: the user has a second factor, and there is no code.
+        _WrongPassword: the code is wrong, or was used before.
     """
     if not user.otp_secret:
         return user.otp_step
     if not otp:
         raise HTTPError(401, "A one-time password is required", otp_required=True)
     step = find_otp_step(user.otp_secret, otp, now)
-    return step if step > user.otp_step else -1
+    if step <= user.otp_step:
+        raise _WrongPassword
+    return step
 
 
 _SESSION_ID = re.compile("[0-9a-f]{32}")
@@ -2130,99 +2124,103 @@ class Service:
         Raises:
             HTTPError: with status 401, 429 or 503.
         """
-        audit_details = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
-        with _lock_out_errors(audit_details):
-            grant = self._open_session(name, password, otp, environ, details)
-        if grant is None:
-            _audit("sign_in_failed", **audit_details)
-            raise HTTPError(401, "Invalid username and password")
-        _audit("sign_in", **audit_details, session=grant.session.id)
+        with self._attempt(
+                name, environ, "sign_in_failed", "Invalid username and password") as attempt:
+            grant = None
+            while grant is None:
+                grant = self._open_session(attempt, name, password, otp, environ, details)
+        self._audit("sign_in", environ, grant.user.name, grant.session.id)
         return grant
 
-    def _open_session(
-        self, name: str, password: str, otp: str, environ: Environ, details: Mapping[str, Any],
-    ) -> Optional[Grant]:
-        """Open a session if the password is right. An unknown user takes the same time.
+    @contextmanager
+    def _attempt(
+        self, name: str, environ: Environ, event: str, message: str, session: Optional[str] = None,
+    ) -> Iterator[Attempt]:
+        """Let a `with` block check a password, and count the failure if it raises _WrongPassword.
 
         Raises:
-            LockedOut: too many such sign-ins have failed.
+            HTTPError: the password was wrong, or must not be tried now.
         """
-        attempt = self._begin_attempt(name, environ)
-        while True:
-            checked = self._check_user(attempt, name, password, environ)
-            if checked is None:
-                return None
-            found, new_hash = checked
-            now = self.clock()
-            step = _check_otp(found, otp, now)
-            if step < 0:
-                self.store.count_failure(attempt, now)
-                return None
-            user = found._replace(password_hash=new_hash or found.password_hash, otp_step=step)
-            grant = new_grant(user, self.settings.session_lifetime, now,
-                              key_fingerprint=self.signer.fingerprint, **details)
-            changed = found if user != found else None
-            if self.store.open_session(grant, now, attempt=attempt, found=changed):
-                return grant
-            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
-            # password again. This ends, because each repetition needs another change of the user.
+        attempt = Attempt.of(name, _address(environ), self.settings.login_failures)
+        try:
+            self.store.check_attempt(attempt, self.clock())
+            # Only this module's server has a loop. It would stop if its thread waited for a core.
+            if not environ.get("jwtserver.release_loop", lambda: True)():
+                raise _too_many_sign_ins()
+            try:
+                yield attempt
+            except _WrongPassword:
+                self.store.count_failure(attempt, self.clock())
+                self._audit(event, environ, name, session)
+                raise HTTPError(401, message) from None
+        except LockedOut as error:
+            self._audit("locked_out", environ, name, session)
+            raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
 
-    def _begin_attempt(self, name: str, environ: Environ) -> Attempt:
-        """Check that a password may be tried, and let the server go on without this thread."""
-        attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
-        self.store.check_attempt(attempt, self.clock())
-        # Only this module's server has a loop. If its thread waited in the queue, it would stop.
-        if not environ.get("jwtserver.release_loop", lambda: True)():
-            raise _too_many_sign_ins()
-        return attempt
+    def _open_session(
+        self, attempt: Attempt, name: str, password: str, otp: str, environ: Environ,
+        details: Mapping[str, Any],
+    ) -> Optional[Grant]:
+        """Open a session if the password is right.
 
-    def _core(self, environ: Environ) -> ContextManager[None]:
-        """A core of this machine, for a `with` block that computes a password hash."""
-        queue = _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores()))
-        return queue.core(_network(self.address(environ)))
+        Return None if the user was changed meanwhile, perhaps by a sign-in that upgraded the hash.
+        Then the password must be checked again. Each repetition needs another change of the user.
+        """
+        found = self._check_password(attempt, name, password, environ)
+        user = found._replace(otp_step=_check_otp(found, otp, self.clock()))
+        if needs_rehash(user.password_hash, iterations=self.settings.pbkdf2_iterations):
+            user = user._replace(password_hash=self._hash_password(password, environ))
+        now = self.clock()
+        grant = new_grant(user, self.settings.session_lifetime, now,
+                          key_fingerprint=self.signer.fingerprint, **details)
+        opened = self.store.open_session(
+            grant, now, attempt=attempt, found=found if user != found else None)
+        return grant if opened else None
 
-    def _check_user(
+    def _check_password(
         self, attempt: Attempt, name: str, password: str, environ: Environ,
-    ) -> Optional[Tuple[User, Optional[str]]]:
-        """The user, and a new hash if the stored one is outdated.
+    ) -> User:
+        """The user with this name and password. A refusal takes the same time for every name.
 
-        None if the password is wrong. That is counted.
+        Raises:
+            _WrongPassword: there is no such user, or the user is disabled.
         """
         user = self.store.find_user(name)
-        if user and user.disabled:
-            user = None  # hash as for an unknown name, or the time would confirm the password
-        with self._core(environ):
+        # A disabled user is an unknown one here, or the time would confirm the password.
+        stored = user.password_hash if user and not user.disabled else ""
+        with _core(environ):
             self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
-            matches, new_hash = self._check_password(user, password)
-        if not matches or user is None:
-            self.store.count_failure(attempt, self.clock())
-            return None
-        return user, new_hash
+            self._iterations = max(self._iterations, password_iterations(stored))
+            matches = verify_password(password, stored, min_iterations=self._iterations)
+        if user is None or not matches:
+            raise _WrongPassword
+        return user
 
-    def _check_password(self, user: Optional[User], password: str) -> Tuple[bool, Optional[str]]:
-        """Return whether the password is right, and a new hash if the stored one is outdated."""
-        stored, iterations = user.password_hash if user else "", self.settings.pbkdf2_iterations
-        self._iterations = max(self._iterations, password_iterations(stored))
-        if not verify_password(password, stored, min_iterations=self._iterations):
-            return False, None
-        outdated = needs_rehash(stored, iterations=iterations)
-        return True, hash_password(password, iterations=iterations) if outdated else None
+    def _hash_password(self, password: str, environ: Environ) -> str:
+        with _core(environ):
+            return hash_password(password, iterations=self.settings.pbkdf2_iterations)
+
+    def _audit(
+        self, event: str, environ: Environ, user: Optional[str] = None,
+        session: Optional[str] = None,
+    ) -> None:
+        details = {"user": user and user[:MAX_NAME_LENGTH], "address": _address(environ),
+                   "session": session}
+        _audit(event, **{name: value for name, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
         """Exchange a refresh token for new tokens."""
         token = _required_field(_read_fields(environ), "refresh_token")
-        address = self.address(environ)
         try:
             grant = self.store.refresh(
                 token, self.clock(), self.settings.refresh_grace, self.signer.fingerprint)
         except RefreshError as error:
             if error.ended:
-                user, session = error.ended.user_name, error.ended.id
-                _audit("refresh_reused", user=user, address=address, session=session)
+                self._audit("refresh_reused", environ, error.ended.user_name, error.ended.id)
             else:
-                _audit("refresh_failed", address=address)
+                self._audit("refresh_failed", environ)
             raise HTTPError(401, str(error)) from None
-        _audit("refresh", user=grant.user.name, address=address, session=grant.session.id)
+        self._audit("refresh", environ, grant.user.name, grant.session.id)
         return self._token_response(grant)
 
     def _token_response(self, grant: Grant) -> Response:
@@ -2241,9 +2239,8 @@ class Service:
         claims = _claims(environ)
         if "sid" not in claims:
             raise HTTPError(400, "The token belongs to no session")
-        user, session = claims["sub"], claims["sid"]
-        self.store.end_session(session)
-        _audit("logout", user=user, address=self.address(environ), session=session)
+        self.store.end_session(claims["sid"])
+        self._audit("logout", environ, claims["sub"], claims["sid"])
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
         # The Back button would show earlier pages from the browser's memory. Browsers obey this
@@ -2260,30 +2257,17 @@ class Service:
             hash_password(new_password, iterations=1)  # checks it, before the old one is tried
         except ValueError as error:
             raise HTTPError(400, f"`new_password` cannot be used: {error}") from None
-        audit_details = {"user": session.user_name, "address": self.address(environ),
-                         "session": session.id}
-        with _lock_out_errors(audit_details):
-            changed = self._change_password(session, password, new_password, environ)
-        if not changed:
-            _audit("password_failed", **audit_details)
-            raise HTTPError(401, "Invalid password")
-        _audit("password", **audit_details)
-        return Response.of(204)
-
-    def _change_password(
-        self, session: Session, password: str, new_password: str, environ: Environ,
-    ) -> bool:
         name = session.user_name
-        attempt = self._begin_attempt(name, environ)
-        while True:
-            checked = self._check_user(attempt, name, password, environ)
-            if checked is None:
-                return False
-            with self._core(environ):
-                new_hash = hash_password(new_password, iterations=self.settings.pbkdf2_iterations)
-            if self.store.change_password(
-                    checked[0], new_hash, session.id, attempt, self.clock()):
-                return True  # otherwise the user was changed meanwhile: check the password again
+        with self._attempt(
+                name, environ, "password_failed", "Invalid password", session.id) as attempt:
+            changed = False
+            while not changed:  # as in `_open_session`
+                user = self._check_password(attempt, name, password, environ)
+                new_hash = self._hash_password(new_password, environ)
+                changed = self.store.change_password(
+                    user, new_hash, session.id, attempt, self.clock())
+        self._audit("password", environ, name, session.id)
+        return Response.of(204)
 
     def _own_session(self, environ: Environ) -> Session:
         """The session of the person who sent the request."""
@@ -2315,7 +2299,7 @@ class Service:
         if session is None or session.user_name != own.user_name:
             raise HTTPError(404, "There is no such session")
         self.store.end_session(session.id)
-        _audit("session_end", user=own.user_name, address=self.address(environ), session=session.id)
+        self._audit("session_end", environ, own.user_name, session.id)
         return Response.of(204)
 
     def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
@@ -2323,8 +2307,9 @@ class Service:
 
         An unknown token gets the same response: its session has ended (RFC 7009 §2.2).
         """
-        has_length = environ.get("CONTENT_LENGTH") not in (None, "", "0")
-        if not has_length and not environ.get("wsgi.input_terminated"):
+        has_body = (environ.get("CONTENT_LENGTH") not in (None, "", "0")
+                    or environ.get("wsgi.input_terminated"))
+        if environ["REQUEST_METHOD"] != "POST" or not has_body:
             return None
         fields = _read_fields(environ)
         if not fields.get("refresh_token"):
@@ -2333,8 +2318,7 @@ class Service:
         session = self.store.find_session_of(token, self.clock())
         if session:
             self.store.end_session(session.id)
-            _audit("logout", user=session.user_name, address=self.address(environ),
-                   session=session.id)
+            self._audit("logout", environ, session.user_name, session.id)
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
@@ -2381,10 +2365,6 @@ class Service:
         """Check that the database can answer."""
         self.store.ping()
         return Response.of(200, {"status": "ok"}, ("Cache-Control", "no-store"))
-
-    def address(self, environ: Environ) -> str:
-        """The address of the client; `_apply_forwarded` has put it there."""
-        return str(environ.get("REMOTE_ADDR", ""))
 
 
 def _claims(environ: Environ) -> Claims:
@@ -2498,16 +2478,16 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
 
 
 def _with_error_pages(
-    app: WSGIApplication, paths: Sequence[str], login_path: str,
+    app: WSGIApplication, routes: Mapping[str, Route], login_path: str,
 ) -> WSGIApplication:
-    """Turn errors at these paths into pages: those of the endpoints, the guard, the rate limit.
+    """Turn errors at the paths of pages into pages, also those of the guard and the rate limit.
 
     At all paths except `login_path`, programs still get the JSON.
     """
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        if path not in paths or not (path == login_path or _wants_page(environ)):
+        if not (path == login_path
+                or _wants_page(environ) and _find_route(routes, path).is_page):
             return app(environ, start_response)
         started: List[Any] = []
         body = app(environ, lambda *arguments: started.extend(arguments))
@@ -2518,7 +2498,7 @@ def _with_error_pages(
         page = _error_page(int(status[:3]), b"".join(body), headers, login_path)
         return _send_response(page, environ, start_response, *exc_info)
 
-    return wrapped
+    return _respond
 
 
 def _error_page(
@@ -2940,27 +2920,32 @@ def create_app(
     own_paths = [path for path in behind_guard if path != "/protected" and "{" not in path]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    application = Router(
-        behind_guard, None if app is None else _with_spare_thread(_with_nosniff(app)))
-    guard = pages.guard = _with_guard(application, pages, own_paths, protect)
-    exceptions = _with_exceptions(guard, service, [*public, *own_paths])
-    verify = _with_verify(exceptions, routes, pages)
-    limited = _with_rate_limit(Router(public, verify), service, guard)
+    inside = Router(behind_guard, None if app is None else _with_service_rules(app))
+    guard = pages.guard = _with_guard(inside, pages, own_paths, protect)
+    verify_path, logout_path = f"{settings.prefix}/verify", f"{settings.prefix}/logout"
+    slash_paths = [f"{path}/" for path in (*public, *own_paths) if path != "/"]
+    exceptions = dict.fromkeys([logout_path, *slash_paths], _with_exceptions(guard, service))
+    exceptions[verify_path] = _verify_app(routes[verify_path], verify_path, pages)
+    application = _with_rate_limit(Router(public, guard, exceptions), service, guard)
     if settings.cookie:
-        page_paths = [path for path, route in routes.items() if route.is_page]
-        limited = _with_error_pages(limited, page_paths, pages.login_path)
+        application = _with_error_pages(application, routes, pages.login_path)
     return _with_proxy_headers(
-        _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
+        _with_cors(application, settings.cors_origins), settings.trusted_proxies)
 
 
-def _with_spare_thread(app: WSGIApplication) -> WSGIApplication:
-    """Keep the last thread of this module's server for the endpoints of the service."""
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+def _with_service_rules(app: WSGIApplication) -> WSGIApplication:
+    """Keep a thread of this module's server for the endpoints, and send X-Content-Type-Options."""
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        def _start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
+            if not any(name.lower() == "x-content-type-options" for name, _ in headers):
+                headers = [*headers, _NOSNIFF]
+            return start_response(status, headers, *exc_info)
+
         if not environ.get("jwtserver.has_free_thread", lambda: True)():
             raise HTTPError(503, "All threads are busy", ("Retry-After", "1"))
-        return app(environ, start_response)
+        return app(environ, _start)
 
-    return wrapped
+    return _respond
 
 
 def _open_store_for_app(settings: Settings) -> Store:
@@ -2987,26 +2972,21 @@ def _with_guard(
                             f" {error}") from None
 
 
-def _with_verify(
-    app: WSGIApplication, routes: Mapping[str, Route], pages: Pages,
-) -> WSGIApplication:
+def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
     """Answer `/verify` by the rules for the request that a proxy asks about."""
     service, settings = pages.service, pages.service.settings
-    path = f"{settings.prefix}/verify"
     scopes = settings.protect.get(path, ()) if isinstance(settings.protect, Mapping) else ()
-    guards = {is_optional: BearerAuthMiddleware(
-        Router({path: routes[path]}), service.signer, is_revoked=service.is_revoked,
-        cookie=settings.cookie, protect={} if is_optional else {"/": scopes},
-        optional=["/"] if is_optional else []) for is_optional in (False, True)}
+    required, optional = [BearerAuthMiddleware(
+        Router({path: route}), service.signer, is_revoked=service.is_revoked,
+        cookie=settings.cookie, **rules) for rules in (
+            {"protect": {"/": scopes}}, {"protect": (), "optional": ["/"]})]
 
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ.get("PATH_INFO") != path:
-            return app(environ, start_response)
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         options = _VerifyOptions.of(environ)
         trusted = settings.trusted_proxies > 0
         method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
         _apply_forwarded_method(environ, method)
-        guard = guards[options.optional]
+        guard = optional if options.optional else required
         if (options.login and settings.cookie and method in ("GET", "HEAD")
                 and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")
                 and guard.authenticate(environ) is None):
@@ -3014,7 +2994,7 @@ def _with_verify(
             return _send_response(response, environ, start_response)
         return guard(environ, start_response)
 
-    return wrapped
+    return _respond
 
 
 def _apply_forwarded_method(environ: Environ, method: str) -> None:
@@ -3030,49 +3010,40 @@ def _apply_forwarded_method(environ: Environ, method: str) -> None:
         environ["REQUEST_METHOD"] = "GET"
 
 
-def _with_exceptions(
-    guard: BearerAuthMiddleware, service: Service, endpoints: Sequence[str],
-) -> WSGIApplication:
+def _with_exceptions(guard: BearerAuthMiddleware, service: Service) -> WSGIApplication:
     """Answer what the guard would refuse only because there is no valid token.
 
     An endpoint with a slash at its end is not found; a token would not help. A refresh token is
     enough to log out.
     """
-    slash_paths = {f"{path}/" for path in endpoints if path != "/"}
-    logout_path = f"{service.settings.prefix}/logout"
-    exceptions = frozenset([*slash_paths, logout_path])
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path in exceptions and guard.protects(environ) and guard.authenticate(environ) is None:
-            if path in slash_paths:
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if guard.protects(environ) and guard.authenticate(environ) is None:
+            if environ["PATH_INFO"].endswith("/"):
                 raise HTTPError(404, "Not found")
-            if environ["REQUEST_METHOD"] == "POST":
-                response = service.logout_by_refresh_token(environ)
-                if response:
-                    return _send_response(response, environ, start_response)
+            response = service.logout_by_refresh_token(environ)
+            if response:
+                return _send_response(response, environ, start_response)
         return guard(environ, start_response)
 
-    return wrapped
+    return _respond
 
 
 def _with_rate_limit(
-    router: Router, service: Service, guard: BearerAuthMiddleware,
+    app: WSGIApplication, service: Service, guard: BearerAuthMiddleware,
 ) -> WSGIApplication:
     """Limit the requests of each user or, without a valid token, of each network."""
     rate = service.settings.rate_limit
     if rate is None:
-        return router
+        return app
+    health_path = f"{service.settings.prefix}/health"
 
-    def client_key(environ: Environ) -> str:
+    def _client(environ: Environ) -> Optional[str]:
+        if environ.get("PATH_INFO") == health_path:
+            return None  # it has no limit
         claims = guard.authenticate(environ)
-        if claims is not None:
-            return f"user {claims['sub']}"
-        return f"address {_network(service.address(environ))}"
+        return f"user {claims['sub']}" if claims else f"address {_network(_address(environ))}"
 
-    limited = RateLimitMiddleware(router, limit=rate.limit, period=rate.seconds, key=client_key)
-    health = f"{service.settings.prefix}/health"
-    return Router({health: router.routes[health]}, limited)
+    return RateLimitMiddleware(app, limit=rate.limit, period=rate.seconds, key=_client)
 
 
 def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
@@ -3092,8 +3063,7 @@ _FORWARDED_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "ht
 
 def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
     """Apply the headers that only a proxy may send, and remove those that no proxy sends here."""
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # A proxy sends these to other applications, after it has asked /verify. Here a client has
         # sent them, perhaps as `Remote_User`: under cheroot and granian that is the same key.
         environ.pop("HTTP_REMOTE_USER", None)
@@ -3102,7 +3072,7 @@ def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
             _apply_forwarded(environ, proxies)
         return app(environ, start_response)
 
-    return wrapped
+    return _respond
 
 
 def _apply_forwarded(environ: Environ, proxies: int) -> None:
@@ -4825,92 +4795,67 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
 #
 # Design: If nobody reads a pipe, a write to it blocks: first the event loop, then each thread that
 # logs. So while the server runs, a write to standard output or error joins a queue, and one thread
-# for each of the two does the writing. It joins only as much as a pipe takes in one piece, so that
-# the lines of several processes do not mix. If the queue is full, the write is lost and counted.
-# Files are written directly.
+# for each of the two does the writing, in pieces that a pipe takes as a whole, so that the lines of
+# several processes do not mix. If the queue is full, the write is lost and counted. Files, and the
+# console of Windows, are written directly.
 
 MAX_QUEUED_OUTPUT = 1024 * 1024  # bytes
 MAX_OUTPUT_WAIT = 0.5  # seconds for a reader of each, before the server ends
-MAX_JOINED_OUTPUT = 4096  # bytes; Linux does not split such a write to a pipe (PIPE_BUF)
+MAX_OUTPUT_PIECE = 4096  # bytes; Linux does not split such a write to a pipe (PIPE_BUF)
 OUTPUT_INTERVAL = 0.005  # seconds; without a pause, the thread costs 10 % of the requests
 
 
-class _OutputQueue(io.RawIOBase):
+class _OutputQueue(io.FileIO):
     """A pipe or terminal to which another thread writes."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file  # it has no buffer
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
         self._process_id = os.getpid()
         self._changed = threading.Condition()  # of the attributes below
-        self._pieces: Deque[bytes] = deque()
-        self._size = 0  # bytes that have not been written
+        self._queue = bytearray()
         self._lost_writes = 0
-        self._failure: Optional[Tuple[int, str]] = None
+        self._failed = False
         threading.Thread(target=self._run, daemon=True).start()
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def fileno(self) -> int:
-        """The descriptor of the pipe or terminal."""
-        return int(self._file.fileno())
-
-    def isatty(self) -> bool:
-        """Return whether this is a terminal."""
-        return bool(self._file.isatty())
-
     def write(self, data: Any) -> int:
-        """Append to the queue, if there is room.
-
-        Raises:
-            OSError: the thread could not write, because the pipe is closed.
-        """
-        if os.getpid() != self._process_id:  # the application has forked; the thread is not here
-            return int(self._file.write(data))
+        """Append to the queue, if there is room."""
+        # If the pipe is closed, a write raises at once. A process that forked has no thread here.
+        if self._failed or os.getpid() != self._process_id:
+            return super().write(data)
         with self._changed:
-            if self._failure:
-                raise OSError(*self._failure)
             piece = bytes(data)
             if self._lost_writes:
                 piece = b"jwtserver: nobody read %d writes; they are lost\n%b" % (
                     self._lost_writes, piece)
-            if self._size + len(piece) > MAX_QUEUED_OUTPUT:
+            if len(self._queue) + len(piece) > MAX_QUEUED_OUTPUT:
                 self._lost_writes += 1
             else:
                 self._lost_writes = 0
-                self._pieces.append(piece)
-                self._size += len(piece)
+                self._queue += piece
                 self._changed.notify_all()
         return len(data)
 
     def wait(self, seconds: float) -> None:
         """Wait until all is written, but not longer."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._size, seconds)
+            self._changed.wait_for(lambda: not self._queue or self._failed, seconds)
 
     def _run(self) -> None:
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._pieces)
-                    piece = self._pieces.popleft()
-                    while self._pieces and len(piece + self._pieces[0]) <= MAX_JOINED_OUTPUT:
-                        piece += self._pieces.popleft()
-                written = self._file.write(piece)
-                if written is None:  # it is full; another process has made it non-blocking
-                    written = 0
-                with self._changed:
-                    self._size -= written
-                    if written < len(piece):
-                        self._pieces.appendleft(piece[written:])
-                    self._changed.notify_all()
-                if not written or not self._pieces:
-                    time.sleep(OUTPUT_INTERVAL)
-        except OSError as error:
+        while not self._failed:
             with self._changed:
-                self._failure, self._size = (error.errno or 0, str(error.strerror)), 0
+                self._changed.wait_for(lambda: self._queue)
+                lines = self._queue.rfind(b"\n", 0, MAX_OUTPUT_PIECE) + 1
+                piece = self._queue[:lines or MAX_OUTPUT_PIECE]
+            written = 0
+            try:
+                written = super().write(piece) or 0  # None: another process made it non-blocking
+            except OSError:
+                self._failed = True
+            with self._changed:
+                del self._queue[:written]
                 self._changed.notify_all()
+            if not written or not self._queue:
+                time.sleep(OUTPUT_INTERVAL)
 
 
 def _queued(stream: Any) -> Any:
@@ -4918,10 +4863,10 @@ def _queued(stream: Any) -> Any:
     # Some streams are missing or have no file, and some systems have no thread left.
     with suppress(AttributeError, OSError, RuntimeError):
         mode = os.fstat(stream.fileno()).st_mode
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty():
+        is_terminal = os.name == "posix" and stream.isatty()
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or is_terminal:
             return io.TextIOWrapper(
-                _OutputQueue(getattr(stream.buffer, "raw", stream.buffer)),
-                stream.encoding, stream.errors, line_buffering=True)
+                _OutputQueue(stream.fileno()), stream.encoding, stream.errors, line_buffering=True)
     return stream
 
 
