@@ -454,26 +454,24 @@ def _parse_keys(text: bytes, source: str) -> List[bytes]:
     return keys
 
 
-def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
+def _create_file(path: Path, lines: Sequence[bytes]) -> None:
     """Create a file atomically. If two processes try at once, both continue with the same file."""
-    draft = _write_draft(path, lines)
-    try:
-        os.link(draft, path)  # unlike a rename, a link never replaces a file
-    except FileExistsError:
-        pass
-    except (OSError, AttributeError):  # a file system, such as FAT, or a system without hard links
-        if not path.exists():  # of two processes that start at once, the second replaces the file
-            os.replace(draft, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(draft)
+    with _draft(path, lines) as draft:
+        try:
+            os.link(draft, path)  # unlike a rename, a link never replaces a file
+        except FileExistsError:
+            pass
+        except (OSError, AttributeError):  # there are no hard links on FAT and some systems
+            if not path.exists():  # of two processes that start at once, the second replaces it
+                os.replace(draft, path)
 
 
-def _write_draft(
+@contextmanager
+def _draft(
     path: Union[str, Path], lines: Iterable[bytes], folder: Optional[int] = None,
     like: Optional[os.stat_result] = None,
-) -> str:
-    """Write a file beside `path`, and wait until it is on the disk.
+) -> Iterator[str]:
+    """Write a file beside `path` to the disk. After the `with` block, delete it if it is there.
 
     Only this user can read it, or it has the owner and mode of `like`.
     """
@@ -486,11 +484,10 @@ def _write_draft(
                 os.fchown(file.fileno(), like.st_uid, like.st_gid)
                 os.fchmod(file.fileno(), like.st_mode & 0o777)
             os.fsync(file.fileno())
-    except OSError:  # the disk may be full
+        yield draft
+    finally:
         with suppress(FileNotFoundError):
             os.unlink(draft, dir_fd=folder)
-        raise
-    return draft
 
 
 def _with_key_file(settings: Settings) -> Settings:
@@ -520,12 +517,8 @@ def replace_keys(
             status = os.fstat(file.fileno())
             _check_link(settings.key_file, path, status.st_uid)
             keys = _read_keys(settings.key_file, file)
-        draft = _write_draft(name, change(keys), folder, status)
-        try:
+        with _draft(name, change(keys), folder, status) as draft:
             os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError:
-            os.unlink(draft, dir_fd=folder)
-            raise
         _remove_stale_drafts(path, folder)
     return keys
 
@@ -1813,29 +1806,22 @@ def _read_input(read: Callable[[int], bytes], expected: int) -> bytes:
     return body
 
 
-def _read_fields(environ: Environ) -> Dict[str, Any]:
+def _read_fields(environ: Environ, *, only_form: bool = False) -> Dict[str, Any]:
     """Read the fields of a JSON or form body. A name that occurs twice is refused."""
     body = _read_body(environ).removeprefix(codecs.BOM_UTF8)  # RFC 8259 §8.1: may be ignored
     if environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
         raise HTTPError(415, "The body must have no Content-Encoding",
                         ("Accept-Encoding", "identity"))  # RFC 9110 §15.5.16
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if content_type == "application/json":
-        try:
-            return parse_json_object(body)
-        except DecodeError as error:
-            raise HTTPError(400, f"Malformed body: {error}") from None
     if content_type == "application/x-www-form-urlencoded":
         return _parse_form(body)
-    raise HTTPError(415, "The body must be application/json or application/x-www-form-urlencoded")
-
-
-def _read_form(environ: Environ) -> Dict[str, str]:
-    """Read the fields of a form that a browser has sent."""
-    content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if content_type != "application/x-www-form-urlencoded":
-        raise HTTPError(415, "The body must be application/x-www-form-urlencoded")
-    return _parse_form(_read_body(environ))
+    if content_type != "application/json" or only_form:
+        json_or = "" if only_form else "application/json or "
+        raise HTTPError(415, f"The body must be {json_or}application/x-www-form-urlencoded")
+    try:
+        return parse_json_object(body)
+    except DecodeError as error:
+        raise HTTPError(400, f"Malformed body: {error}") from None
 
 
 def _parse_form(body: bytes) -> Dict[str, Any]:
@@ -1982,14 +1968,17 @@ class _HashQueue:
     """A queue in which password hashes wait for a core.
 
     A hash occupies a core for a few tenths of a second. Only as many run as there are cores, so
-    that other requests are not slowed down. Networks take turns. None may take more places than it
-    leaves free: a flood from one network takes half of the queue, and hardly delays the others.
+    that other requests are not slowed down. Networks take turns: in each round, every network may
+    compute one hash. None may take more places than it leaves free: a flood from one network takes
+    half of the queue, and hardly delays the others.
     """
 
     def __init__(self, cores: int) -> None:
-        self._lock = threading.Lock()  # of the attributes below
+        self._changed = threading.Condition()  # of the attributes below
         self._free_cores = cores
-        self._waiting: Dict[str, Deque[threading.Event]] = {}  # by network; the first is next
+        self._round = 0
+        self._joined = 0
+        self._waiting: List[Tuple[int, int, str]] = []  # round, number and network; lowest is next
 
     @contextmanager
     def core(self, network: str) -> Iterator[None]:
@@ -1998,40 +1987,30 @@ class _HashQueue:
         Raises:
             HTTPError: too many hashes wait, of this network or in total.
         """
-        turn = threading.Event()
-        with self._lock:
-            self._join(network, turn)
+        with self._changed:
+            turn = self._join(network)
+            try:
+                self._changed.wait_for(lambda: self._free_cores and turn == min(self._waiting))
+                self._free_cores -= 1
+                self._round = turn[0]
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
-            turn.wait()
             yield
         finally:
-            with self._lock:
-                self._leave(network, turn)
+            with self._changed:
+                self._free_cores += 1
+                self._changed.notify_all()
 
-    def _join(self, network: str, turn: threading.Event) -> None:
-        free_places = MAX_WAITING_HASHES - sum(map(len, self._waiting.values()))
-        if len(self._waiting.get(network, ())) >= free_places:
+    def _join(self, network: str) -> Tuple[int, int, str]:
+        own_rounds = [number for number, _, other in self._waiting if other == network]
+        if len(own_rounds) >= MAX_WAITING_HASHES - len(self._waiting):
             raise _too_many_sign_ins()
-        self._waiting.setdefault(network, deque()).append(turn)
-        self._start_hashes()
-
-    def _leave(self, network: str, turn: threading.Event) -> None:
-        if turn.is_set():
-            self._free_cores += 1
-        else:  # an exception has ended the wait
-            self._waiting[network].remove(turn)
-            if not self._waiting[network]:
-                del self._waiting[network]
-        self._start_hashes()
-
-    def _start_hashes(self) -> None:
-        while self._free_cores and self._waiting:
-            network = next(iter(self._waiting))
-            turns = self._waiting.pop(network)
-            turns.popleft().set()
-            self._free_cores -= 1
-            if turns:
-                self._waiting[network] = turns  # behind the other networks
+        self._joined += 1
+        turn = max([self._round, *(number + 1 for number in own_rounds)]), self._joined, network
+        self._waiting.append(turn)
+        return turn
 
 
 # By process, and created when needed: a lock that another thread held at a fork would never be
@@ -2407,12 +2386,9 @@ class _VerifyOptions(NamedTuple):
         return cls(scopes, bool(values["optional"]) and not is_the_clients, bool(values["login"]))
 
 
-_WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
-
-
-def _welcome(environ: Environ) -> Response:
+def welcome(environ: Environ) -> Response:
     """Greet a user with a valid token."""
-    return _WELCOME
+    return Response.of(200, {"message": "Welcome to the protected page"})
 
 
 # --- Pages for people ---------------------------------------------------------------------------
@@ -2610,7 +2586,7 @@ class Pages:
         """Sign in with the form, and set the cookie."""
         if is_cross_site(environ):
             raise HTTPError(403, "Cross-origin request refused")
-        fields = _read_form(environ)
+        fields = _read_fields(environ, only_form=True)
         next_page = _local_page(fields.get("next"))
         name, password, otp = [
             fields.get(field, "") for field in ("username", "password", "otp")]
@@ -2784,7 +2760,7 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
     routes = {prefix + path: route for path, route in _account_routes(service, pages).items()}
     if demo:
         routes["/protected"] = Route(
-            {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
+            {"GET": Operation(welcome, schema=_object(message=_STRING))}, guarded=True)
 
     def index(environ: Environ) -> Response:
         """List the endpoints, or show a page to people."""
@@ -2815,13 +2791,14 @@ def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     """The OpenAPI document of these routes (https://spec.openapis.org/oas/v3.1.0)."""
     # Relative to the document, so that it is right below a mount and behind a proxy as well.
     root = "/".join([".."] * prefix.count("/")) or "."
+    parameters = {"parameters": [{"name": "id", "in": "path", "required": True, "schema": _STRING}]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "jwtserver", "version": __version__,
                  "description": "Sign-in with JSON Web Tokens"},
         "servers": [{"url": root}],
         "paths": {
-            path: {**_describe_parameters(path),
+            path: {**(parameters if path.endswith("{id}") else {}),
                    **{method.lower(): _describe_operation(route, method)
                       for method in (_METHODS if "*" in route.methods else route.methods)}}
             for path, route in routes.items()},
@@ -2830,40 +2807,30 @@ def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     }
 
 
-def _describe_parameters(path: str) -> Dict[str, Any]:
-    if not path.endswith("{id}"):
-        return {}
-    return {"parameters": [{"name": "id", "in": "path", "required": True, "schema": _STRING}]}
-
-
 def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     operation = route.methods.get(method) or route.methods["*"]
-    name = operation.endpoint.__name__.strip("_")
+    name = operation.endpoint.__name__
     endpoints = {operation.endpoint for operation in route.methods.values()}
     is_shared = "*" in route.methods or len(endpoints) < len(route.methods)
-    description: Dict[str, Any] = {
+    errors = {*operation.errors, 429, 500, 503, *([401] if route.guarded else []),
+              *((400, 401, 411, 413, 415) if operation.fields else ())}
+    error = _HTML if route.is_html else _error_schema(route.error_member)
+    schemas = {operation.status: operation.schema, **dict.fromkeys(sorted(errors), error)}
+    if route.error_member != "error":  # the rate limit says `error`
+        schemas[429] = {"anyOf": [error, _error_schema("error")]}
+    body = {"requestBody": _describe_body(operation, route.is_html)} if operation.fields else {}
+    return {
         "operationId": f"{name}_{method.lower()}" if is_shared else name,
         "summary": (operation.endpoint.__doc__ or "").partition("\n")[0],
-        "responses": {str(operation.status): _describe_response(
-            operation.status, operation.schema)},
+        "responses": {str(status): _describe_response(status, schema)
+                      for status, schema in schemas.items()},
         "security": [{"token": []}] if route.guarded else [],
+        **body,
     }
-    statuses = {*operation.errors, 429, 500, 503}
-    if route.guarded:
-        statuses.add(401)
-    if operation.fields:
-        statuses.update((400, 401, 411, 413, 415))
-        description["requestBody"] = _describe_body(operation, route.is_html)
-    success = {"const": False}
-    for status in sorted(statuses):
-        if route.is_html:
-            description["responses"][str(status)] = _describe_response(status, _HTML)
-            continue
-        schema = _object(success=success, **{route.error_member: _STRING})
-        if status == 429 and route.error_member != "error":  # the rate limit says `error`
-            schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
-        description["responses"][str(status)] = _describe_response(status, schema)
-    return description
+
+
+def _error_schema(member: str) -> Dict[str, Any]:
+    return _object(success={"const": False}, **{member: _STRING})
 
 
 def _describe_body(operation: Operation, is_form: bool) -> Dict[str, Any]:

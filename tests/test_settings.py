@@ -324,7 +324,7 @@ def test_key_file_created_by_another_process_meanwhile_is_kept():
     path = Path("jwtserver.key")
     path.write_text(f"{KEY}\n")
 
-    jwtserver._create_file(path)
+    jwtserver._create_file(path, [])
 
     assert path.read_text() == f"{KEY}\n"
     assert os.listdir() == ["jwtserver.key"]
