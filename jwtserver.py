@@ -80,7 +80,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from enum import Enum
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from html import escape
 from http import HTTPStatus
 from itertools import chain
@@ -1758,12 +1758,18 @@ class Response(NamedTuple):
     @classmethod
     def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Response":
         """A response with this content as JSON, or without a body."""
-        line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
-            return cls(line, [_NOSNIFF, *headers], b"")
-        body = json.dumps(content).encode() + b"\n"
-        described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        return cls(line, [*described, _NOSNIFF, *headers], body)
+            return cls(_STATUS_LINES[status], [_NOSNIFF, *headers], b"")
+        return cls.with_body(
+            status, "application/json", json.dumps(content).encode() + b"\n", *headers)
+
+    @classmethod
+    def with_body(
+        cls, status: int, content_type: str, body: bytes, *headers: Tuple[str, str],
+    ) -> "Response":
+        """A response with this body."""
+        described = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+        return cls(_STATUS_LINES[status], [*described, _NOSNIFF, *headers], body)
 
 
 Endpoint = Callable[[Environ], Response]
@@ -2108,7 +2114,7 @@ class Service:
             grant = None
             while grant is None:
                 grant = self._open_session(attempt, name, password, otp, environ, details)
-        self._audit("sign_in", environ, grant.user.name, grant.session.id)
+        self._audit_request("sign_in", environ, grant.user.name, grant.session.id)
         return grant
 
     @contextmanager
@@ -2130,10 +2136,10 @@ class Service:
                 yield attempt
             except _WrongPassword:
                 self.store.count_failure(attempt, self.clock())
-                self._audit(event, environ, name, session)
+                self._audit_request(event, environ, name, session)
                 raise HTTPError(401, message) from None
         except LockedOut as error:
-            self._audit("locked_out", environ, name, session)
+            self._audit_request("locked_out", environ, name, session)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
 
     def _open_session(
@@ -2179,7 +2185,7 @@ class Service:
         with _core(environ):
             return hash_password(password, iterations=self.settings.pbkdf2_iterations)
 
-    def _audit(
+    def _audit_request(
         self, event: str, environ: Environ, user: Optional[str] = None,
         session: Optional[str] = None,
     ) -> None:
@@ -2195,11 +2201,11 @@ class Service:
                 token, self.clock(), self.settings.refresh_grace, self.signer.fingerprint)
         except RefreshError as error:
             if error.ended:
-                self._audit("refresh_reused", environ, error.ended.user_name, error.ended.id)
+                self._audit_request("refresh_reused", environ, error.ended.user_name, error.ended.id)
             else:
-                self._audit("refresh_failed", environ)
+                self._audit_request("refresh_failed", environ)
             raise HTTPError(401, str(error)) from None
-        self._audit("refresh", environ, grant.user.name, grant.session.id)
+        self._audit_request("refresh", environ, grant.user.name, grant.session.id)
         return self._token_response(grant)
 
     def _token_response(self, grant: Grant) -> Response:
@@ -2219,7 +2225,7 @@ class Service:
         if "sid" not in claims:
             raise HTTPError(400, "The token belongs to no session")
         self.store.end_session(claims["sid"])
-        self._audit("logout", environ, claims["sub"], claims["sid"])
+        self._audit_request("logout", environ, claims["sub"], claims["sid"])
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
         # The Back button would show earlier pages from the browser's memory. Browsers obey this
@@ -2245,7 +2251,7 @@ class Service:
                 new_hash = self._hash_password(new_password, environ)
                 changed = self.store.change_password(
                     user, new_hash, session.id, attempt, self.clock())
-        self._audit("password", environ, name, session.id)
+        self._audit_request("password", environ, name, session.id)
         return Response.of(204)
 
     def _own_session(self, environ: Environ) -> Session:
@@ -2278,7 +2284,7 @@ class Service:
         if session is None or session.user_name != own.user_name:
             raise HTTPError(404, "There is no such session")
         self.store.end_session(session.id)
-        self._audit("session_end", environ, own.user_name, session.id)
+        self._audit_request("session_end", environ, own.user_name, session.id)
         return Response.of(204)
 
     def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
@@ -2297,7 +2303,7 @@ class Service:
         session = self.store.find_session_of(token, self.clock())
         if session:
             self.store.end_session(session.id)
-            self._audit("logout", environ, session.user_name, session.id)
+            self._audit_request("logout", environ, session.user_name, session.id)
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
@@ -2430,7 +2436,6 @@ li button { width: auto; margin: .25rem 0 0; padding: .3rem .7rem; color: var(--
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _PAGE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
     ("Cache-Control", "no-store"),  # the Back button must show nothing after a sign-out
     ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'self';"
                                 f" frame-ancestors 'none'; style-src 'sha256-{_STYLE_HASH}'"),
@@ -2438,6 +2443,9 @@ _PAGE_HEADERS = (
     ("X-Frame-Options", "DENY"),
 )
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
+# Headers that a page has from the answer in its place, in lower case.
+_KEPT_HEADERS = ("allow", "clear-site-data", "retry-after", "set-cookie", "vary",
+                 "www-authenticate")
 # A path of this site. Browsers take `//x` and `/\x` for another site, and drop tabs and line ends.
 _LOCAL_PAGE = re.compile(r"/(?!/)[!-\[\]-~]*")
 
@@ -2449,52 +2457,12 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
             f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
             f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{content}</main>\n</body>\n</html>\n"
             ).encode("utf-8", "replace")
-    return Response(_STATUS_LINES[status], [
-        *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
-
-
-def _with_error_pages(
-    app: WSGIApplication, routes: Mapping[str, Route], login_path: str,
-) -> WSGIApplication:
-    """Turn errors at the paths of pages into pages, also those of the guard and the rate limit.
-
-    At all paths except `login_path`, programs still get the JSON.
-    """
-    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if not (path == login_path
-                or _wants_page(environ) and _find_route(routes, path).is_page):
-            return app(environ, start_response)
-        started: List[Any] = []
-        body = app(environ, lambda *arguments: started.extend(arguments))
-        status, headers, *exc_info = started
-        if ("Content-Type", "application/json") not in headers or int(status[:3]) < 400:
-            start_response(*started)
-            return body
-        page = _error_page(int(status[:3]), b"".join(body), headers, login_path)
-        return _send_response(page, environ, start_response, *exc_info)
-
-    return _respond
-
-
-def _error_page(
-    status: int, body: bytes, headers: Sequence[Tuple[str, str]], login_path: str,
-) -> Response:
-    title = HTTPStatus(status).phrase
-    message = json.loads(body)["error"] if body else title  # no body: HEAD
-    if status == 401:
-        message = "You are not signed in"
-    content = (f'<p class="error">{escape(message)}.</p>\n'
-               f'<p><a href="{login_path}">Go to the sign-in page</a></p>\n')
-    kept = ("allow", "retry-after", "vary", "www-authenticate")
-    return _page(status, title, content, *(
-        header for header in headers if header[0].lower() in kept))
+    return Response.with_body(status, "text/html; charset=utf-8", body, *_PAGE_HEADERS, *headers)
 
 
 def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
-    return Response(_STATUS_LINES[303], [
-        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
-        ("Cache-Control", "no-store"), _NOSNIFF, *headers], b"")
+    return Response.with_body(
+        303, "text/plain", b"", ("Location", location), ("Cache-Control", "no-store"), *headers)
 
 
 def _field(
@@ -2637,13 +2605,12 @@ class Pages:
             f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
 
     def _account(
-        self, claims: Claims, next_page: str = "/", error: Optional[HTTPError] = None,
+        self, claims: Claims, next_page: str, status: int = 200, message: str = "",
+        *headers: Tuple[str, str],
     ) -> Response:
-        """The account page, with the error of the form that was sent from it."""
+        """The account page, with the message about a form that was sent from it."""
         service, prefix = self.service, self.service.settings.prefix
-        errors = {}
-        if error is not None:
-            errors["new_password" if error.status == 400 else "password"] = f"{error.message}."
+        errors = {"new_password" if status == 400 else "password": f"{message}."} if message else {}
         # Chromium applies `form-action` to redirects too. If the next page redirects to another
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
@@ -2653,7 +2620,7 @@ class Pages:
                 f'<form method="post" action="{prefix}/sessions/{session.id}">'
                 "<button>End this session</button></form></li>\n"))
             for session in service.store.sessions_of(claims["sub"], service.clock()))
-        return _page(error.status if error else 200, "Your account", (
+        return _page(status, "Your account", (
             f"{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
             f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
@@ -2661,28 +2628,48 @@ class Pages:
                      'type="password" autocomplete="current-password" required', errors)
             + _field("new_password", "New password",
                      'type="password" autocomplete="new-password" required', errors)
-            + "<button>Change password</button>\n</form>\n"), *(error.headers if error else ()))
+            + "<button>Change password</button>\n</form>\n"), *headers)
 
-    def or_redirect(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint that answers a person's form with a page."""
-        if not self.service.settings.cookie:
-            return endpoint
+    def with_pages(self, app: WSGIApplication, routes: Mapping[str, Route]) -> WSGIApplication:
+        """Answer people with pages where endpoints, the guard or the rate limit answer programs.
 
-        @wraps(endpoint)
-        def wrapped(environ: Environ) -> Response:
-            if not (environ.get("wsgi_auth.cookie") and _wants_page(environ)):
-                return endpoint(environ)
-            try:
-                response = endpoint(environ)
-            except HTTPError as error:
-                if error.status == 404:  # the session has ended already
-                    return _see_other(self.login_path)
-                return self._account(environ["wsgi_auth.claims"], error=error)
-            kept = ("Set-Cookie", "Clear-Site-Data")
-            return _see_other(self.login_path, *(
-                header for header in response.headers if header[0] in kept))
+        At the login page, programs get pages too.
+        """
+        def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "")
+            if not (path == self.login_path
+                    or _wants_page(environ) and _find_route(routes, path).is_page):
+                return app(environ, start_response)
+            started: List[Any] = []
+            body = app(environ, lambda *arguments: started.extend(arguments))
+            status, headers, *exc_info = started
+            page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
+            if page:
+                return _send_response(page, environ, start_response, *exc_info)
+            start_response(*started)
+            return body
 
-        return wrapped
+        return _respond
+
+    def _page_for(
+        self, environ: Environ, status: int, headers: Sequence[Tuple[str, str]], body: bytes,
+    ) -> Optional[Response]:
+        """The page in place of an answer for programs; None for an answer that people can read."""
+        kept = [header for header in headers if header[0].lower() in _KEPT_HEADERS]
+        from_account = environ.get("wsgi_auth.cookie")  # a form of the account page
+        if from_account and status in (204, 404):  # 404: the session has ended already
+            return _see_other(self.login_path, *kept)
+        if status < 400 or ("Content-Type", "application/json") not in headers:
+            return None
+        title = HTTPStatus(status).phrase
+        message = json.loads(body)["error"] if body else title  # no body: HEAD
+        if from_account and status in (400, 401, 429):
+            return self._account(environ["wsgi_auth.claims"], "/", status, message, *kept)
+        if status == 401:
+            message = "You are not signed in"
+        return _page(status, title, (
+            f'<p class="error">{escape(message)}.</p>\n'
+            f'<p><a href="{self.login_path}">Go to the sign-in page</a></p>\n'), *kept)
 
 
 def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
@@ -2731,15 +2718,15 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(
-            pages.or_redirect(service.logout), 204, errors=(400, 413, 415))}, guarded=True,
+            service.logout, 204, errors=(400, 413, 415))}, guarded=True,
             is_page=True),
         "/password": Route({"POST": Operation(
-            pages.or_redirect(service.change_password), 204, fields=("password", "new_password"),
+            service.change_password, 204, fields=("password", "new_password"),
             errors=(403,))}, guarded=True, is_page=True),
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
-            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True),
+            service.end_session, 204, errors=(403, 404))), guarded=True, is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
         )}, guarded=True),
@@ -2895,7 +2882,7 @@ def create_app(
     exceptions[verify_path] = _verify_app(routes[verify_path], verify_path, pages)
     application = _with_rate_limit(Router(public, guard, exceptions), service, guard)
     if settings.cookie:
-        application = _with_error_pages(application, routes, pages.login_path)
+        application = pages.with_pages(application, routes)
     return _with_proxy_headers(
         _with_cors(application, settings.cors_origins), settings.trusted_proxies)
 
