@@ -1902,11 +1902,6 @@ class Route(NamedTuple):
 _NO_ROUTE = Route({})
 
 
-def _find_route(routes: Mapping[str, Route], path: str) -> Route:
-    """The route of a path. The last segment of a path may be an ID."""
-    return routes.get(path) or routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
-
-
 class Router:
     """Serves the routes. It passes requests for other paths on, or answers 404.
 
@@ -1917,16 +1912,23 @@ class Router:
         self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
         apps: Mapping[str, WSGIApplication] = {},
     ) -> None:
-        self.routes = routes
         self.fallback = fallback
         self.apps = apps
+        self._routes = routes
+        self._has_ids = any(path.endswith("/{id}") for path in routes)
+
+    def find_route(self, path: str) -> Route:
+        """The route of a path."""
+        route = self._routes.get(path, _NO_ROUTE)
+        if route is _NO_ROUTE and self._has_ids:
+            route = self._routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        return route
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        route = _find_route(self.routes, path)
+        route = self.find_route(path)
         try:
-            app = self.apps.get(path, self.fallback) if route is _NO_ROUTE else None
-            if app is not None:
+            if route is _NO_ROUTE and (app := self.apps.get(path, self.fallback)):
                 return app(environ, start_response)
             response = route.respond(environ)
         except _BodyError:
@@ -2114,7 +2116,7 @@ class Service:
             grant = None
             while grant is None:
                 grant = self._open_session(attempt, name, password, otp, environ, details)
-        self._audit_request("sign_in", environ, grant.user.name, grant.session.id)
+        self._record("sign_in", environ, grant.user.name, grant.session.id)
         return grant
 
     @contextmanager
@@ -2136,10 +2138,10 @@ class Service:
                 yield attempt
             except _WrongPassword:
                 self.store.count_failure(attempt, self.clock())
-                self._audit_request(event, environ, name, session)
+                self._record(event, environ, name, session)
                 raise HTTPError(401, message) from None
         except LockedOut as error:
-            self._audit_request("locked_out", environ, name, session)
+            self._record("locked_out", environ, name, session)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
 
     def _open_session(
@@ -2185,13 +2187,13 @@ class Service:
         with _core(environ):
             return hash_password(password, iterations=self.settings.pbkdf2_iterations)
 
-    def _audit_request(
+    def _record(
         self, event: str, environ: Environ, user: Optional[str] = None,
         session: Optional[str] = None,
     ) -> None:
-        details = {"user": user and user[:MAX_NAME_LENGTH], "address": _address(environ),
-                   "session": session}
-        _audit(event, **{name: value for name, value in details.items() if value is not None})
+        name = user and user[:MAX_NAME_LENGTH]
+        details = {"user": name, "address": _address(environ), "session": session}
+        _audit(event, **{key: value for key, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
         """Exchange a refresh token for new tokens."""
@@ -2201,11 +2203,11 @@ class Service:
                 token, self.clock(), self.settings.refresh_grace, self.signer.fingerprint)
         except RefreshError as error:
             if error.ended:
-                self._audit_request("refresh_reused", environ, error.ended.user_name, error.ended.id)
+                self._record("refresh_reused", environ, error.ended.user_name, error.ended.id)
             else:
-                self._audit_request("refresh_failed", environ)
+                self._record("refresh_failed", environ)
             raise HTTPError(401, str(error)) from None
-        self._audit_request("refresh", environ, grant.user.name, grant.session.id)
+        self._record("refresh", environ, grant.user.name, grant.session.id)
         return self._token_response(grant)
 
     def _token_response(self, grant: Grant) -> Response:
@@ -2225,7 +2227,7 @@ class Service:
         if "sid" not in claims:
             raise HTTPError(400, "The token belongs to no session")
         self.store.end_session(claims["sid"])
-        self._audit_request("logout", environ, claims["sub"], claims["sid"])
+        self._record("logout", environ, claims["sub"], claims["sid"])
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
         # The Back button would show earlier pages from the browser's memory. Browsers obey this
@@ -2251,7 +2253,7 @@ class Service:
                 new_hash = self._hash_password(new_password, environ)
                 changed = self.store.change_password(
                     user, new_hash, session.id, attempt, self.clock())
-        self._audit_request("password", environ, name, session.id)
+        self._record("password", environ, name, session.id)
         return Response.of(204)
 
     def _own_session(self, environ: Environ) -> Session:
@@ -2284,7 +2286,7 @@ class Service:
         if session is None or session.user_name != own.user_name:
             raise HTTPError(404, "There is no such session")
         self.store.end_session(session.id)
-        self._audit_request("session_end", environ, own.user_name, session.id)
+        self._record("session_end", environ, own.user_name, session.id)
         return Response.of(204)
 
     def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
@@ -2303,7 +2305,7 @@ class Service:
         session = self.store.find_session_of(token, self.clock())
         if session:
             self.store.end_session(session.id)
-            self._audit_request("logout", environ, session.user_name, session.id)
+            self._record("logout", environ, session.user_name, session.id)
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
@@ -2630,7 +2632,7 @@ class Pages:
                      'type="password" autocomplete="new-password" required', errors)
             + "<button>Change password</button>\n</form>\n"), *headers)
 
-    def with_pages(self, app: WSGIApplication, routes: Mapping[str, Route]) -> WSGIApplication:
+    def with_pages(self, app: WSGIApplication, router: Router) -> WSGIApplication:
         """Answer people with pages where endpoints, the guard or the rate limit answer programs.
 
         At the login page, programs get pages too.
@@ -2638,7 +2640,7 @@ class Pages:
         def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
             path = environ.get("PATH_INFO", "")
             if not (path == self.login_path
-                    or _wants_page(environ) and _find_route(routes, path).is_page):
+                    or _wants_page(environ) and router.find_route(path).is_page):
                 return app(environ, start_response)
             started: List[Any] = []
             body = app(environ, lambda *arguments: started.extend(arguments))
@@ -2882,7 +2884,7 @@ def create_app(
     exceptions[verify_path] = _verify_app(routes[verify_path], verify_path, pages)
     application = _with_rate_limit(Router(public, guard, exceptions), service, guard)
     if settings.cookie:
-        application = pages.with_pages(application, routes)
+        application = pages.with_pages(application, Router(routes))
     return _with_proxy_headers(
         _with_cors(application, settings.cors_origins), settings.trusted_proxies)
 
