@@ -2496,9 +2496,9 @@ def _signed_in_as(claims: Claims) -> str:
     return f"<p>Signed in as <strong>{escape(claims['sub'])}</strong>.</p>\n"
 
 
-def _waiting_time(error: HTTPError) -> str:
-    minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
-    return f"{minutes} minutes" if minutes > 1 else "a minute"
+def _html_form(button: str, fields: str = "", action: str = "") -> str:
+    target = f' action="{action}"' if action else ""  # without it: the page with the form
+    return f'<form method="post"{target}>\n{fields}<button>{button}</button>\n</form>\n'
 
 
 def _time(seconds: float) -> str:
@@ -2512,6 +2512,7 @@ class Pages:
         self.service = service
         self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
         self.login_path = f"{service.settings.prefix}/login"
+        self._sign_out_form = _html_form("Sign out", action=f"{service.settings.prefix}/logout")
 
     def _claims(self, environ: Environ) -> Optional[Claims]:
         """The claims of the token in the cookie, if it is valid."""
@@ -2532,11 +2533,6 @@ class Pages:
             '<li><a href="/protected">/protected</a> needs a sign-in</li>\n'
             f'<li><a href="{self.service.settings.prefix}/openapi.json">openapi.json</a> describes'
             f" the endpoints for programs</li>\n</ul>\n{form}"), ("Vary", "Accept"))
-
-    @property
-    def _sign_out_form(self) -> str:
-        return (f'<form method="post" action="{self.service.settings.prefix}/logout">'
-                "<button>Sign out</button></form>\n")
 
     def ask_to_sign_in(self, target: str) -> Response:
         """Redirect to the sign-in form, and back to this path and query afterwards."""
@@ -2602,9 +2598,9 @@ class Pages:
             fields.append(_field(
                 "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"'
                 " required", errors))
-        return _page(status, "Sign in", (
-            f'<form method="post">\n<input type="hidden" name="next" value="{escape(next_page)}">'
-            f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
+        hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
+        return _page(
+            status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
 
     def _account(
         self, claims: Claims, next_page: str, status: int = 200, message: str = "",
@@ -2618,19 +2614,19 @@ class Pages:
         link = escape(next_page)
         sessions = "".join(
             f"<li>{escape(session.label or 'Sign-in')}, {_time(session.created)}"
-            + (" (this one)</li>\n" if session.id == claims.get("sid") else (
-                f'<form method="post" action="{prefix}/sessions/{session.id}">'
-                "<button>End this session</button></form></li>\n"))
+            + (" (this one)" if session.id == claims.get("sid") else _html_form(
+                "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))
+        fields = (
+            _field("password", "Current password",
+                   'type="password" autocomplete="current-password" required', errors)
+            + _field("new_password", "New password",
+                     'type="password" autocomplete="new-password" required', errors))
         return _page(status, "Your account", (
             f"{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
-            f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
-            + _field("password", "Current password",
-                     'type="password" autocomplete="current-password" required', errors)
-            + _field("new_password", "New password",
-                     'type="password" autocomplete="new-password" required', errors)
-            + "<button>Change password</button>\n</form>\n"), *headers)
+            "<h2>Change password</h2>\n"
+            + _html_form("Change password", fields, f"{prefix}/password")), *headers)
 
     def with_pages(self, app: WSGIApplication, router: Router) -> WSGIApplication:
         """Answer people with pages where endpoints, the guard or the rate limit answer programs.
@@ -2679,7 +2675,9 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.members:
         return {"otp": "Enter the code of your authenticator app, and your password again."}
     if error.status == 429:
-        message = f"Too many failed sign-ins. Try again in {_waiting_time(error)}."
+        minutes = -(-int(dict(error.headers)["Retry-After"]) // 60)
+        time_left = f"{minutes} minutes" if minutes > 1 else "a minute"
+        message = f"Too many failed sign-ins. Try again in {time_left}."
     elif otp:
         message = "The user name, the password or the code is wrong."
     else:
