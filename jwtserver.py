@@ -270,12 +270,19 @@ def _parse_rule_list(value: Any) -> Rules:
     return rules
 
 
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
 def _parse_name(value: Any) -> str:
+    name = _parse_text(value)
     try:
-        str.encode(value)
+        name.encode()
     except UnicodeEncodeError:
         raise ValueError("must be UTF-8") from None
-    return str(value)
+    return name
 
 
 def _parse_cookie(value: Any) -> Optional[str]:
@@ -304,7 +311,7 @@ class Settings(NamedTuple):
     """
 
     database: Annotated[str, _parse_database] = "jwtserver.db"  # an SQLite file or postgresql://…
-    secret: Annotated[str, str.strip] = ""  # keys, one per line: the first signs, all verify
+    secret: Annotated[str, _parse_text] = ""  # keys, one per line: the first signs, all verify
     secret_file: Annotated[str, os.fsdecode] = ""  # their file; jwtserver.key beside the database
     issuer: Annotated[Optional[str], _parse_name] = None
     audience: Annotated[Optional[str], _parse_name] = None
@@ -1567,7 +1574,7 @@ class Store:
     def _accept(
         self, connection: DatabaseConnection, user: User, attempt: Optional[Attempt], now: float,
     ) -> bool:
-        """Clear the failures of a user, unless the user was changed. Lock the user's row.
+        """Return whether a user is unchanged. If so, clear the failures. Lock the user's row.
 
         Raises:
             LockedOut: too many other sign-ins have failed meanwhile.
@@ -2840,10 +2847,11 @@ def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict
 # --- The application ----------------------------------------------------------------------------
 #
 # Design: `create_app` composes the service from layers. From the outside in: the headers of
-# proxies, CORS, the rate limit, the public endpoints, the guard, then the other endpoints and the
-# application. Only /health stands in front of the rate limit. Each Router turns the errors of all
-# layers inside it into responses. Only the first layer reads X-Forwarded-For, -Proto and -Host. All
-# others find the address, scheme and host where every WSGI application expects them.
+# proxies, CORS, the pages, the rate limit, the public endpoints, the guard, then the other
+# endpoints and the application. Only /health has no rate limit, and /verify has a guard of its own.
+# Each Router turns the errors of all layers inside it into responses. Only the first layer reads
+# X-Forwarded-For, -Proto and -Host. All others find the address, scheme and host where every WSGI
+# application expects them.
 
 
 def create_app(
@@ -4803,7 +4811,7 @@ class _OutputQueue(io.FileIO):
             written = 0
             try:
                 written = super().write(piece) or 0  # None: another process made it non-blocking
-            except OSError:
+            except (OSError, ValueError):  # ValueError: it was closed
                 self._failed = True
             with self._changed:
                 del self._queue[:written]
