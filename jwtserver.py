@@ -1552,8 +1552,8 @@ class Store:
     ) -> bool:
         """Open a session. Return False if the user was changed since it was looked up.
 
-        For a sign-in, `attempt` clears its failures. If a new password hash or the step of a
-        one-time password must be stored, `found` is the user as it was looked up.
+        For a sign-in, `attempt` clears its failures, and `found` is the user as it was looked up:
+        the grant may have a new password hash or the step of a one-time password.
 
         Raises:
             LockedOut: too many other sign-ins have failed meanwhile.
@@ -1565,7 +1565,7 @@ class Store:
                 self._sweep(connection, "sessions", now)
                 connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
                                    " ?)", grant.session)
-            if unchanged and found:
+            if unchanged and found and found != user:
                 connection.execute(
                     "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
                     [user.password_hash, user.otp_step, user.name])
@@ -2167,8 +2167,7 @@ class Service:
         now = self.clock()
         grant = new_grant(user, self.settings.session_lifetime, now,
                           key_fingerprint=self.signer.fingerprint, **details)
-        opened = self.store.open_session(
-            grant, now, attempt=attempt, found=found if user != found else None)
+        opened = self.store.open_session(grant, now, attempt=attempt, found=found)
         return grant if opened else None
 
     def _check_password(
