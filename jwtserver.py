@@ -1024,8 +1024,10 @@ class _Database(ABC):
     def take(self, idle: List[Any]) -> Any:
         """Take an idle connection from this list, or open one."""
         try:
-            with suppress(IndexError):  # all are in use
-                return idle.pop()
+            return idle.pop()
+        except IndexError:  # all are in use
+            pass
+        try:
             return self.connect()
         except self.driver_error as error:
             raise self.store_error(error) from error
