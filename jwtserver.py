@@ -82,7 +82,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict, deque
 from contextlib import ExitStack, contextmanager, suppress
 from enum import Enum
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from html import escape
 from http import HTTPStatus
 from itertools import chain
@@ -221,12 +221,8 @@ def _is_postgresql(database: str) -> bool:
     return database.startswith(("postgresql://", "postgres://"))
 
 
-def _parse_path(value: Any) -> str:
-    return os.fsdecode(value)
-
-
 def _parse_database(value: Any) -> str:
-    text = _parse_path(value)
+    text = os.fsdecode(value)
     if not text or ("://" in text and not _is_postgresql(text)) or text == ":memory:":
         raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
@@ -239,20 +235,21 @@ def _parse_integer(value: Any, maximum: int, minimum: int = 1) -> int:
     return int(text)
 
 
+def _parse_number(value: Any, maximum: int) -> float:
+    """A whole number or, from Python code, a float such as 0.5."""
+    if not isinstance(value, float):
+        return _parse_integer(value, maximum)
+    if not 0 < value <= maximum:  # NaN fails as well
+        raise ValueError(f"must be more than 0 and at most {maximum}, not {value!r}")
+    return value
+
+
 def _integer(maximum: int, minimum: int = 1) -> Callable[[Any], int]:
     return partial(_parse_integer, maximum=maximum, minimum=minimum)
 
 
 def _number(maximum: int) -> Callable[[Any], float]:
-    """A parser of whole numbers that also accepts a float, such as 0.5, from Python code."""
-    def parse(value: Any) -> float:
-        if not isinstance(value, float):
-            return _parse_integer(value, maximum)
-        if not 0 < value <= maximum:  # NaN fails as well
-            raise ValueError(f"must be more than 0 and at most {maximum}, not {value!r}")
-        return value
-
-    return parse
+    return partial(_parse_number, maximum=maximum)
 
 
 class Rate(NamedTuple):
@@ -294,11 +291,12 @@ def _parse_text(value: Any) -> str:
 
 
 def _parse_name(value: Any) -> str:
+    name = _parse_text(value)
     try:
-        str.encode(value)
+        name.encode()
     except UnicodeEncodeError:
         raise ValueError("must be UTF-8") from None
-    return str(value)
+    return name
 
 
 def _parse_cookie(value: Any) -> Optional[str]:
@@ -328,7 +326,7 @@ class Settings(NamedTuple):
 
     database: Annotated[str, _parse_database] = "jwtserver.db"  # an SQLite file or postgresql://…
     secret: Annotated[str, _parse_text] = ""  # keys, one per line: the first signs, all verify
-    secret_file: Annotated[str, _parse_path] = ""  # their file; jwtserver.key beside the database
+    secret_file: Annotated[str, os.fsdecode] = ""  # their file; jwtserver.key beside the database
     issuer: Annotated[Optional[str], _parse_name] = None
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
@@ -343,7 +341,7 @@ class Settings(NamedTuple):
     trusted_proxies: Annotated[int, _integer(MAX_PROXIES, 0)] = 0  # by X-Forwarded-*
     protect: Annotated[Rules, _parse_rule_list] = ()  # /protected or, with your application, all
     exempt: Annotated[Sequence[str], _parse_rule_list] = ()
-    audit_log: Annotated[str, _parse_path] = ""  # a file to which audit lines are appended
+    audit_log: Annotated[str, os.fsdecode] = ""  # a file to which audit lines are appended
     optional: Annotated[Sequence[str], _parse_rule_list] = ()
     prefix: Annotated[str, _parse_prefix] = ""  # the path under which the endpoints are
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
@@ -494,26 +492,24 @@ def _parse_keys(text: bytes, source: str) -> List[bytes]:
     return keys
 
 
-def _create_file(path: Path, lines: Sequence[bytes] = ()) -> None:
+def _create_file(path: Path, lines: Sequence[bytes]) -> None:
     """Create a file atomically. If two processes try at once, both continue with the same file."""
-    draft = _write_draft(path, lines)
-    try:
-        os.link(draft, path)  # unlike a rename, a link never replaces a file
-    except FileExistsError:
-        pass
-    except (OSError, AttributeError):  # a file system, such as FAT, or a system without hard links
-        if not path.exists():  # of two processes that start at once, the second replaces the file
-            os.replace(draft, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(draft)
+    with _draft(path, lines) as draft:
+        try:
+            os.link(draft, path)  # unlike a rename, a link never replaces a file
+        except FileExistsError:
+            pass
+        except (OSError, AttributeError):  # there are no hard links on FAT and some systems
+            if not path.exists():  # of two processes that start at once, the second replaces it
+                os.replace(draft, path)
 
 
-def _write_draft(
+@contextmanager
+def _draft(
     path: Union[str, Path], lines: Iterable[bytes], folder: Optional[int] = None,
     like: Optional[os.stat_result] = None,
-) -> str:
-    """Write a file beside `path`, and wait until it is on the disk.
+) -> Iterator[str]:
+    """Write a file beside `path` to the disk. After the `with` block, delete it if it is there.
 
     Only this user can read it, or it has the owner and mode of `like`.
     """
@@ -526,11 +522,10 @@ def _write_draft(
                 os.fchown(file.fileno(), like.st_uid, like.st_gid)
                 os.fchmod(file.fileno(), like.st_mode & 0o777)
             os.fsync(file.fileno())
-    except OSError:  # the disk may be full
+        yield draft
+    finally:
         with suppress(FileNotFoundError):
             os.unlink(draft, dir_fd=folder)
-        raise
-    return draft
 
 
 def _with_key_file(settings: Settings) -> Settings:
@@ -560,12 +555,8 @@ def replace_keys(
             status = os.fstat(file.fileno())
             _check_link(settings.key_file, path, status.st_uid)
             keys = _read_keys(settings.key_file, file)
-        draft = _write_draft(name, change(keys), folder, status)
-        try:
+        with _draft(name, change(keys), folder, status) as draft:
             os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError:
-            os.unlink(draft, dir_fd=folder)
-            raise
         _remove_stale_drafts(path, folder)
     return keys
 
@@ -988,7 +979,10 @@ def _close_idle(pools: Dict[int, List[DatabaseConnection]]) -> None:
 
 
 class _PooledConnection:
-    """Lends a connection to a `with` block. If the block raises, it is closed, which rolls back."""
+    """Lends a connection to a `with` block.
+
+    If the block raises anything else than an Error of this module, the connection is closed.
+    """
 
     __slots__ = ("_database", "_idle", "_connection")
 
@@ -1002,7 +996,7 @@ class _PooledConnection:
         return connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        if error is None and len(self._idle) < MAX_IDLE_CONNECTIONS:
+        if len(self._idle) < MAX_IDLE_CONNECTIONS and (error is None or isinstance(error, Error)):
             self._idle.append(self._connection)
             return
         self._connection.close()
@@ -1073,13 +1067,13 @@ class _Database(ABC):
         """Close the idle connections of this process. A later statement opens a new one."""
         _close_idle(self.pools)
 
-    def connection(self) -> _PooledConnection:
-        """Lend a connection to a `with` block."""
-        self.recheck()
-        return _PooledConnection(self)
+    def connection(self, quick: bool = False) -> _PooledConnection:
+        """Lend a connection to a `with` block.
 
-    def quick_connection(self) -> _PooledConnection:
-        """Lend one whose database may have been replaced in the last half second."""
+        `quick`: the database may have been replaced in the last half second.
+        """
+        if not quick:
+            self.recheck()
         return _PooledConnection(self)
 
     @contextmanager
@@ -1087,7 +1081,11 @@ class _Database(ABC):
         """Lend a connection in a transaction that is committed if the block succeeds."""
         with self.connection() as connection:
             connection.execute(self.begin)
-            yield connection
+            try:
+                yield connection
+            except Error:
+                connection.execute("ROLLBACK")
+                raise
             connection.execute("COMMIT")
 
     def store_error(self, problem: object) -> StoreError:
@@ -1152,14 +1150,11 @@ class _SQLite(_Database):
         self._checked_at = -math.inf
 
     def take(self, idle: List[Any]) -> Any:
-        """Take a connection to the file that is there now, and close those to an earlier file."""
         if time.monotonic() - self._checked_at > FILE_INTERVAL:
             self._check_file()
-        while True:
-            connection = super().take(idle)
-            if connection.file == self._file:
-                return connection
+        while (connection := super().take(idle)).file != self._file:
             self._close_replaced(connection)
+        return connection
 
     def _check_file(self) -> None:
         try:
@@ -1316,10 +1311,8 @@ class _PostgreSQL(_Database):
 
     def take(self, idle: List[Any]) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
-        connection = super().take(idle)
-        while not connection.is_usable():
+        while not (connection := super().take(idle)).is_usable():
             connection.close()
-            connection = super().take(idle)
         return connection
 
     def read_version(self, connection: DatabaseConnection) -> int:
@@ -1545,24 +1538,20 @@ class Store:
     def check_attempt(self, attempt: Attempt, now: float) -> None:
         """Raise LockedOut if this sign-in may not be tried now."""
         with self.database.connection() as connection:
-            seconds = self._lockout_seconds(connection, attempt, now)
-        if seconds:
-            raise LockedOut(seconds)
+            self._check_lockout(connection, attempt, now)
 
-    def _lockout_seconds(
+    def _check_lockout(
         self, connection: DatabaseConnection, attempt: Attempt, now: float, own_failures: int = 0,
-    ) -> float:
-        """Seconds until the lock-out ends, or 0.
-
-        `own_failures` is subtracted from each counter before it is compared with its limit.
-        """
+    ) -> None:
+        """Raise LockedOut if a counter, without this attempt's own failures, is at its limit."""
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
-        lockouts: List[float] = [
+        seconds: List[float] = [
             expires - now for counter, count, expires in rows
             if count - own_failures >= attempt.limits[counter]
-            and expires <= attempt.latest_expiry(now)]
-        return max([0.0, *lockouts])
+            and now < expires <= attempt.latest_expiry(now)]
+        if seconds:
+            raise LockedOut(max(seconds))
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
         """Count a failed sign-in.
@@ -1578,12 +1567,7 @@ class Store:
                 name = attempt.name if counter == attempt.user_at_address else ""
                 connection.execute(
                     _COUNT_FAILURE, [counter, now + attempt.seconds, name, *valid, *valid])
-            seconds = self._lockout_seconds(connection, attempt, now, own_failures=1)
-            if seconds:
-                connection.execute("UPDATE failures SET count = count - 1 WHERE id IN (?, ?, ?)",
-                                   list(attempt.limits))
-        if seconds:
-            raise LockedOut(seconds)
+            self._check_lockout(connection, attempt, now, own_failures=1)
 
     def seconds_locked(self, name: str, rate: Rate, now: float) -> float:
         """Seconds until the user can sign in at every address that is not locked out, or 0."""
@@ -1609,35 +1593,39 @@ class Store:
     ) -> bool:
         """Open a session. Return False if the user was changed since it was looked up.
 
-        For a sign-in, `attempt` clears its failures. If a new password hash or the step of a
-        one-time password must be stored, `found` is the user as it was looked up.
+        For a sign-in, `attempt` clears its failures, and `found` is the user as it was looked up:
+        the grant may have a new password hash or the step of a one-time password.
 
         Raises:
             LockedOut: too many other sign-ins have failed meanwhile.
         """
         user = grant.user
         with self.database.transaction() as connection:
-            seconds = self._lockout_seconds(connection, attempt, now) if attempt else 0
-            unchanged = self._is_unchanged(connection, found or user)
-            if unchanged and not seconds:
+            unchanged = self._accept(connection, found or user, attempt, now)
+            if unchanged:
                 self._sweep(connection, "sessions", now)
                 connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
                                    " ?)", grant.session)
-                if found:
-                    connection.execute(
-                        "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
-                        [user.password_hash, user.otp_step, user.name])
-                if attempt:
-                    connection.execute(
-                        "DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
-        if seconds:
-            raise LockedOut(seconds)
+            if unchanged and found and found != user:
+                connection.execute(
+                    "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
+                    [user.password_hash, user.otp_step, user.name])
         return unchanged
 
-    def _is_unchanged(self, connection: DatabaseConnection, user: User) -> bool:
-        """Return whether the row of a user is still this one, and lock it."""
+    def _accept(
+        self, connection: DatabaseConnection, user: User, attempt: Optional[Attempt], now: float,
+    ) -> bool:
+        """Return whether a user is unchanged. If so, clear the failures. Lock the user's row.
+
+        Raises:
+            LockedOut: too many other sign-ins have failed meanwhile.
+        """
+        if attempt:
+            self._check_lockout(connection, attempt, now)
         row = connection.execute(
             f"SELECT * FROM users WHERE name = ?{self.database.for_update}", [user.name]).fetchone()
+        if attempt and row == user:
+            connection.execute("DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
         return bool(row == user)
 
     def change_password(
@@ -1648,19 +1636,15 @@ class Store:
         Return False if the user was changed since it was looked up.
 
         Raises:
-            LockedOut: too many sign-ins have failed meanwhile.
+            LockedOut: too many other sign-ins have failed meanwhile.
         """
         with self.database.transaction() as connection:
-            seconds = self._lockout_seconds(connection, attempt, now)
-            unchanged = self._is_unchanged(connection, user)
-            if unchanged and not seconds:
+            unchanged = self._accept(connection, user, attempt, now)
+            if unchanged:
                 connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
                                    [password_hash, user.name])
                 connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
                                    [user.name, session_id])
-                connection.execute("DELETE FROM failures WHERE id = ?", [attempt.user_at_address])
-        if seconds:
-            raise LockedOut(seconds)
         return unchanged
 
     def refresh(self, token: str, now: float, grace: float, fingerprint: str) -> Grant:
@@ -1701,7 +1685,7 @@ class Store:
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
-        with self.database.quick_connection() as connection:
+        with self.database.connection(quick=True) as connection:
             found = connection.execute(_IS_OPEN, (session_id, now, now + self._leeway))
             return found.fetchone() is not None
 
@@ -1822,12 +1806,18 @@ class Response(NamedTuple):
     @classmethod
     def of(cls, status: int, content: Any = None, *headers: Tuple[str, str]) -> "Response":
         """A response with this content as JSON, or without a body."""
-        line = _STATUS_LINES[status]
         if content is None:  # RFC 9110 §8.6: no Content-Length with 204
-            return cls(line, [_NOSNIFF, *headers], b"")
-        body = json.dumps(content).encode() + b"\n"
-        described = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        return cls(line, [*described, _NOSNIFF, *headers], body)
+            return cls(_STATUS_LINES[status], [_NOSNIFF, *headers], b"")
+        return cls.with_body(
+            status, "application/json", json.dumps(content).encode() + b"\n", *headers)
+
+    @classmethod
+    def with_body(
+        cls, status: int, content_type: str, body: bytes, *headers: Tuple[str, str],
+    ) -> "Response":
+        """A response with this body."""
+        described = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+        return cls(_STATUS_LINES[status], [*described, _NOSNIFF, *headers], body)
 
 
 Endpoint = Callable[[Environ], Response]
@@ -1870,29 +1860,22 @@ def _read_input(read: Callable[[int], bytes], expected: int) -> bytes:
     return body
 
 
-def _read_fields(environ: Environ) -> Dict[str, Any]:
+def _read_fields(environ: Environ, *, only_form: bool = False) -> Dict[str, Any]:
     """Read the fields of a JSON or form body. A name that occurs twice is refused."""
     body = _read_body(environ).removeprefix(codecs.BOM_UTF8)  # RFC 8259 §8.1: may be ignored
     if environ.get("HTTP_CONTENT_ENCODING", "").strip().lower() not in ("", "identity"):
         raise HTTPError(415, "The body must have no Content-Encoding",
                         ("Accept-Encoding", "identity"))  # RFC 9110 §15.5.16
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if content_type == "application/json":
-        try:
-            return parse_json_object(body)
-        except DecodeError as error:
-            raise HTTPError(400, f"Malformed body: {error}") from None
     if content_type == "application/x-www-form-urlencoded":
         return _parse_form(body)
-    raise HTTPError(415, "The body must be application/json or application/x-www-form-urlencoded")
-
-
-def _read_form(environ: Environ) -> Dict[str, str]:
-    """Read the fields of a form that a browser has sent."""
-    content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if content_type != "application/x-www-form-urlencoded":
-        raise HTTPError(415, "The body must be application/x-www-form-urlencoded")
-    return _parse_form(_read_body(environ))
+    if content_type != "application/json" or only_form:
+        json_or = "" if only_form else "application/json or "
+        raise HTTPError(415, f"The body must be {json_or}application/x-www-form-urlencoded")
+    try:
+        return parse_json_object(body)
+    except DecodeError as error:
+        raise HTTPError(400, f"Malformed body: {error}") from None
 
 
 def _parse_form(body: bytes) -> Dict[str, Any]:
@@ -1969,20 +1952,33 @@ _NO_ROUTE = Route({})
 
 
 class Router:
-    """Serves the routes, and passes requests for other paths to `fallback`, or answers 404."""
+    """Serves the routes. It passes requests for other paths on, or answers 404.
+
+    They go to the application in `apps` for that path, otherwise to `fallback`.
+    """
 
     def __init__(
         self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
+        apps: Mapping[str, WSGIApplication] = {},
     ) -> None:
-        self.routes = routes
         self.fallback = fallback
+        self.apps = apps
+        self._routes = routes
         self._has_ids = any(path.endswith("/{id}") for path in routes)
 
+    def find_route(self, path: str) -> Route:
+        """The route of a path."""
+        route = self._routes.get(path, _NO_ROUTE)
+        if route is _NO_ROUTE and self._has_ids:
+            route = self._routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
+        return route
+
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        route = self.find(environ.get("PATH_INFO", ""))
+        path = environ.get("PATH_INFO", "")
+        route = self.find_route(path)
         try:
-            if route is _NO_ROUTE and self.fallback is not None:
-                return self.fallback(environ, start_response)
+            if route is _NO_ROUTE and (app := self.apps.get(path, self.fallback)):
+                return app(environ, start_response)
             response = route.respond(environ)
         except _BodyError:
             raise  # this module's server answers it
@@ -1995,13 +1991,6 @@ class Router:
             return _send_response(response, environ, start_response, *exc_info)
         return _send_response(response, environ, start_response)
 
-    def find(self, path: str) -> Route:
-        """The route of a path, or `_NO_ROUTE`."""
-        route = self.routes.get(path, _NO_ROUTE)
-        if route is _NO_ROUTE and self._has_ids:
-            route = self.routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
-        return route
-
 
 def _http_error(error: Exception, environ: Environ) -> HTTPError:
     """The error to answer with. The details of an internal fault are only logged."""
@@ -2012,20 +2001,6 @@ def _http_error(error: Exception, environ: Environ) -> HTTPError:
         return HTTPError(503, "The database cannot answer")
     logger.exception("Internal error at %s", ascii(environ.get("PATH_INFO")))
     return HTTPError(500, "Internal server error")
-
-
-def _with_nosniff(app: WSGIApplication) -> WSGIApplication:
-    """Add `X-Content-Type-Options` to responses of an application that does not send it."""
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        def start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
-            if not any(name.lower() == "x-content-type-options" for name, _ in headers):
-                headers = [*headers, _NOSNIFF]
-            return start_response(status, headers, *exc_info)
-
-        return app(environ, start)
-
-    return wrapped
 
 
 # --- Endpoints ----------------------------------------------------------------------------------
@@ -2050,14 +2025,17 @@ class _HashQueue:
     """A queue in which password hashes wait for a core.
 
     A hash occupies a core for a few tenths of a second. Only as many run as there are cores, so
-    that other requests are not slowed down. Networks take turns. None may take more places than it
-    leaves free: a flood from one network takes half of the queue, and hardly delays the others.
+    that other requests are not slowed down. Networks take turns: in each round, every network may
+    compute one hash. None may take more places than it leaves free: a flood from one network takes
+    half of the queue, and hardly delays the others.
     """
 
     def __init__(self, cores: int) -> None:
-        self._lock = threading.Lock()  # of the attributes below
+        self._changed = threading.Condition()  # of the attributes below
         self._free_cores = cores
-        self._waiting: Dict[str, Deque[threading.Event]] = {}  # by network; the first is next
+        self._round = 0
+        self._joined = 0
+        self._waiting: List[Tuple[int, int, str]] = []  # round, number and network; lowest is next
 
     @contextmanager
     def core(self, network: str) -> Iterator[None]:
@@ -2066,40 +2044,30 @@ class _HashQueue:
         Raises:
             HTTPError: too many hashes wait, of this network or in total.
         """
-        turn = threading.Event()
-        with self._lock:
-            self._join(network, turn)
+        with self._changed:
+            turn = self._join(network)
+            try:
+                self._changed.wait_for(lambda: self._free_cores and turn == min(self._waiting))
+                self._free_cores -= 1
+                self._round = turn[0]
+            finally:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
         try:
-            turn.wait()
             yield
         finally:
-            with self._lock:
-                self._leave(network, turn)
+            with self._changed:
+                self._free_cores += 1
+                self._changed.notify_all()
 
-    def _join(self, network: str, turn: threading.Event) -> None:
-        free_places = MAX_WAITING_HASHES - sum(map(len, self._waiting.values()))
-        if len(self._waiting.get(network, ())) >= free_places:
+    def _join(self, network: str) -> Tuple[int, int, str]:
+        own_rounds = [number for number, _, other in self._waiting if other == network]
+        if len(own_rounds) >= MAX_WAITING_HASHES - len(self._waiting):
             raise _too_many_sign_ins()
-        self._waiting.setdefault(network, deque()).append(turn)
-        self._start_hashes()
-
-    def _leave(self, network: str, turn: threading.Event) -> None:
-        if turn.is_set():
-            self._free_cores += 1
-        else:  # an exception has ended the wait
-            self._waiting[network].remove(turn)
-            if not self._waiting[network]:
-                del self._waiting[network]
-        self._start_hashes()
-
-    def _start_hashes(self) -> None:
-        while self._free_cores and self._waiting:
-            network = next(iter(self._waiting))
-            turns = self._waiting.pop(network)
-            turns.popleft().set()
-            self._free_cores -= 1
-            if turns:
-                self._waiting[network] = turns  # behind the other networks
+        self._joined += 1
+        turn = max([self._round, *(number + 1 for number in own_rounds)]), self._joined, network
+        self._waiting.append(turn)
+        return turn
 
 
 # By process, and created when needed: a lock that another thread held at a fork would never be
@@ -2109,11 +2077,22 @@ _build_locks: Dict[int, threading.Lock] = {}
 _Item = TypeVar("_Item")
 
 
+def _address(environ: Environ) -> str:
+    """The address of the client; `_apply_forwarded` has put it there."""
+    return str(environ.get("REMOTE_ADDR", ""))
+
+
 def _for_this_process(items: Dict[int, _Item], create: Callable[[], _Item]) -> _Item:
     process_id = os.getpid()
     if process_id not in items:
         items.setdefault(process_id, create())  # atomic: all threads get the same item
     return items[process_id]
+
+
+def _core(environ: Environ) -> ContextManager[None]:
+    """A core of this machine, for a `with` block that computes a password hash."""
+    queue = _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores()))
+    return queue.core(_network(_address(environ)))
 
 
 def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tuple[str, int]:
@@ -2128,27 +2107,25 @@ def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tu
     return signer.sign(claims), expires - issued
 
 
-@contextmanager
-def _lock_out_errors(audit_details: Mapping[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except LockedOut as error:
-        _audit("locked_out", **audit_details)
-        raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
+class _WrongPassword(Exception):
+    """The user, the password or the one-time password of an attempt is wrong."""
 
 
 def _check_otp(user: User, otp: str, now: float) -> int:
-    """The time step to store with a user whose password was right, or -1 if the code is wrong.
+    """The time step to store with a user whose password was right.
 
     Raises:
         HTTPError: the user has a second factor, and there is no code.
+        _WrongPassword: the code is wrong, or was used before.
     """
     if not user.otp_secret:
         return user.otp_step
     if not otp:
         raise HTTPError(401, "A one-time password is required", otp_required=True)
     step = find_otp_step(user.otp_secret, otp, now)
-    return step if step > user.otp_step else -1
+    if step <= user.otp_step:
+        raise _WrongPassword
+    return step
 
 
 _SESSION_ID = re.compile("[0-9a-f]{32}")
@@ -2183,99 +2160,102 @@ class Service:
         Raises:
             HTTPError: with status 401, 429 or 503.
         """
-        audit_details = {"user": name[:MAX_NAME_LENGTH], "address": self.address(environ)}
-        with _lock_out_errors(audit_details):
-            grant = self._open_session(name, password, otp, environ, details)
-        if grant is None:
-            _audit("sign_in_failed", **audit_details)
-            raise HTTPError(401, "Invalid username and password")
-        _audit("sign_in", **audit_details, session=grant.session.id)
+        with self._attempt(
+                name, environ, "sign_in_failed", "Invalid username and password") as attempt:
+            grant = None
+            while grant is None:
+                grant = self._open_session(attempt, name, password, otp, environ, details)
+        self._record("sign_in", environ, grant.user.name, grant.session.id)
         return grant
 
-    def _open_session(
-        self, name: str, password: str, otp: str, environ: Environ, details: Mapping[str, Any],
-    ) -> Optional[Grant]:
-        """Open a session if the password is right. An unknown user takes the same time.
+    @contextmanager
+    def _attempt(
+        self, name: str, environ: Environ, event: str, message: str, session: Optional[str] = None,
+    ) -> Iterator[Attempt]:
+        """Let a `with` block check a password, and count the failure if it raises _WrongPassword.
 
         Raises:
-            LockedOut: too many such sign-ins have failed.
+            HTTPError: the password was wrong, or must not be tried now.
         """
-        attempt = self._begin_attempt(name, environ)
-        while True:
-            checked = self._check_user(attempt, name, password, environ)
-            if checked is None:
-                return None
-            found, new_hash = checked
-            now = self.clock()
-            step = _check_otp(found, otp, now)
-            if step < 0:
-                self.store.count_failure(attempt, now)
-                return None
-            user = found._replace(password_hash=new_hash or found.password_hash, otp_step=step)
-            grant = new_grant(user, self.settings.session_lifetime, now,
-                              key_fingerprint=self.signer.fingerprint, **details)
-            changed = found if user != found else None
-            if self.store.open_session(grant, now, attempt=attempt, found=changed):
-                return grant
-            # The user was changed meanwhile, perhaps by a sign-in that upgraded the hash. Check the
-            # password again. This ends, because each repetition needs another change of the user.
+        attempt = Attempt.of(name, _address(environ), self.settings.login_failures)
+        try:
+            self.store.check_attempt(attempt, self.clock())
+            # Only this module's server has a loop. It would stop if its thread waited for a core.
+            if not environ.get("jwtserver.release_loop", lambda: True)():
+                raise _too_many_sign_ins()
+            try:
+                yield attempt
+            except _WrongPassword:
+                self.store.count_failure(attempt, self.clock())
+                self._record(event, environ, name, session)
+                raise HTTPError(401, message) from None
+        except LockedOut as error:
+            self._record("locked_out", environ, name, session)
+            raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
 
-    def _begin_attempt(self, name: str, environ: Environ) -> Attempt:
-        """Check that a password may be tried, and let the server go on without this thread."""
-        attempt = Attempt.of(name, self.address(environ), self.settings.login_failures)
-        self.store.check_attempt(attempt, self.clock())
-        # Only this module's server has a loop. If its thread waited in the queue, it would stop.
-        if not environ.get("jwtserver.release_loop", lambda: True)():
-            raise _too_many_sign_ins()
-        return attempt
+    def _open_session(
+        self, attempt: Attempt, name: str, password: str, otp: str, environ: Environ,
+        details: Mapping[str, Any],
+    ) -> Optional[Grant]:
+        """Open a session if the password is right.
 
-    def _core(self, environ: Environ) -> ContextManager[None]:
-        """A core of this machine, for a `with` block that computes a password hash."""
-        queue = _for_this_process(_hash_queues, lambda: _HashQueue(_usable_cores()))
-        return queue.core(_network(self.address(environ)))
+        Return None if the user was changed meanwhile, perhaps by a sign-in that upgraded the hash.
+        Then the password must be checked again. Each repetition needs another change of the user.
+        """
+        found = self._check_password(attempt, name, password, environ)
+        user = found._replace(otp_step=_check_otp(found, otp, self.clock()))
+        if needs_rehash(user.password_hash, iterations=self.settings.pbkdf2_iterations):
+            user = user._replace(password_hash=self._hash_password(password, environ))
+        now = self.clock()
+        grant = new_grant(user, self.settings.session_lifetime, now,
+                          key_fingerprint=self.signer.fingerprint, **details)
+        opened = self.store.open_session(grant, now, attempt=attempt, found=found)
+        return grant if opened else None
 
-    def _check_user(
+    def _check_password(
         self, attempt: Attempt, name: str, password: str, environ: Environ,
-    ) -> Optional[Tuple[User, Optional[str]]]:
-        """The user, and a new hash if the stored one is outdated.
+    ) -> User:
+        """The user with this name and password. A refusal takes the same time for every name.
 
-        None if the password is wrong. That is counted.
+        Raises:
+            _WrongPassword: there is no such user, or the user is disabled.
         """
         user = self.store.find_user(name)
-        if user and user.disabled:
-            user = None  # hash as for an unknown name, or the time would confirm the password
-        with self._core(environ):
+        # A disabled user is an unknown one here, or the time would confirm the password.
+        stored = user.password_hash if user and not user.disabled else ""
+        with _core(environ):
             self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
-            matches, new_hash = self._check_password(user, password)
-        if not matches or user is None:
-            self.store.count_failure(attempt, self.clock())
-            return None
-        return user, new_hash
+            self._iterations = max(self._iterations, password_iterations(stored))
+            matches = verify_password(password, stored, min_iterations=self._iterations)
+        if user is None or not matches:
+            raise _WrongPassword
+        return user
 
-    def _check_password(self, user: Optional[User], password: str) -> Tuple[bool, Optional[str]]:
-        """Return whether the password is right, and a new hash if the stored one is outdated."""
-        stored, iterations = user.password_hash if user else "", self.settings.pbkdf2_iterations
-        self._iterations = max(self._iterations, password_iterations(stored))
-        if not verify_password(password, stored, min_iterations=self._iterations):
-            return False, None
-        outdated = needs_rehash(stored, iterations=iterations)
-        return True, hash_password(password, iterations=iterations) if outdated else None
+    def _hash_password(self, password: str, environ: Environ) -> str:
+        with _core(environ):
+            return hash_password(password, iterations=self.settings.pbkdf2_iterations)
+
+    def _record(
+        self, event: str, environ: Environ, user: Optional[str] = None,
+        session: Optional[str] = None,
+    ) -> None:
+        name = user and user[:MAX_NAME_LENGTH]
+        details = {"user": name, "address": _address(environ), "session": session}
+        _audit(event, **{key: value for key, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
         """Exchange a refresh token for new tokens."""
         token = _required_field(_read_fields(environ), "refresh_token")
-        address = self.address(environ)
         try:
             grant = self.store.refresh(
                 token, self.clock(), self.settings.refresh_grace, self.signer.fingerprint)
         except RefreshError as error:
             if error.ended:
-                user, session = error.ended.user_name, error.ended.id
-                _audit("refresh_reused", user=user, address=address, session=session)
+                self._record("refresh_reused", environ, error.ended.user_name, error.ended.id)
             else:
-                _audit("refresh_failed", address=address)
+                self._record("refresh_failed", environ)
             raise HTTPError(401, str(error)) from None
-        _audit("refresh", user=grant.user.name, address=address, session=grant.session.id)
+        self._record("refresh", environ, grant.user.name, grant.session.id)
         return self._token_response(grant)
 
     def _token_response(self, grant: Grant) -> Response:
@@ -2294,9 +2274,8 @@ class Service:
         claims = _claims(environ)
         if "sid" not in claims:
             raise HTTPError(400, "The token belongs to no session")
-        user, session = claims["sub"], claims["sid"]
-        self.store.end_session(session)
-        _audit("logout", user=user, address=self.address(environ), session=session)
+        self.store.end_session(claims["sid"])
+        self._record("logout", environ, claims["sub"], claims["sid"])
         if not environ.get("wsgi_auth.cookie"):
             return Response.of(204)
         # The Back button would show earlier pages from the browser's memory. Browsers obey this
@@ -2313,30 +2292,17 @@ class Service:
             hash_password(new_password, iterations=1)  # checks it, before the old one is tried
         except ValueError as error:
             raise HTTPError(400, f"`new_password` cannot be used: {error}") from None
-        audit_details = {"user": session.user_name, "address": self.address(environ),
-                         "session": session.id}
-        with _lock_out_errors(audit_details):
-            changed = self._change_password(session, password, new_password, environ)
-        if not changed:
-            _audit("password_failed", **audit_details)
-            raise HTTPError(401, "Invalid password")
-        _audit("password", **audit_details)
-        return Response.of(204)
-
-    def _change_password(
-        self, session: Session, password: str, new_password: str, environ: Environ,
-    ) -> bool:
         name = session.user_name
-        attempt = self._begin_attempt(name, environ)
-        while True:
-            checked = self._check_user(attempt, name, password, environ)
-            if checked is None:
-                return False
-            with self._core(environ):
-                new_hash = hash_password(new_password, iterations=self.settings.pbkdf2_iterations)
-            if self.store.change_password(
-                    checked[0], new_hash, session.id, attempt, self.clock()):
-                return True  # otherwise the user was changed meanwhile: check the password again
+        with self._attempt(
+                name, environ, "password_failed", "Invalid password", session.id) as attempt:
+            changed = False
+            while not changed:  # as in `_open_session`
+                user = self._check_password(attempt, name, password, environ)
+                new_hash = self._hash_password(new_password, environ)
+                changed = self.store.change_password(
+                    user, new_hash, session.id, attempt, self.clock())
+        self._record("password", environ, name, session.id)
+        return Response.of(204)
 
     def session_of_person(self, claims: Claims) -> Optional[Session]:
         """The session of a token, or None if the token is not from a sign-in."""
@@ -2371,7 +2337,7 @@ class Service:
         if session is None or session.user_name != own.user_name:
             raise HTTPError(404, "There is no such session")
         self.store.end_session(session.id)
-        _audit("session_end", user=own.user_name, address=self.address(environ), session=session.id)
+        self._record("session_end", environ, own.user_name, session.id)
         return Response.of(204)
 
     def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
@@ -2379,8 +2345,9 @@ class Service:
 
         An unknown token gets the same response: its session has ended (RFC 7009 §2.2).
         """
-        has_length = environ.get("CONTENT_LENGTH") not in (None, "", "0")
-        if not has_length and not environ.get("wsgi.input_terminated"):
+        has_body = (environ.get("CONTENT_LENGTH") not in (None, "", "0")
+                    or environ.get("wsgi.input_terminated"))
+        if environ["REQUEST_METHOD"] != "POST" or not has_body:
             return None
         fields = _read_fields(environ)
         if not fields.get("refresh_token"):
@@ -2389,8 +2356,7 @@ class Service:
         session = self.store.find_session_of(token, self.clock())
         if session:
             self.store.end_session(session.id)
-            _audit("logout", user=session.user_name, address=self.address(environ),
-                   session=session.id)
+            self._record("logout", environ, session.user_name, session.id)
         return Response.of(204)
 
     def verify(self, environ: Environ) -> Response:
@@ -2438,10 +2404,6 @@ class Service:
         self.store.ping()
         return Response.of(200, {"status": "ok"}, ("Cache-Control", "no-store"))
 
-    def address(self, environ: Environ) -> str:
-        """The address of the client; `_apply_forwarded` has put it there."""
-        return str(environ.get("REMOTE_ADDR", ""))
-
 
 def _claims(environ: Environ) -> Claims:
     claims: Optional[Claims] = environ.get("wsgi_auth.claims")
@@ -2483,12 +2445,9 @@ class _VerifyOptions(NamedTuple):
         return cls(scopes, bool(values["optional"]) and not is_the_clients, bool(values["login"]))
 
 
-_WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
-
-
-def _welcome(environ: Environ) -> Response:
+def welcome(environ: Environ) -> Response:
     """Greet a user with a valid token."""
-    return _WELCOME
+    return Response.of(200, {"message": "Welcome to the protected page"})
 
 
 # --- Pages for people ---------------------------------------------------------------------------
@@ -2530,14 +2489,17 @@ li button { width: auto; margin: .25rem 0 0; padding: .3rem .7rem; color: var(--
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _PAGE_HEADERS = (
-    ("Content-Type", "text/html; charset=utf-8"),
     ("Cache-Control", "no-store"),  # the Back button must show nothing after a sign-out
     ("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'self';"
                                 f" frame-ancestors 'none'; style-src 'sha256-{_STYLE_HASH}'"),
     ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
     ("X-Frame-Options", "DENY"),
 )
+_PASSWORD_CHANGED = "changed"  # the query with which the account page says so
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
+# Headers that a page has from the answer in its place, in lower case.
+_KEPT_HEADERS = ("allow", "clear-site-data", "retry-after", "set-cookie", "vary",
+                 "www-authenticate")
 # A path of this site. Browsers take `//x` and `/\x` for another site, and drop tabs and line ends.
 _LOCAL_PAGE = re.compile(r"/(?!/)[!-\[\]-~]*")
 
@@ -2549,50 +2511,12 @@ def _page(status: int, title: str, content: str, *headers: Tuple[str, str]) -> R
             f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
             f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{content}</main>\n</body>\n</html>\n"
             ).encode("utf-8", "replace")
-    return Response(_STATUS_LINES[status], [
-        *_PAGE_HEADERS, ("Content-Length", str(len(body))), _NOSNIFF, *headers], body)
-
-
-def _with_error_pages(app: WSGIApplication, router: Router, login_path: str) -> WSGIApplication:
-    """Turn errors at the paths of pages into pages, also those of the guard and the rate limit.
-
-    At all paths except `login_path`, programs still get the JSON.
-    """
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path != login_path and not (_wants_page(environ) and router.find(path).is_page):
-            return app(environ, start_response)
-        started: List[Any] = []
-        body = app(environ, lambda *arguments: started.extend(arguments))
-        status, headers, *exc_info = started
-        if ("Content-Type", "application/json") not in headers or int(status[:3]) < 400:
-            start_response(*started)
-            return body
-        page = _error_page(int(status[:3]), b"".join(body), headers, login_path)
-        return _send_response(page, environ, start_response, *exc_info)
-
-    return wrapped
-
-
-def _error_page(
-    status: int, body: bytes, headers: Sequence[Tuple[str, str]], login_path: str,
-) -> Response:
-    title = HTTPStatus(status).phrase
-    message = json.loads(body)["error"] if body else title  # no body: HEAD
-    if status == 401:
-        message = "You are not signed in"
-    content = (f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
-               f'<p><a href="{login_path}">Go to the sign-in page</a></p>\n')
-    kept = ("allow", "retry-after", "vary", "www-authenticate")
-    return _page(status, title, content, *(
-        header for header in headers if header[0].lower() in kept))
+    return Response.with_body(status, "text/html; charset=utf-8", body, *_PAGE_HEADERS, *headers)
 
 
 def _see_other(location: str, *headers: Tuple[str, str]) -> Response:
-    return Response(_STATUS_LINES[303], [
-        ("Location", location), ("Content-Type", "text/plain"), ("Content-Length", "0"),
-        ("Cache-Control", "no-store"), _NOSNIFF, *headers], b"")
+    return Response.with_body(
+        303, "text/plain", b"", ("Location", location), ("Cache-Control", "no-store"), *headers)
 
 
 def _field(
@@ -2633,6 +2557,11 @@ def _sentences(message: str, headers: Sequence[Tuple[str, str]]) -> str:
     return f"{message}. Try again in {f'{minutes} minutes' if minutes > 1 else 'a minute'}."
 
 
+def _html_form(button: str, fields: str = "", action: str = "") -> str:
+    target = f' action="{action}"' if action else ""  # without it: the page with the form
+    return f'<form method="post"{target}>\n{fields}<button>{button}</button>\n</form>\n'
+
+
 def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
@@ -2644,6 +2573,7 @@ class Pages:
         self.service = service
         self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
         self.login_path = f"{service.settings.prefix}/login"
+        self._sign_out_form = _html_form("Sign out", action=f"{service.settings.prefix}/logout")
 
     def _claims(self, environ: Environ) -> Optional[Claims]:
         """The claims of the token in the cookie, if it is valid."""
@@ -2665,11 +2595,6 @@ class Pages:
             f'<li><a href="{self.service.settings.prefix}/openapi.json">openapi.json</a> describes'
             f" the endpoints for programs</li>\n</ul>\n{form}"), ("Vary", "Accept"))
 
-    @property
-    def _sign_out_form(self) -> str:
-        return (f'<form method="post" action="{self.service.settings.prefix}/logout">'
-                "<button>Sign out</button></form>\n")
-
     def ask_to_sign_in(self, target: str) -> Response:
         """Redirect to the sign-in form, and back to this path and query afterwards."""
         page = quote(target, "/", "latin-1", "replace")
@@ -2685,13 +2610,15 @@ class Pages:
         # Somebody may have put a token of `token issue` into the cookie.
         if claims is None or self.service.session_of_person(claims) is None:
             return self._form(next_page)
-        return self._account(claims, next_page, environ.get("QUERY_STRING") == "changed")
+        notice = "" if environ.get("QUERY_STRING") != _PASSWORD_CHANGED else (
+            "<p>Your password has been changed. Your other sessions have ended.</p>\n")
+        return self._account(claims, next_page, notice)
 
     def login(self, environ: Environ) -> Response:
         """Sign in with the form, and set the cookie."""
         if is_cross_site(environ):
             raise HTTPError(403, "Cross-origin request refused")
-        fields = _read_form(environ)
+        fields = _read_fields(environ, only_form=True)
         next_page = _local_page(fields.get("next"))
         name, password, otp = [
             fields.get(field, "") for field in ("username", "password", "otp")]
@@ -2737,66 +2664,80 @@ class Pages:
             fields.append(_field(
                 "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"'
                 " required", errors))
-        return _page(status, "Sign in", (
-            f'<form method="post">\n<input type="hidden" name="next" value="{escape(next_page)}">'
-            f'\n{"".join(fields)}<button>Sign in</button>\n</form>\n'), *headers)
+        hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
+        return _page(
+            status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
 
     def _account(
-        self, claims: Claims, next_page: str = "/", is_password_changed: bool = False,
-        error: Optional[HTTPError] = None,
+        self, claims: Claims, next_page: str = "/", notice: str = "", status: int = 200,
+        error: str = "", headers: Sequence[Tuple[str, str]] = (),
     ) -> Response:
         """The account page, with the result of the form that was sent from it."""
         service, prefix = self.service, self.service.settings.prefix
-        errors, focus = {}, ""
-        if error is not None:
-            focus = "new_password" if error.status == 400 else "password"
-            errors[focus] = _sentences(error.message, error.headers)
-        notice = ("<p>Your password has been changed. Your other sessions have ended.</p>\n"
-                  if is_password_changed else "")
+        focus = ("new_password" if status == 400 else "password") if error else ""
+        errors = {focus: error}
         # Chromium applies `form-action` to redirects too. If the next page redirects to another
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
         sessions = "".join(
             f"<li>{escape(session.label or 'Sign-in')}, {_time(session.created)}"
-            + (" (this one)</li>\n" if session.id == claims.get("sid") else (
-                f'<form method="post" action="{prefix}/sessions/{session.id}">'
-                "<button>End this session</button></form></li>\n"))
+            + (" (this one)" if session.id == claims.get("sid") else _html_form(
+                "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))
-        return _page(error.status if error else 200, "Your account", (
+        fields = (
+            _field("password", "Current password", 'type="password"'
+                   ' autocomplete="current-password" required', errors, focus=focus)
+            + _field("new_password", "New password", 'type="password"'
+                     ' autocomplete="new-password" required', errors, focus=focus))
+        return _page(status, "Your account", (
             f"{notice}{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
-            f'<h2>Change password</h2>\n<form method="post" action="{prefix}/password">\n'
-            + _field("password", "Current password", 'type="password"'
-                     ' autocomplete="current-password" required', errors, focus=focus)
-            + _field("new_password", "New password", 'type="password"'
-                     ' autocomplete="new-password" required', errors, focus=focus)
-            + "<button>Change password</button>\n</form>\n"), *(error.headers if error else ()))
+            "<h2>Change password</h2>\n"
+            + _html_form("Change password", fields, f"{prefix}/password")), *headers)
 
-    def or_redirect(self, endpoint: Endpoint, query: str = "") -> Endpoint:
-        """The endpoint that answers a person's form with a page.
+    def with_pages(self, app: WSGIApplication, router: Router) -> WSGIApplication:
+        """Answer people with pages where endpoints, the guard or the rate limit answer programs.
 
-        `query` tells the account page of a success.
+        At the login page, programs get pages too.
         """
-        if not self.service.settings.cookie:
-            return endpoint
+        def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            path = environ.get("PATH_INFO", "")
+            if not (path == self.login_path
+                    or _wants_page(environ) and router.find_route(path).is_page):
+                return app(environ, start_response)
+            started: List[Any] = []
+            body = app(environ, lambda *arguments: started.extend(arguments))
+            status, headers, *exc_info = started
+            page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
+            if page:
+                return _send_response(page, environ, start_response, *exc_info)
+            start_response(*started)
+            return body
 
-        @wraps(endpoint)
-        def wrapped(environ: Environ) -> Response:
-            if not (environ.get("wsgi_auth.cookie") and _wants_page(environ)):
-                return endpoint(environ)
-            try:
-                response = endpoint(environ)
-            except HTTPError as error:
-                if error.status == 404:  # the session has ended already
-                    return _see_other(self.login_path)
-                if error.status == 403:  # the account page is not for this token
-                    raise
-                return self._account(environ["wsgi_auth.claims"], error=error)
-            kept = ("Set-Cookie", "Clear-Site-Data")
-            return _see_other(self.login_path + query, *(
-                header for header in response.headers if header[0] in kept))
+        return _respond
 
-        return wrapped
+    def _page_for(
+        self, environ: Environ, status: int, headers: Sequence[Tuple[str, str]], body: bytes,
+    ) -> Optional[Response]:
+        """The page in place of an answer for programs; None for an answer that people can read."""
+        kept = [header for header in headers if header[0].lower() in _KEPT_HEADERS]
+        from_account = environ.get("wsgi_auth.cookie")  # a form of the account page
+        if from_account and status in (204, 404):  # 404: the session has ended already
+            changed = status == 204 and environ["PATH_INFO"].endswith("/password")
+            query = f"?{_PASSWORD_CHANGED}" if changed else ""
+            return _see_other(self.login_path + query, *kept)
+        if status < 400 or ("Content-Type", "application/json") not in headers:
+            return None
+        title = HTTPStatus(status).phrase
+        message = json.loads(body)["error"] if body else title  # no body: HEAD
+        if from_account and status in (400, 401, 429):
+            return self._account(environ["wsgi_auth.claims"], "/", "", status,
+                                 _sentences(message, headers), kept)
+        if status == 401:
+            message = "You are not signed in"
+        return _page(status, title, (
+            f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
+            f'<p><a href="{self.login_path}">Go to the sign-in page</a></p>\n'), *kept)
 
 
 def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
@@ -2851,16 +2792,15 @@ def _account_routes(service: Service, pages: Pages) -> Dict[str, Route]:
         "/refresh": Route({"POST": Operation(
             service.refresh, schema=_TOKENS, fields=("refresh_token",))}, "message"),
         "/logout": Route({"POST": Operation(
-            pages.or_redirect(service.logout), 204, errors=(400, 413, 415))}, guarded=True,
+            service.logout, 204, errors=(400, 413, 415))}, guarded=True,
             is_page=True),
         "/password": Route({"POST": Operation(
-            pages.or_redirect(service.change_password, "?changed"), 204,
-            fields=("password", "new_password"), errors=(403,))}, guarded=True, is_page=True),
+            service.change_password, 204, fields=("password", "new_password"),
+            errors=(403,))}, guarded=True, is_page=True),
         "/sessions": Route({"GET": Operation(
             service.sessions, schema=_SESSIONS, errors=(403,))}, guarded=True),
         "/sessions/{id}": Route(dict.fromkeys(("DELETE", "POST"), Operation(
-            pages.or_redirect(service.end_session), 204, errors=(403, 404))), guarded=True,
-            is_page=True),
+            service.end_session, 204, errors=(403, 404))), guarded=True, is_page=True),
         "/verify": Route({"*": Operation(
             service.verify, schema=_object(user=_OR_NULL, scope=_STRING), errors=(400, 403),
             query=_VERIFY_QUERY)}, guarded=True),
@@ -2882,7 +2822,7 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
     routes = {prefix + path: route for path, route in _account_routes(service, pages).items()}
     if demo:
         routes["/protected"] = Route(
-            {"GET": Operation(_welcome, schema=_object(message=_STRING))}, guarded=True)
+            {"GET": Operation(welcome, schema=_object(message=_STRING))}, guarded=True)
 
     def index(environ: Environ) -> Response:
         """List the endpoints, or show a page to people."""
@@ -2913,13 +2853,14 @@ def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     """The OpenAPI document of these routes (https://spec.openapis.org/oas/v3.1.0)."""
     # Relative to the document, so that it is right below a mount and behind a proxy as well.
     root = "/".join([".."] * prefix.count("/")) or "."
+    parameters = {"parameters": [{"name": "id", "in": "path", "required": True, "schema": _STRING}]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "jwtserver", "version": __version__,
                  "description": "Sign-in with JSON Web Tokens"},
         "servers": [{"url": root}],
         "paths": {
-            path: {**_describe_parameters(path),
+            path: {**(parameters if path.endswith("{id}") else {}),
                    **{method.lower(): _describe_operation(route, method)
                       for method in (_METHODS if "*" in route.methods else route.methods)}}
             for path, route in routes.items()},
@@ -2928,48 +2869,41 @@ def _describe(routes: Mapping[str, Route], prefix: str) -> Dict[str, Any]:
     }
 
 
-def _describe_parameters(path: str) -> Dict[str, Any]:
-    if not path.endswith("{id}"):
-        return {}
-    return {"parameters": [{"name": "id", "in": "path", "required": True, "schema": _STRING}]}
-
-
 def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     operation = route.methods.get(method) or route.methods["*"]
-    name = operation.endpoint.__name__.strip("_")
+    name = operation.endpoint.__name__
     endpoints = {operation.endpoint for operation in route.methods.values()}
     is_shared = "*" in route.methods or len(endpoints) < len(route.methods)
+    errors = {*operation.errors, 429, 500, 503, *([401] if route.guarded else []),
+              *((400, 401, 411, 413, 415) if operation.fields else ())}
+    error = _HTML if route.is_html else _error_schema(route.error_member)
+    schemas: Dict[int, Any] = {operation.status: operation.schema, **dict.fromkeys(sorted(errors), error)}
+    if route.error_member != "error":  # the rate limit says `error`
+        schemas[429] = {"anyOf": [error, _error_schema("error")]}
+    if "otp" in operation.optional_fields and not route.is_html:
+        schemas[401] = _error_schema(route.error_member, otp_required={"const": True})
     description: Dict[str, Any] = {
         "operationId": f"{name}_{method.lower()}" if is_shared else name,
         "summary": (operation.endpoint.__doc__ or "").partition("\n")[0],
-        "responses": {str(operation.status): _describe_response(
-            operation.status, operation.schema)},
+        "responses": {str(status): _describe_response(status, schema)
+                      for status, schema in schemas.items()},
         "security": [{"token": []}] if route.guarded else [],
     }
     if "optional" in operation.query:
         description["security"].append({})  # a request without a token may be answered as well
-    statuses = {*operation.errors, 429, 500, 503}
-    if route.guarded:
-        statuses.add(401)
     if operation.query:
         description["parameters"] = [
             {"name": name, "in": "query", "schema": schema, "allowEmptyValue": "const" in schema}
             for name, schema in operation.query.items()]
     if operation.fields:
-        statuses.update((400, 401, 411, 413, 415))
         description["requestBody"] = _describe_body(operation, route.is_html)
-    success = {"const": False}
-    for status in sorted(statuses):
-        if route.is_html:
-            description["responses"][str(status)] = _describe_response(status, _HTML)
-            continue
-        schema = _object(success=success, **{route.error_member: _STRING})
-        if status == 429 and route.error_member != "error":  # the rate limit says `error`
-            schema = {"anyOf": [schema, _object(success=success, error=_STRING)]}
-        if status == 401 and "otp" in operation.optional_fields:
-            schema["properties"]["otp_required"] = {"const": True}
-        description["responses"][str(status)] = _describe_response(status, schema)
     return description
+
+
+def _error_schema(member: str, **optional_members: Any) -> Dict[str, Any]:
+    schema = _object(success={"const": False}, **{member: _STRING})
+    schema["properties"].update(optional_members)
+    return schema
 
 
 def _describe_body(operation: Operation, is_form: bool) -> Dict[str, Any]:
@@ -2992,10 +2926,11 @@ def _describe_response(status: int, schema: Optional[Mapping[str, Any]]) -> Dict
 # --- The application ----------------------------------------------------------------------------
 #
 # Design: `create_app` composes the service from layers. From the outside in: the headers of
-# proxies, CORS, the rate limit, the public endpoints, the guard, then the other endpoints and the
-# application. Only /health stands in front of the rate limit. Each Router turns the errors of all
-# layers inside it into responses. Only the first layer reads X-Forwarded-For, -Proto and -Host. All
-# others find the address, scheme and host where every WSGI application expects them.
+# proxies, CORS, the pages, the rate limit, the public endpoints, the guard, then the other
+# endpoints and the application. Only /health has no rate limit, and /verify has a guard of its own.
+# Each Router turns the errors of all layers inside it into responses. Only the first layer reads
+# X-Forwarded-For, -Proto and -Host. All others find the address, scheme and host where every WSGI
+# application expects them.
 
 
 def create_app(
@@ -3026,26 +2961,32 @@ def create_app(
     own_paths = [path for path in behind_guard if path != "/protected" and "{" not in path]
     protect = settings.protect or ("/protected" if app is None else "/",)
 
-    application = Router(
-        behind_guard, None if app is None else _with_spare_thread(_with_nosniff(app)))
-    guard = pages.guard = _with_guard(application, pages, own_paths, protect)
-    exceptions = _with_exceptions(guard, service, [*public, *own_paths])
-    verify = _with_verify(exceptions, routes, pages)
-    limited = _with_rate_limit(Router(public, verify), service, guard)
+    inside = Router(behind_guard, None if app is None else _with_service_rules(app))
+    guard = pages.guard = _with_guard(inside, pages, own_paths, protect)
+    verify_path, logout_path = f"{settings.prefix}/verify", f"{settings.prefix}/logout"
+    slash_paths = [f"{path}/" for path in (*public, *own_paths) if path != "/"]
+    exceptions = dict.fromkeys([logout_path, *slash_paths], _with_exceptions(guard, service))
+    exceptions[verify_path] = _verify_app(routes[verify_path], verify_path, pages)
+    application = _with_rate_limit(Router(public, guard, exceptions), service, guard)
     if settings.cookie:
-        limited = _with_error_pages(limited, Router(routes), pages.login_path)
+        application = pages.with_pages(application, Router(routes))
     return _with_proxy_headers(
-        _with_cors(limited, settings.cors_origins), settings.trusted_proxies)
+        _with_cors(application, settings.cors_origins), settings.trusted_proxies)
 
 
-def _with_spare_thread(app: WSGIApplication) -> WSGIApplication:
-    """Keep the last thread of this module's server for the endpoints of the service."""
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+def _with_service_rules(app: WSGIApplication) -> WSGIApplication:
+    """Keep a thread of this module's server for the endpoints, and send X-Content-Type-Options."""
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        def _start(status: str, headers: List[Tuple[str, str]], *exc_info: Any) -> Any:
+            if not any(name.lower() == "x-content-type-options" for name, _ in headers):
+                headers = [*headers, _NOSNIFF]
+            return start_response(status, headers, *exc_info)
+
         if not environ.get("jwtserver.has_free_thread", lambda: True)():
             raise HTTPError(503, "All threads are busy", ("Retry-After", "1"))
-        return app(environ, start_response)
+        return app(environ, _start)
 
-    return wrapped
+    return _respond
 
 
 def _open_store_for_app(settings: Settings) -> Store:
@@ -3074,26 +3015,21 @@ def _with_guard(
         raise SettingsError(f"{' or '.join(used)}: {error}") from None
 
 
-def _with_verify(
-    app: WSGIApplication, routes: Mapping[str, Route], pages: Pages,
-) -> WSGIApplication:
+def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
     """Answer `/verify` by the rules for the request that a proxy asks about."""
     service, settings = pages.service, pages.service.settings
-    path = f"{settings.prefix}/verify"
     scopes = settings.protect.get(path, ()) if isinstance(settings.protect, Mapping) else ()
-    guards = {is_optional: BearerAuthMiddleware(
-        Router({path: routes[path]}), service.signer, is_revoked=service.is_revoked,
-        cookie=settings.cookie, protect={} if is_optional else {"/": scopes},
-        optional=["/"] if is_optional else []) for is_optional in (False, True)}
+    required, optional = [BearerAuthMiddleware(
+        Router({path: route}), service.signer, is_revoked=service.is_revoked,
+        cookie=settings.cookie, **rules) for rules in (
+            {"protect": {"/": scopes}}, {"protect": (), "optional": ["/"]})]
 
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ.get("PATH_INFO") != path:
-            return app(environ, start_response)
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         options = _VerifyOptions.of(environ)
         trusted = settings.trusted_proxies > 0
         method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
         _apply_forwarded_method(environ, method)
-        guard = guards[options.optional]
+        guard = optional if options.optional else required
         if (options.login and settings.cookie and method in ("GET", "HEAD")
                 and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")
                 and guard.authenticate(environ) is None):
@@ -3101,7 +3037,7 @@ def _with_verify(
             return _send_response(response, environ, start_response)
         return guard(environ, start_response)
 
-    return wrapped
+    return _respond
 
 
 def _apply_forwarded_method(environ: Environ, method: str) -> None:
@@ -3117,49 +3053,40 @@ def _apply_forwarded_method(environ: Environ, method: str) -> None:
         environ["REQUEST_METHOD"] = "GET"
 
 
-def _with_exceptions(
-    guard: BearerAuthMiddleware, service: Service, endpoints: Sequence[str],
-) -> WSGIApplication:
+def _with_exceptions(guard: BearerAuthMiddleware, service: Service) -> WSGIApplication:
     """Answer what the guard would refuse only because there is no valid token.
 
     An endpoint with a slash at its end is not found; a token would not help. A refresh token is
     enough to log out.
     """
-    slash_paths = {f"{path}/" for path in endpoints if path != "/"}
-    logout_path = f"{service.settings.prefix}/logout"
-    exceptions = frozenset([*slash_paths, logout_path])
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path in exceptions and guard.protects(environ) and guard.authenticate(environ) is None:
-            if path in slash_paths:
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if guard.protects(environ) and guard.authenticate(environ) is None:
+            if environ["PATH_INFO"].endswith("/"):
                 raise HTTPError(404, "Not found")
-            if environ["REQUEST_METHOD"] == "POST":
-                response = service.logout_by_refresh_token(environ)
-                if response:
-                    return _send_response(response, environ, start_response)
+            response = service.logout_by_refresh_token(environ)
+            if response:
+                return _send_response(response, environ, start_response)
         return guard(environ, start_response)
 
-    return wrapped
+    return _respond
 
 
 def _with_rate_limit(
-    router: Router, service: Service, guard: BearerAuthMiddleware,
+    app: WSGIApplication, service: Service, guard: BearerAuthMiddleware,
 ) -> WSGIApplication:
     """Limit the requests of each user or, without a valid token, of each network."""
     rate = service.settings.rate_limit
     if rate is None:
-        return router
+        return app
+    health_path = f"{service.settings.prefix}/health"
 
-    def client_key(environ: Environ) -> str:
+    def _client(environ: Environ) -> Optional[str]:
+        if environ.get("PATH_INFO") == health_path:
+            return None  # it has no limit
         claims = guard.authenticate(environ)
-        if claims is not None:
-            return f"user {claims['sub']}"
-        return f"address {_network(service.address(environ))}"
+        return f"user {claims['sub']}" if claims else f"address {_network(_address(environ))}"
 
-    limited = RateLimitMiddleware(router, limit=rate.limit, period=rate.seconds, key=client_key)
-    health = f"{service.settings.prefix}/health"
-    return Router({health: router.routes[health]}, limited)
+    return RateLimitMiddleware(app, limit=rate.limit, period=rate.seconds, key=_client)
 
 
 def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
@@ -3179,8 +3106,7 @@ _FORWARDED_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "ht
 
 def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
     """Apply the headers that only a proxy may send, and remove those that no proxy sends here."""
-
-    def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         # A proxy sends these to other applications, after it has asked /verify. Here a client has
         # sent them, perhaps as `Remote_User`: under cheroot and granian that is the same key.
         environ.pop("HTTP_REMOTE_USER", None)
@@ -3189,7 +3115,7 @@ def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
             _apply_forwarded(environ, proxies)
         return app(environ, start_response)
 
-    return wrapped
+    return _respond
 
 
 def _apply_forwarded(environ: Environ, proxies: int) -> None:
@@ -4889,92 +4815,67 @@ def _tls_context(certificate: str, key: Optional[str]) -> "ssl.SSLContext":
 #
 # Design: If nobody reads a pipe, a write to it blocks: first the event loop, then each thread that
 # logs. So while the server runs, a write to standard output or error joins a queue, and one thread
-# for each of the two does the writing. It joins only as much as a pipe takes in one piece, so that
-# the lines of several processes do not mix. If the queue is full, the write is lost and counted.
-# Files are written directly.
+# for each of the two does the writing, in pieces that a pipe takes as a whole, so that the lines of
+# several processes do not mix. If the queue is full, the write is lost and counted. Files, and the
+# console of Windows, are written directly.
 
 MAX_QUEUED_OUTPUT = 1024 * 1024  # bytes
 MAX_OUTPUT_WAIT = 0.5  # seconds for a reader of each, before the server ends
-MAX_JOINED_OUTPUT = 4096  # bytes; Linux does not split such a write to a pipe (PIPE_BUF)
+MAX_OUTPUT_PIECE = 4096  # bytes; Linux does not split such a write to a pipe (PIPE_BUF)
 OUTPUT_INTERVAL = 0.005  # seconds; without a pause, the thread costs 10 % of the requests
 
 
-class _OutputQueue(io.RawIOBase):
+class _OutputQueue(io.FileIO):
     """A pipe or terminal to which another thread writes."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file  # it has no buffer
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
         self._process_id = os.getpid()
         self._changed = threading.Condition()  # of the attributes below
-        self._pieces: Deque[bytes] = deque()
-        self._size = 0  # bytes that have not been written
+        self._queue = bytearray()
         self._lost_writes = 0
-        self._failure: Optional[Tuple[int, str]] = None
+        self._failed = False
         threading.Thread(target=self._run, daemon=True).start()
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def fileno(self) -> int:
-        """The descriptor of the pipe or terminal."""
-        return int(self._file.fileno())
-
-    def isatty(self) -> bool:
-        """Return whether this is a terminal."""
-        return bool(self._file.isatty())
-
     def write(self, data: Any) -> int:
-        """Append to the queue, if there is room.
-
-        Raises:
-            OSError: the thread could not write, because the pipe is closed.
-        """
-        if os.getpid() != self._process_id:  # the application has forked; the thread is not here
-            return int(self._file.write(data))
+        """Append to the queue, if there is room."""
+        # If the pipe is closed, a write raises at once. A process that forked has no thread here.
+        if self._failed or os.getpid() != self._process_id:
+            return super().write(data)
         with self._changed:
-            if self._failure:
-                raise OSError(*self._failure)
             piece = bytes(data)
             if self._lost_writes:
                 piece = b"jwtserver: nobody read %d writes; they are lost\n%b" % (
                     self._lost_writes, piece)
-            if self._size + len(piece) > MAX_QUEUED_OUTPUT:
+            if len(self._queue) + len(piece) > MAX_QUEUED_OUTPUT:
                 self._lost_writes += 1
             else:
                 self._lost_writes = 0
-                self._pieces.append(piece)
-                self._size += len(piece)
+                self._queue += piece
                 self._changed.notify_all()
         return len(data)
 
     def wait(self, seconds: float) -> None:
         """Wait until all is written, but not longer."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._size, seconds)
+            self._changed.wait_for(lambda: not self._queue or self._failed, seconds)
 
     def _run(self) -> None:
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._pieces)
-                    piece = self._pieces.popleft()
-                    while self._pieces and len(piece + self._pieces[0]) <= MAX_JOINED_OUTPUT:
-                        piece += self._pieces.popleft()
-                written = self._file.write(piece)
-                if written is None:  # it is full; another process has made it non-blocking
-                    written = 0
-                with self._changed:
-                    self._size -= written
-                    if written < len(piece):
-                        self._pieces.appendleft(piece[written:])
-                    self._changed.notify_all()
-                if not written or not self._pieces:
-                    time.sleep(OUTPUT_INTERVAL)
-        except OSError as error:
+        while not self._failed:
             with self._changed:
-                self._failure, self._size = (error.errno or 0, str(error.strerror)), 0
+                self._changed.wait_for(lambda: self._queue)
+                lines = self._queue.rfind(b"\n", 0, MAX_OUTPUT_PIECE) + 1
+                piece = self._queue[:lines or MAX_OUTPUT_PIECE]
+            written = 0
+            try:
+                written = super().write(piece) or 0  # None: another process made it non-blocking
+            except (OSError, ValueError):  # ValueError: it was closed
+                self._failed = True
+            with self._changed:
+                del self._queue[:written]
                 self._changed.notify_all()
+            if not written or not self._queue:
+                time.sleep(OUTPUT_INTERVAL)
 
 
 def _queued(stream: Any) -> Any:
@@ -4982,10 +4883,10 @@ def _queued(stream: Any) -> Any:
     # Some streams are missing or have no file, and some systems have no thread left.
     with suppress(AttributeError, OSError, RuntimeError):
         mode = os.fstat(stream.fileno()).st_mode
-        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stream.isatty():
+        is_terminal = os.name == "posix" and stream.isatty()
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or is_terminal:
             return io.TextIOWrapper(
-                _OutputQueue(getattr(stream.buffer, "raw", stream.buffer)),
-                stream.encoding, stream.errors, line_buffering=True)
+                _OutputQueue(stream.fileno()), stream.encoding, stream.errors, line_buffering=True)
     return stream
 
 

@@ -996,7 +996,7 @@ def test_application_after_fork_answers_although_a_thread_held_the_locks(
     monkeypatch.setitem(jwtserver._build_locks, os.getpid(), lock)
     monkeypatch.setitem(jwtserver._hash_queues, os.getpid(), queue)
 
-    with lock, queue._lock:  # as other threads of the parent may hold them
+    with lock, queue._changed:  # as other threads of the parent may hold them
         child = os.fork()
         if child == 0:
             status = 1

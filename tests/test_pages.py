@@ -141,6 +141,12 @@ def test_refusal_of_the_rate_limit_is_a_page(browse):
     assert browser.get("/protected", status=429).json
 
 
+def test_refusal_of_the_guard_is_a_page_at_every_form_of_the_account_page(browser):
+    for path in ("/logout", "/password", "/sessions/" + "0" * 32):
+        assert "You are not signed in." in browser.post(path, status=401), path
+        assert browser.post(path, headers={"Accept": "*/*"}, status=401).json
+
+
 def test_error_of_the_database_is_a_page(browser, store):
     submit(browser)
     with store.database.transaction() as connection:

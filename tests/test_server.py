@@ -832,7 +832,7 @@ def pipe():
     """The two ends of a pipe, and a queue in front of the second."""
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as output, open(writer, "wb", buffering=0) as file:
-        yield output, file, jwtserver._OutputQueue(file)
+        yield output, file, jwtserver._OutputQueue(writer)
 
 
 def fill(file):
@@ -914,7 +914,7 @@ def test_output_of_a_forked_process_is_written_at_once(pipe, monkeypatch):
     assert output.read(99) == b"child"
     monkeypatch.setattr(queue, "_process_id", 0)  # the same, where coverage sees it
     queue.write(b"x")
-    assert (output.read(99), queue._size) == (b"x", 0)
+    assert (output.read(99), queue._queue) == (b"x", b"")
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

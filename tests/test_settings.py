@@ -100,6 +100,11 @@ def test_field_that_cannot_be_used_is_named(field, value):
     assert os.listdir() == []
 
 
+def test_blank_secret_is_refused_and_does_not_lead_to_the_key_file():
+    with pytest.raises(SettingsError, match="^JWTSERVER_SECRET: "):
+        jwtserver.create_app(Settings.from_environ({"JWTSERVER_SECRET": " "}))
+
+
 def test_unknown_variable_causes_a_warning(caplog):
     Settings.from_environ({"JWTSERVER_TOKEN_LIFETME": "60", "JWTSERVER_X": "", "OTHER": "1"})
 
@@ -335,7 +340,7 @@ def test_key_file_created_by_another_process_meanwhile_is_kept():
     path = Path("jwtserver.key")
     path.write_text(f"{KEY}\n")
 
-    jwtserver._create_file(path)
+    jwtserver._create_file(path, [])
 
     assert path.read_text() == f"{KEY}\n"
     assert os.listdir() == ["jwtserver.key"]

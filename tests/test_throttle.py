@@ -225,10 +225,11 @@ class Queue(jwtserver._HashQueue):
         super().__init__(cores)
         self.began_to_wait = threading.Semaphore(0)
 
-    def _join(self, network, turn):
-        super()._join(network, turn)
-        if not turn.is_set():
+    def _join(self, network):
+        turn = super()._join(network)
+        if not self._free_cores or turn != min(self._waiting):
             self.began_to_wait.release()
+        return turn
 
 
 @pytest.fixture
@@ -268,7 +269,7 @@ def others(client, queue):
     others = SignIns(client, queue)
     yield others
     assert set(others.finish()) <= {200}
-    assert (queue._waiting, queue._free_cores) == ({}, 1)
+    assert (queue._waiting, queue._free_cores) == ([], 1)
 
 
 def test_sign_ins_of_one_network_beyond_its_share_are_refused_at_once(client, queue, others):
@@ -319,19 +320,30 @@ def test_hash_queue_serves_the_networks_in_turn(queue):
     assert served == ["a", "b", "c", "a", "b", "a"]
 
 
+def test_hash_queue_serves_a_new_network_in_the_round_that_has_begun(queue):
+    """Networks that arrive one after the other do not delay a hash that waits."""
+    with queue.core("x"):
+        for network in ("a", "a", "b", "a"):
+            queue._join(network)
+        assert [turn[2] for turn in sorted(queue._waiting)] == ["a", "b", "a", "a"]
+        queue._round = 1
+        queue._join("c")
+        assert [turn[2] for turn in sorted(queue._waiting)] == ["a", "b", "a", "c", "a"]
+
+
 def test_wait_for_a_core_that_is_interrupted_leaves_the_queue(queue, monkeypatch):
-    class Interrupted(threading.Event):
-        def wait(self):
-            raise KeyboardInterrupt
+    def interrupt(predicate):
+        raise KeyboardInterrupt
 
     with queue.core("a"):
-        turn = threading.Event()
-        queue._join("b", turn)
-        monkeypatch.setattr("threading.Event", Interrupted)
-        for network in "abc":
-            with pytest.raises(KeyboardInterrupt), queue.core(network):
-                pass
-        assert list(queue._waiting) == ["b"]
-    assert turn.is_set()
-    queue._leave("b", turn)
-    assert (queue._waiting, queue._free_cores) == ({}, 1)
+        other = queue._join("b")
+        with monkeypatch.context() as patch:
+            patch.setattr(queue._changed, "wait_for", interrupt)
+            for network in "abc":
+                with pytest.raises(KeyboardInterrupt), queue.core(network):
+                    pass
+        assert queue._waiting == [other]
+        queue._waiting.remove(other)
+    with queue.core("a"):
+        assert (queue._waiting, queue._free_cores) == ([], 0)
+    assert (queue._waiting, queue._free_cores) == ([], 1)

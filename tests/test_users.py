@@ -564,6 +564,17 @@ def test_connections_are_reused_and_the_idle_ones_bounded(store, monkeypatch):
         assert again in (a, b, c)
 
 
+def test_transaction_that_our_own_error_ends_is_rolled_back_on_the_same_connection(store):
+    store.add_users([user("alice")])
+    idle = list(store.database.pools[os.getpid()])
+
+    with pytest.raises(Error, match="the user 'alice' exists already"):
+        store.add_users([user("new"), user("alice")])
+
+    assert store.database.pools[os.getpid()] == idle and len(idle) == 1
+    assert [found.name for found in store.all_users()] == ["alice"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child_opens_connections_of_its_own(store):
     store.add_users([user("a")])
