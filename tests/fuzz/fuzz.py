@@ -120,7 +120,7 @@ class Server:
         listener = socket.create_server(("127.0.0.1", 0))
         self.address = listener.getsockname()
         settings = jwtserver.Settings(head_timeout=1, idle_timeout=1)
-        server = jwtserver._Server(self, listener, settings)
+        server = jwtserver._Server(self, [listener], settings)
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def __call__(self, environ, start_response):
