@@ -118,8 +118,16 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def await_rest(process):
+    """Wait until the server has answered what a flood has left."""
+    before = None
+    while before != (before := processor_seconds(process.pid)):
+        time.sleep(0.5)
+
+
 def measure(process, port, token, script, seconds):
     """Times of the probe, cores that the server uses, statuses per second, wrk's cost of one."""
+    await_rest(process)
     load = Load(port, script, seconds + 2) if script else None
     time.sleep(1)
     before = processor_seconds(process.pid)
