@@ -50,13 +50,12 @@ class Service:
     def __init__(self, size, database):
         self.settings = jwtserver.Settings(
             database=database, secret=SECRET, pbkdf2_iterations=1)
-        store = jwtserver.open_store(self.settings.database)
+        store = self.store = jwtserver.open_store(self.settings.database)
         hashed = jwtserver._hash_password("x", self.settings)
         now = time.time()
         with store.database.transaction() as connection:
             self.fill(connection, size, hashed, now)
         store.add_users([jwtserver._new_user(NAME, hashed)])
-        store.close()
         self.clock = time.time
         self.app = jwtserver.create_app(self.settings, clock=lambda: self.clock())
         self.answer = self.sign_in()
@@ -71,6 +70,7 @@ class Service:
             ("users", users, jwtserver.User), ("sessions", sessions, jwtserver.Session),
         ):
             if self.settings.database.startswith("postgresql:"):
+                connection.execute("SET LOCAL statement_timeout = 0")
                 copy = connection._connection.cursor().copy(f"COPY {table} FROM STDIN")
                 with copy as file:
                     for each in rows:
@@ -79,6 +79,17 @@ class Service:
                 marks = ", ".join("?" * len(row._fields))
                 connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
         connection.execute("ANALYZE")
+
+    def bytes_each(self, size):
+        """Bytes on disk for a user and a session, with their indexes."""
+        with self.store.database.connection() as connection:
+            if self.settings.database.startswith("postgresql:"):
+                statement = ("SELECT pg_total_relation_size('users')"
+                             " + pg_total_relation_size('sessions')")
+            else:
+                statement = ("SELECT page_count * page_size"
+                             " FROM pragma_page_count, pragma_page_size")
+            return connection.execute(statement).fetchone()[0] / size
 
     def call(self, method, path, fields=None, token=""):
         statuses, body = [], json.dumps(fields).encode() if fields else b""
@@ -134,6 +145,8 @@ def print_row(label, unit, figures):
 
 
 def measure_users(kind, services, rounds):
+    print_row(f"users and sessions, {kind}: size on disk", "bytes for each",
+              {size: service.bytes_each(size) for size, service in services.items()})
     for label, method, times in (
         ("guarded request", "guarded", 10), ("`session list`", "session_list", 0.1),
         ("refresh", "refresh", 1), ("sign-in, less its hash", "sign_in", 1),
