@@ -241,7 +241,7 @@ class Server:
     """A jwtserver in a process of its own, and a token."""
 
     def __init__(self):
-        folder = Path(tempfile.mkdtemp())
+        folder = Path(tempfile.mkdtemp(dir=os.getcwd()))
         (folder / "application.py").write_text(APPLICATION)
         settings = jwtserver.Settings(database=str(folder / "server.db"), secret=SECRET)
         environ = {**os.environ, "JWTSERVER_DATABASE": settings.database,
@@ -326,7 +326,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seconds", type=int, default=2)
     args = parser.parse_args()
-    os.chdir(tempfile.mkdtemp())
     logging.disable()
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
@@ -334,6 +333,12 @@ def main():
     print(f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}\n")
     print("| what grows | sizes | unit | cost at each size | last ÷ first |")
     print("| --- | --- | --- | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as folder:  # a million users take 400 MB
+        os.chdir(folder)
+        measure(sizes, args)
+
+
+def measure(sizes, args):
     services = {size: Service(size, f"{size}.db") for size in sizes}
     measure_users("SQLite", services, args.rounds)
     with temporary_postgresql() as url:
