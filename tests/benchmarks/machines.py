@@ -189,9 +189,9 @@ def replicate(primary):
 
 
 def kill(postgresql):
-    """End a PostgreSQL as a machine that loses its power does."""
+    """End a PostgreSQL without a checkpoint. This does not test the disk: fsync is off."""
     pid = int((postgresql.folder / "data" / "postmaster.pid").read_text().split()[0])
-    os.kill(pid, signal.SIGQUIT)  # no checkpoint, and clients are cut off
+    os.kill(pid, signal.SIGQUIT)  # clients are cut off
     while Path(f"/proc/{pid}").exists():
         time.sleep(0.005)
 
