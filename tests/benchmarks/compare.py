@@ -1,9 +1,10 @@
 """Side by side with its peers, in one table: `python tests/benchmarks/compare.py [--rounds 5]`.
 
-It installs the peers beside itself (`pip install --target`, `npm ci`) and needs wrk, taskset, node
-and npm. All take turns in each round: libraries verify and sign tokens, each in a process of its
-own; servers answer guarded requests, as `http_server.py` says. The medians are printed, and in
-brackets the medians of each round's own ratios: how many times as well this project does.
+It installs the peers beside itself (`pip install --target`, `npm ci`, `apt-get download`) and needs
+wrk, taskset, node, npm and Debian. All take turns in each round: libraries verify and sign tokens,
+each in a process of its own; servers answer guarded requests, as `http_server.py` says. The
+medians are printed, and in brackets the medians of each round's own ratios: how many times as well
+this project does. `--only servers` and `--only libraries` measure half of that.
 """
 
 import argparse
@@ -32,10 +33,11 @@ SERVED_BY = {  # the peer that a server is made of
     "jwtserver": None, "Fastify, @fastify/jwt": "Fastify", "Express": "Express",
     "Express, KeyObject": "Express", "jwtserver under gunicorn": "gunicorn",
     "jwtserver under granian": "granian", "Flask, Flask-JWT-Extended": "Flask",
-    "Django, Simple JWT": "Django",
+    "Django, Simple JWT": "Django", "FastAPI, PyJWT": "FastAPI", "Go, golang-jwt": "Go",
+    "Bun, fast-jwt": "fast-jwt", "Bun, Hono": "Hono", http_server.LIMIT: None,
 }
-HEAD = ("", "verify, µs", "sign, µs", "guarded requests/s", "p99 while 8 sign in, ms", "memory, MB",
-        "first answer, ms", "packages", "lines")
+HEAD = ("", "verify, µs", "sign, µs", "guarded requests/s", "with different headers",
+        "p99 while 8 sign in, ms", "memory, MB", "first answer, ms", "packages", "lines")
 
 
 class Library:
@@ -93,17 +95,22 @@ def library_rows(rounds):
     for name, (verify, sign) in tokens(rounds).items():
         peer = LIBRARIES[name][1]
         own = size(peer) if peer else size(None, "wsgi_auth.py")
-        yield [name, verify, sign, *[""] * 4, *own]
+        yield [name, verify, sign, *[""] * 5, *own]
 
 
 def server_rows(rounds, seconds):
-    measured = http_server.rounds(http_server.SERVERS, rounds, seconds)
+    same = http_server.rounds(http_server.SERVERS, rounds, seconds)
+    different = http_server.rounds(http_server.SERVERS, rounds, seconds, *http_server.VARY)
     rests = [{name: http_server.under_logins(name, 2 * seconds) for name in http_server.SERVERS}
              for _ in range(min(rounds, 3))]
     for name in http_server.SERVERS:
         compared = name != "jwtserver"
-        cells = [cell(*http_server.rate(measured, name), compared)]
+        cells = [cell(*http_server.rate(measured, name), compared)
+                 for measured in (same, different)]
         for figure in ("p99", "memory", "first"):
+            if figure == "p99" and name in http_server.WITHOUT_SIGN_IN:
+                cells.append("")
+                continue
             values = [(getattr(rest[name], figure), getattr(rest["jwtserver"], figure))
                       for rest in rests]
             cells.append(cell(statistics.median(value for value, _ in values),
@@ -116,18 +123,24 @@ def main():
     parser = argparse.ArgumentParser(description="Compare with the peers.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--only", choices=("libraries", "servers"))
     args = parser.parse_args()
-    missing = [tool for tool in ("wrk", "taskset", "node", "npm") if not shutil.which(tool)]
+    tools = ("wrk", "taskset", "node", "npm", "apt-get")
+    missing = [tool for tool in tools if not shutil.which(tool)]
     if missing:
         sys.exit(f"Missing: {', '.join(missing)}")
     peers.install()
-    rows = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)], *library_rows(args.rounds),
-            *server_rows(args.rounds, args.seconds)]
-    node = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
-    known = dict.fromkeys(version for peer in (*peers.PYTHON, *peers.NODE)
+    rows = [HEAD, ["---", *["---:"] * (len(HEAD) - 1)]]
+    if args.only != "servers":
+        rows += library_rows(args.rounds)
+    if args.only != "libraries":
+        rows += server_rows(args.rounds, args.seconds)
+    node, bun = (subprocess.run([command, "--version"], capture_output=True, text=True).stdout
+                 for command in ("node", peers.BUN))
+    known = dict.fromkeys(version for peer in (*peers.PYTHON, *peers.NODE, "Go")
                           for version in peers.versions(peer))
     print(f"{datetime.date.today()}, {platform.machine()}, CPython {platform.python_version()},"
-          f" Node {node.lstrip('v')}, {', '.join(known)}\n")
+          f" Node {node.strip().lstrip('v')}, Bun {bun.strip()}, {', '.join(known)}\n")
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import statistics
@@ -32,6 +33,10 @@ from typing import NamedTuple
 import peers
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import wsgi_auth  # noqa: E402
+
 SECRET = "0123456789abcdef" * 4
 PASSWORD = "correct horse"
 PORT = 3917
@@ -39,6 +44,7 @@ GUNICORN = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{PORT}", "--
             "--worker-class", "gthread", "--threads", "100"]
 GRANIAN = [sys.executable, "-m", "granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port",
            str(PORT), "--workers", "1", "--blocking-threads", "100"]
+LIMIT = "a bare loop"
 SERVERS = {  # what starts them, and in which environment
     "jwtserver": ([sys.executable, str(HERE.parents[1] / "jwtserver.py"), "--port", str(PORT)], {}),
     "Fastify, @fastify/jwt": (["node", str(HERE / "node/fastify.js")], {}),
@@ -49,19 +55,29 @@ SERVERS = {  # what starts them, and in which environment
     "jwtserver under granian": ([*GRANIAN, "jwtserver:application"], peers.environ_of("granian")),
     "Flask, Flask-JWT-Extended": ([*GUNICORN, "flask_app:app"], peers.environ_of("Flask")),
     "Django, Simple JWT": ([*GUNICORN, "django_app:app"], peers.environ_of("Django")),
+    "FastAPI, PyJWT": (
+        [sys.executable, "-m", "uvicorn", "--port", str(PORT), "--no-access-log",
+         "--log-level", "warning", "fastapi_app:app"], peers.environ_of("FastAPI")),
+    "Go, golang-jwt": ([str(peers.GO_SERVER)], {}),
+    "Bun, fast-jwt": ([peers.BUN, str(HERE / "node/bun.js")], {}),
+    "Bun, Hono": ([peers.BUN, str(HERE / "node/hono.js")], {}),
+    LIMIT: ([sys.executable, str(HERE / "python/bare_loop.py")], {}),
 }
+# These have no users, and get a token that `make_token` makes.
+WITHOUT_SIGN_IN = list(SERVERS)[-5:]
+VARY = ["-s", str(HERE / "vary.lua")]  # an option of wrk: no two requests have the same headers
 OF_NODE = list(SERVERS)[:4]
 
 
 class Rest(NamedTuple):
-    """How a server does beside logins, and at rest."""
+    """How a server does at rest, and while others sign in."""
 
-    p50: float  # ms
-    p99: float
-    slowest: float
-    logins: float  # a second
     memory: float  # MB
     first: float  # ms
+    p50: float = 0  # ms
+    p99: float = 0
+    slowest: float = 0
+    logins: float = 0  # a second
 
 
 def call(method, path, body=None, **headers):
@@ -70,14 +86,30 @@ def call(method, path, body=None, **headers):
     with contextlib.closing(connection):
         connection.request(method, path, body, headers)
         response = connection.getresponse()
-        return response.status, json.loads(response.read() or "null")
+        return response.status, response.read()
 
 
 def sign_in():
     body = json.dumps({"username": "demo", "password": PASSWORD})
     status, answer = call("POST", "/authenticate", body, **{"Content-Type": "application/json"})
     assert status == 200, answer
+    answer = json.loads(answer)
     return answer.get("token") or answer["access"]
+
+
+def make_token(lifetime, secret=SECRET):
+    """A token with the claims of jwtserver's tokens."""
+    now, random = int(time.time()), secrets.token_urlsafe(16)
+    return wsgi_auth.encode({"sub": "demo", "username": "demo", "sid": random, "iat": now,
+                             "exp": now + lifetime, "jti": random}, secret)
+
+
+def valid_token(name):
+    """A token that this server accepts. It must refuse an expired and a forged token."""
+    for token in (make_token(-60), make_token(3600, SECRET[::-1])):
+        status, _ = call("GET", "/protected", Authorization=f"Bearer {token}")
+        assert status in (401, 422) or name == LIMIT, (name, status)
+    return make_token(3600) if name in WITHOUT_SIGN_IN else sign_in()
 
 
 @contextlib.contextmanager
@@ -106,7 +138,7 @@ def running(name, core=None):
                     break
                 assert process.poll() is None, f"{name} has ended"
                 time.sleep(0.005)
-            assert status == 401
+            assert status == 401 or name == LIMIT
             yield process, time.perf_counter() - start
         finally:
             process.terminate()
@@ -115,14 +147,15 @@ def running(name, core=None):
 
 def requests_per_second(name, seconds, *options):
     with running(name, core="0"):
-        authorization = f"Authorization: Bearer {sign_in()}"
+        authorization = f"Authorization: Bearer {valid_token(name)}"
         for duration in (1, seconds):  # the first to warm up
-            output = subprocess.run(
+            load = subprocess.run(
                 ["taskset", "-c", "1", "wrk", "-t1", "-c16", f"-d{duration}s", "-H", authorization,
                  *options, f"http://127.0.0.1:{PORT}/protected"],
-                check=True, capture_output=True, text=True).stdout
-        assert "Non-2xx" not in output and "Socket errors" not in output, output
-        return float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
+                capture_output=True, text=True)
+            assert load.returncode == 0, (name, load.stderr)
+        assert "Non-2xx" not in load.stdout and "Socket errors" not in load.stdout, load.stdout
+        return float(re.search(r"Requests/sec:\s+([\d.]+)", load.stdout)[1])
 
 
 def rounds(names, count, seconds, *options):
@@ -164,8 +197,10 @@ def probe(token, seconds):
 
 def under_logins(name, seconds):
     with running(name) as (process, first):
-        token = sign_in()
+        token = valid_token(name)
         resting = memory(process.pid)
+        if name in WITHOUT_SIGN_IN:
+            return Rest(resting, first * 1000)
         done, stop = [], threading.Event()
 
         def login():
@@ -180,8 +215,8 @@ def under_logins(name, seconds):
         stop.set()
         for thread in threads:
             thread.join()
-    return Rest(times[len(times) // 2], times[int(len(times) * 0.99)], times[-1],
-                len(done) / seconds, resting, first * 1000)
+    return Rest(resting, first * 1000, times[len(times) // 2], times[int(len(times) * 0.99)],
+                times[-1], len(done) / seconds)
 
 
 def main():
@@ -206,8 +241,7 @@ def main():
             print(f"| {name} | {rest.p50:.1f} | {rest.p99:.1f} | {rest.slowest:.1f} |"
                   f" {rest.logins:.1f} | {rest.memory:.0f} | {rest.first:.0f} |")
         return
-    vary = ["-s", str(HERE / "vary.lua")] if args.vary else []
-    measured = rounds(OF_NODE, args.rounds, args.seconds, *vary)
+    measured = rounds(OF_NODE, args.rounds, args.seconds, *(VARY if args.vary else []))
     print("\n| guarded GET /protected | requests/s | jwtserver to it |\n| --- | ---: | ---: |")
     for name in OF_NODE:
         median, ratio = rate(measured, name)

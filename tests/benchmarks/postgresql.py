@@ -1,8 +1,9 @@
-"""What requests cost a PostgreSQL on this machine: `python tests/benchmarks/postgresql.py URL`.
+"""What requests cost a PostgreSQL on this machine: `python tests/benchmarks/postgresql.py [URL]`.
 
-For each kind of request, made in this process one after the other: the time it takes here, and the
-processor time that the server spends on it, which says how many a core of it carries. Passwords are
-hashed once over, so that a sign-in is what it costs the database. The database must be empty.
+For each kind of request, made in this process one after the other: the time it takes here, the
+processor time that the server spends on it, which says how many a core of it carries, and the bytes
+that it writes to its log (WAL). Passwords are hashed once over, so that a sign-in is what it costs
+the database. The database must be empty. Without a URL, a server without fsync is started for it.
 """
 
 import io
@@ -14,11 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jwtserver  # noqa: E402
+from growth import temporary_postgresql  # noqa: E402
 
 TICK = os.sysconf("SC_CLK_TCK")  # a second
 
@@ -53,11 +56,21 @@ class Application:
         fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
         return sum(int(stat[11]) + int(stat[12]) for stat in fields) / TICK
 
+    def log_bytes(self):
+        """The bytes that the server has written to its log since its beginning."""
+        with self.store.database.connection() as connection:
+            return int(connection.execute(
+                "SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").fetchone()[0])
+
 
 def main():
-    url = sys.argv[1]
     os.chdir(tempfile.mkdtemp())
     logging.disable()
+    with temporary_postgresql() if not sys.argv[1:] else nullcontext(sys.argv[1]) as url:
+        measure(url)
+
+
+def measure(url):
     app = Application(url)
     credentials = {"username": "alice", "password": "x"}
     answer = app("POST", "/authenticate", credentials)[1]
@@ -81,20 +94,24 @@ def main():
         version = connection.execute("SHOW server_version").fetchone()[0]
     print(f"CPython {platform.python_version()}, psycopg {app.store.database.psycopg.__version__},"
           f" PostgreSQL {version}\n")
-    print("| | here, µs | of the server's processor, µs | a core of it carries, a second |")
-    print("| --- | ---: | ---: | ---: |")
+    print("| | here, µs | of the processor here, µs |"
+          " of the server's processor, µs | a core of it carries, a second |"
+          " WAL, bytes |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, request, count in (
         ("guarded request", guarded, 10000), ("refresh", refresh, 3000),
         ("sign-in", sign_in, 3000), ("failed sign-in", refused, 3000),
     ):
-        times, before = [], app.server_seconds()
+        times, before, log_before = [], app.server_seconds(), app.log_bytes()
+        here_before = time.process_time()
         for _ in range(count):
             start = time.perf_counter()
             assert request()
             times.append(time.perf_counter() - start)
+        here = (time.process_time() - here_before) / count
         cost = (app.server_seconds() - before) / count
-        print(f"| {name} | {statistics.median(times) * 1e6:.0f} | {cost * 1e6:.0f} |"
-              f" {1 / cost:.0f} |")
+        print(f"| {name} | {statistics.median(times) * 1e6:.0f} | {here * 1e6:.0f} |"
+              f" {cost * 1e6:.0f} |"
+              f" {1 / cost:.0f} | {(app.log_bytes() - log_before) / count:.0f} |")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,30 @@ Needs `pip install atheris`. The targets, and what must hold for every input:
 - password: any stored value gives a bool, and what is made here is verified here.
 - head: what a connection sends gets whole answers, one for each request that the application saw.
 - chunked: a decoder gives the same for a chunked body in pieces as at once: the content of an
-  independent reader, or an error.
+  independent reader, or an error. It decodes each body that is encoded by RFC 9112.
+- cookie: the value is the one that a reader of RFC 6265's grammar finds, if it finds just one.
+- next: a page to return to is on this site for every browser. It is the page that was asked for.
+- otp: a code is valid if it is that of this time step, or of the ones beside it, by RFC 6238.
+- forwarded: values that a client has forged change nothing of what the trusted proxies have seen.
 - path: if a chain of usual readings leads from a path, mounted or not, to a protected path, the
   guard refuses it. If a chain leads out of /public, an exemption of /public does not apply.
 """
 
+import hashlib
 import io
+import ipaddress
 import os
 import random
 import re
 import socket
+import string
 import sys
 import threading
+from base64 import b32encode
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
 
 import atheris
 
@@ -111,7 +120,7 @@ class Server:
         listener = socket.create_server(("127.0.0.1", 0))
         self.address = listener.getsockname()
         settings = jwtserver.Settings(head_timeout=1, idle_timeout=1)
-        server = jwtserver._Server(self, listener, settings)
+        server = jwtserver._Server(self, [listener], settings)
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def __call__(self, environ, start_response):
@@ -205,6 +214,23 @@ def fuzz_chunked(data):
     assert decoded([bytes([byte]) for byte in data]) == at_once, data
     if at_once[0] is True:
         assert at_once[1:] == read_chunked(data), data
+    content = source.randbytes(source.choice([0, 1, 5, 300, 70_000]))
+    encoded = encode_chunked(content, source)
+    assert decoded([encoded + data]) == (True, content, data), encoded
+
+
+def encode_chunked(content, source):
+    """The same content in random chunks, with extensions and trailers of all kinds."""
+    encoded, position = [], 0
+    while position < len(content):
+        chunk = content[position:position + source.randint(1, 40_000)]
+        position += len(chunk)
+        size = source.choice(["%x", "%X", "00%x"]) % len(chunk)
+        extension = source.choice(["", "", ";a", ";a=b", ' ; a = "b;\\"c"', ";a;b=c"])
+        encoded.append(f"{size}{extension}\r\n".encode() + chunk + b"\r\n")
+    trailers = source.choices(["X: y\r\n", "Digest:\r\n", "X-Y: \xe9\tz\r\n"],
+                              k=source.randint(0, 3))
+    return b"".join([*encoded, b"0\r\n", "".join(trailers).encode("latin-1"), b"\r\n"])
 
 
 def decoded(pieces):
@@ -280,6 +306,154 @@ def passes(guard, mount, path):
 
 def is_below(path, rule):
     return path == rule or path.startswith(rule + "/")
+
+
+COOKIE_PIECES = [
+    "token", "=", "; ", "token=abc", "token=", "other=1", '"', 'token="abc"', ";", " ", ",",
+    "a.b-c", "__Host-token=x", "token=x=y", "Token=abc", "\\", "\t", "\0", "\r\n", "\xe9", "\u20ac",
+    "$Path=/", "token=abc; other=1", "other=1; token=abc", "token =abc", "tokentoken=abc", "\x7f",
+    "(", "@",
+]
+NAME_CHARACTERS = set(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
+VALUE_CHARACTERS = set(map(chr, range(0x21, 0x7f))) - set('",;\\')
+
+
+def fuzz_cookie(data):
+    header = compose(random.Random(data), COOKIE_PIECES)
+    found = [value for name, value in read_cookies(header) if name == "token"]
+    wanted = found[0] if len(found) == 1 else ""
+    assert wsgi_auth._find_cookie(header, "token") == wanted, header
+
+
+def read_cookies(header):
+    """The names and values of a Cookie header; none if it is malformed."""
+    cookies = []
+    for pair in header.split("; "):
+        name, equals, value = pair.partition("=")
+        inner = value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
+        if not name or not equals or set(name) - NAME_CHARACTERS or set(inner) - VALUE_CHARACTERS:
+            return []
+        cookies.append((name, value))
+    return cookies
+
+
+SITE = "https://tool.example"
+PAGE_PIECES = [
+    "/", "//", "\\", "evil.example", "http:", "https://evil.example/", "javascript:alert(1)", "@",
+    ":", "?", "#", "&", "=", "a=b", "next=", "%2f", "%5c", "%09", "%", "\t", "\n", "\r", " ", "\0",
+    "\x1f", "\x7f", ".", "..", "/a", "/b?c=d", "\xe9", "\u2044", "\uff0f", "\ud800", "+", "[", "]",
+    "/" * 1000, "x" * 2047,
+]
+
+
+def fuzz_next(data):
+    source = random.Random(data)
+    page = source.choice(["", "/", "/\t/"]) + compose(source, PAGE_PIECES)
+    accepted = jwtserver._local_page(page)
+    assert accepted in ("/", page) and site_in_browser(accepted) == SITE, page
+    assert urljoin(SITE + "/login", accepted).startswith(SITE + "/"), page
+    is_plain = page.isascii() and page.isprintable() and not set(page) & set(" \\")
+    if is_plain and page[:1] == "/" != page[1:2] and len(page) <= 2048:
+        assert accepted == page
+    mount, path, query = ("/x" * source.randint(0, 1), "/" + compose(source, PAGE_PIECES),
+                          compose(source, PAGE_PIECES))
+    made = wsgi_auth._next_page(
+        {"SCRIPT_NAME": mount, "PATH_INFO": path, "QUERY_STRING": query})
+    assert re.fullmatch("[A-Za-z0-9/%._~-]{1,2048}", made), made
+    asked_path, _, asked_query = unquote(made, "latin-1").partition("?")
+    if made != "/":
+        assert unquote(asked_path, "latin-1") == as_latin_1(mount + path), (path, made)
+        assert asked_query == as_latin_1(query), (query, made)
+    target = jwtserver._local_page(unquote(made, "latin-1"))
+    if not (mount + path).startswith("//") and not set(query) - VALUE_CHARACTERS:
+        assert urlsplit(target).path == asked_path, (path, made)
+
+
+def as_latin_1(text):
+    return text.encode("latin-1", "replace").decode("latin-1")
+
+
+def site_in_browser(page):
+    """The site that a link of SITE leads to, as https://url.spec.whatwg.org resolves it."""
+    page = re.sub("[\t\n\r]", "", page.strip("".join(map(chr, range(0x21)))))
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", page)
+    path = re.split("[?#]", page)[0].replace("\\", "/")
+    return page if scheme or path.startswith("//") else SITE
+
+
+CODE_PIECES = [*string.digits, " ", "\t", "\u0661", "\uff11", "-", "+", "\0", "\ud800", "x", "00"]
+
+
+def fuzz_otp(data):
+    source = random.Random(data)
+    secret = source.randbytes(20)
+    step = source.randint(2, 2**34)
+    offset = source.randint(-3, 3)
+    code = totp(secret, max(step + offset, 0)) if source.random() < 0.7 else ""
+    for _ in range(source.choice([0, 0, 1, 2, 6])):
+        position = source.randint(0, len(code))
+        code = code[:position] + source.choice(CODE_PIECES) + code[position + source.randint(0, 1):]
+    found = jwtserver.find_otp_step(
+        b32encode(secret).decode(), code, step * 30 + source.random() * 29.99)
+    valid = [each for each in (step - 1, step, step + 1)
+             if totp(secret, each) == code.replace(" ", "")]
+    assert found == (valid[-1] if valid else -1), (secret, step, offset, code)
+
+
+def totp(secret, step):
+    """RFC 6238 with the HMAC of RFC 2104, written out."""
+    key = secret.ljust(64, b"\0")
+    inner = hashlib.sha1(bytes(byte ^ 0x36 for byte in key) + step.to_bytes(8, "big")).digest()
+    mac = hashlib.sha1(bytes(byte ^ 0x5c for byte in key) + inner).digest()
+    start = mac[19] % 16
+    return str(int.from_bytes(mac[start:start + 4], "big") % 2**31 % 1_000_000).zfill(6)
+
+
+FORWARDED_PIECES = [
+    ",", ", ", " ", "\t", "1.1.1.1", "2001:db8::1", "[2001:db8::1]", ":80", "]", "[", "unknown",
+    "_x", "https", "http", "HTTPS", "wss", "evil.example", "evil.example:80", "@", "/", "\\", "%00",
+    "%", "\xe9", "\xb2", "\0", "1.1.1.1:4711", "::ffff:1.1.1.1", "fe80::1%a", "0", '"', ";for=1",
+]
+ADDRESSES = {"198.51.100.1": ["198.51.100.1", "198.51.100.1:4711"],
+             "2001:db8::5": ["2001:db8::5", "[2001:DB8::5]", "[2001:db8:0::5]:4711"]}
+
+
+def fuzz_forwarded(data):
+    """A client sends headers, and so many proxies append to them; or replace the last two."""
+    source = random.Random(data)
+    proxies = source.randint(1, 3)
+    address, scheme, host = (source.choice(list(ADDRESSES)), source.choice(["http", "https"]),
+                             source.choice(["tool.example", "tool.example:8443", "[::1]:80"]))
+    seen = {"FOR": source.choice(ADDRESSES[address]), "PROTO": scheme, "HOST": host}
+    inner = {"FOR": "10.0.0.1", "PROTO": "http", "HOST": "inner.example"}
+    environ = {"REMOTE_ADDR": "10.0.0.2", "wsgi.url_scheme": "http", "HTTP_HOST": "inner.example"}
+    for name in seen:
+        values = [seen[name], *[inner[name]] * (proxies - 1)]
+        if name != "FOR" and source.random() < 0.5:
+            values = [seen[name]]
+        elif source.random() < 0.8:
+            values.insert(0, compose(source, FORWARDED_PIECES))
+        environ[f"HTTP_X_FORWARDED_{name}"] = source.choice([",", ", "]).join(values)
+    forwarded = apply_forwarded(environ, proxies)
+    assert forwarded == (address, scheme, host), (environ, proxies)
+    check_unseen_headers(source, proxies)
+
+
+def check_unseen_headers(source, proxies):
+    """No proxy has seen these values. They still give an address, a scheme and a host."""
+    environ = {"REMOTE_ADDR": "10.0.0.2", "wsgi.url_scheme": "http", "HTTP_HOST": "inner.example"}
+    for name in ("FOR", "PROTO", "HOST"):
+        environ[f"HTTP_X_FORWARDED_{name}"] = compose(source, FORWARDED_PIECES)
+    address, scheme, host = apply_forwarded(environ, proxies)
+    ipaddress.ip_address(address)
+    assert scheme in ("http", "https"), environ
+    assert host.isascii() and host.isprintable() and not set(host) & set(' ,/\\@"<>?#'), environ
+
+
+def apply_forwarded(environ, proxies):
+    changed = dict(environ)
+    jwtserver._apply_forwarded(changed, proxies)
+    return changed["REMOTE_ADDR"], changed["wsgi.url_scheme"], changed["HTTP_HOST"]
 
 
 if __name__ == "__main__":
