@@ -1975,7 +1975,9 @@ class Router:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
-        route = self.find_route(path)
+        route = self._routes.get(path, _NO_ROUTE)
+        if route is _NO_ROUTE and self._has_ids:
+            route = self.find_route(path)
         try:
             if route is _NO_ROUTE and (app := self.apps.get(path, self.fallback)):
                 return app(environ, start_response)
@@ -2445,9 +2447,12 @@ class _VerifyOptions(NamedTuple):
         return cls(scopes, bool(values["optional"]) and not is_the_clients, bool(values["login"]))
 
 
+_WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
+
+
 def welcome(environ: Environ) -> Response:
     """Greet a user with a valid token."""
-    return Response.of(200, {"message": "Welcome to the protected page"})
+    return _WELCOME
 
 
 # --- Pages for people ---------------------------------------------------------------------------
@@ -2877,7 +2882,8 @@ def _describe_operation(route: Route, method: str) -> Dict[str, Any]:
     errors = {*operation.errors, 429, 500, 503, *([401] if route.guarded else []),
               *((400, 401, 411, 413, 415) if operation.fields else ())}
     error = _HTML if route.is_html else _error_schema(route.error_member)
-    schemas: Dict[int, Any] = {operation.status: operation.schema, **dict.fromkeys(sorted(errors), error)}
+    schemas: Dict[int, Any] = {
+        operation.status: operation.schema, **dict.fromkeys(sorted(errors), error)}
     if route.error_member != "error":  # the rate limit says `error`
         schemas[429] = {"anyOf": [error, _error_schema("error")]}
     if "otp" in operation.optional_fields and not route.is_html:
@@ -3180,8 +3186,9 @@ _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(rf"({_TCHAR}+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 # RFC 9112 §5: field-line = field-name ":" OWS field-value OWS, without obs-fold
 # RFC 9110 §5.5: field-vchar = VCHAR / obs-text
-_FIELD = rf"{_TCHAR}+:[\t -~\x80-\xff]*\r\n"
-_FIELDS = re.compile(f"(?:{_FIELD})*")
+_FIELD = rf"{_TCHAR}+:[\t -~\x80-\xff]*"
+_FIELD_LINE = re.compile(_FIELD)
+_FIELD_LINES = re.compile(rf"(?:{_FIELD}\r\n)*")
 # RFC 9110 §7.2: Host = uri-host [ ":" port ]
 # RFC 3986 §3.2.2: reg-name = *( unreserved / pct-encoded / sub-delims )
 _HOST = re.compile(
@@ -3205,13 +3212,15 @@ _EXTENSION = (rf"[\t ]*;[\t ]*{_TCHAR}+"
               rf"(?:[\t ]*=[\t ]*(?:{_TCHAR}+|{_QUOTED_STRING}))?")
 _CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:{_EXTENSION})*\r\n".encode())
 _CHUNK_END = re.compile(rb"\r\n")
-_TRAILER = re.compile(_FIELD.encode() + rb"|(\r\n)")
+_TRAILER = re.compile(_FIELD.encode() + rb"\r\n|(\r\n)")
 
 _COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
+FIELD_CACHE_SIZE = 1024  # parsed lines; at most 1 MB
+MAX_CACHED_LINE_LENGTH = 512  # characters; longer lines are not cached
 MAX_CACHED_HEADER_BYTES = 2048  # per connection
 MAX_CHUNK_LINE_BYTES = 4096  # the size and extensions of a chunk, or a trailer field
 MAX_TRAILER_BYTES = 16 * 1024  # of all trailer fields
@@ -3252,8 +3261,6 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
     if version == "1.1" and "HTTP_HOST" not in environ:  # RFC 9112 §3.2
         raise HTTPError(400, "A Host header is required")
     _parse_target(target, environ)
-    if not _HOST.fullmatch(environ.get("HTTP_HOST", "")):
-        raise HTTPError(400, "Malformed Host header")
     is_chunked = "HTTP_TRANSFER_ENCODING" in environ
     length = 0 if is_chunked else _body_length(environ)
     if is_chunked:
@@ -3273,24 +3280,38 @@ def _parse_request(header: bytes, environ: Environ) -> _Request:
 
 
 def _parse_fields(text: str, start: int, environ: Environ) -> None:
-    end = len(text) - 2
-    if not _FIELDS.fullmatch(text, start, end):
-        raise HTTPError(400, "Malformed header")
-    fields = text[start:end].split("\r\n")[:-1]
-    if len(fields) > MAX_FIELDS:
+    lines = text[start:-2].split("\r\n")[:-1]
+    if len(lines) > MAX_FIELDS:
         raise HTTPError(431, "Too many header fields")
-    for field in fields:
-        name, _, value = field.partition(":")
-        if "_" in name:
-            continue  # `X_Y` and `X-Y` have the same name in the environ
-        key, value = f"HTTP_{name.upper().replace('-', '_')}", value.strip("\t ")
+    for line in lines:
+        is_cached = len(line) <= MAX_CACHED_LINE_LENGTH
+        name, key, value = (_cached_field if is_cached else _parse_field)(line)
         if key in environ:
             if key in _SINGLETON_FIELDS:
                 raise HTTPError(400, f"Two {name} headers")
             value = f"{environ[key]}{'; ' if key == 'HTTP_COOKIE' else ','}{value}"
-        environ[key] = value
+        if key:
+            environ[key] = value
     if "HTTP_CONTENT_TYPE" in environ:
         environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE")
+
+
+def _parse_field(line: str) -> Tuple[str, str, str]:
+    """The name and value of a field, and its key in the environ.
+
+    The key is empty if the name has an underscore: `X_Y` would have the same key as `X-Y`.
+    """
+    if not _FIELD_LINE.fullmatch(line):
+        raise HTTPError(400, "Malformed header")
+    name, _, value = line.partition(":")
+    key, value = f"HTTP_{name.upper().replace('-', '_')}", value.strip("\t ")
+    if key == "HTTP_HOST" and not _HOST.fullmatch(value):
+        raise HTTPError(400, "Malformed Host header")
+    return name, "" if "_" in name else key, value
+
+
+# Clients repeat most lines, even if their headers differ. Only short lines are kept.
+_cached_field = lru_cache(FIELD_CACHE_SIZE)(_parse_field)
 
 
 def _parse_target(target: str, environ: Environ) -> None:
@@ -3304,6 +3325,8 @@ def _parse_target(target: str, environ: Environ) -> None:
     if not match or not (match[1] or match[2]):
         raise HTTPError(400, "Malformed request target")
     if match[1]:
+        if not _HOST.fullmatch(match[1]):
+            raise HTTPError(400, "Malformed host in the request target")
         environ["HTTP_HOST"] = match[1]  # RFC 9112 §3.2.2: it overrides the Host header
     path = match[2] or "/"
     environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
@@ -3761,7 +3784,7 @@ def _format_fields(
     if any(":" in name for name, _ in headers):  # the first colon ends the name for a client
         raise ValueError("a header name with a colon")
     fields = "".join([name + ": " + value + "\r\n" for name, value in headers])
-    if not _STATUS.fullmatch(status) or not _FIELDS.fullmatch(fields) \
+    if not _STATUS.fullmatch(status) or not _FIELD_LINES.fullmatch(fields) \
             or fields.count("\n") != len(headers):
         raise ValueError("malformed status or header")
     names = [name.lower() for name, _ in headers]
