@@ -3227,16 +3227,20 @@ MAX_TRAILER_BYTES = 16 * 1024  # of all trailer fields
 RECEIVE_BYTES = 16 * 1024  # at least a TLS record (RFC 8446 §5.1), so that none is left half read
 
 
-class _Request(NamedTuple):
-    """A parsed request without its body."""
+class _Request:
+    """A parsed request without its body. It does not change."""
 
-    environ: Environ  # the application gets a copy
-    line: str = "-"  # the request line as received
-    length: int = 0  # of the body, in bytes; 0 if it is chunked
-    is_chunked: bool = False
-    received_first: int = 0  # bytes of the body that are received before the application runs
-    keep_alive: bool = False  # the connection may serve another request
-    expects_continue: bool = False  # the client waits for 100 Continue before it sends the body
+    def __init__(
+        self, environ: Environ, line: str = "-", length: int = 0, is_chunked: bool = False,
+        received_first: int = 0, keep_alive: bool = False, expects_continue: bool = False,
+    ) -> None:
+        self.environ = environ  # the application gets a copy
+        self.line = line  # the request line as received
+        self.length = length  # of the body, in bytes; 0 if it is chunked
+        self.is_chunked = is_chunked
+        self.received_first = received_first  # bytes received before the application runs
+        self.keep_alive = keep_alive  # the connection may serve another request
+        self.expects_continue = expects_continue  # the client waits for 100 Continue
 
 
 _NO_REQUEST = _Request({})  # until one has been parsed
@@ -3595,17 +3599,6 @@ class _Handler(SimpleHandler):
     wsgiref would copy the environment of this process into each request. This class does not.
     """
 
-    status: Optional[str] = None
-    headers: Any = None
-    result: Any = None
-    headers_sent = False
-    body_bytes_sent = 0
-    _framing = _Framing.UNTIL_CLOSE
-    _fields = ""
-    _length: Optional[int] = None  # the Content-Length given by the application
-    _remaining = 0  # bytes of it that are still to be sent
-    _is_over = False
-
     def __init__(
         self, connection: "_Connection", request: _Request, environ: Environ,
         body: Optional[_BodyStream],
@@ -3614,8 +3607,17 @@ class _Handler(SimpleHandler):
         self._request_environ = request.environ
         self.environ = environ  # the application may change it
         self._body = body
-        # A thread of the application may write although the response has ended.
-        self._lock = threading.Lock()
+        self.status: Optional[str] = None
+        self.headers: Any = None
+        self.result: Any = None
+        self.headers_sent = False
+        self.body_bytes_sent = 0
+        self._framing = _Framing.UNTIL_CLOSE
+        self._fields = ""
+        self._length: Optional[int] = None  # the Content-Length given by the application
+        self._remaining = 0  # bytes of it that are still to be sent
+        self._is_over = False
+        self._thread_id = threading.get_ident()
         self.keep_alive = request.keep_alive
 
     def run(self, application: WSGIApplication) -> None:
@@ -3643,9 +3645,7 @@ class _Handler(SimpleHandler):
             else:
                 self._answer_error(HTTPError(500, "Internal server error"))
         finally:
-            if not self._is_over:
-                with self._lock:
-                    self._is_over = True
+            self._is_over = True
             if self._body:
                 self._body.end()
 
@@ -3691,20 +3691,19 @@ class _Handler(SimpleHandler):
         """Send a piece of the body, after the headers if they have not been sent."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
-        with self._lock:
-            if self._is_over:
-                raise AssertionError("write() after the end of the response")
-            is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-            self._send(data, is_last_piece)
+        # Another thread could go on after the end, and write into the next response.
+        if self._is_over or threading.get_ident() != self._thread_id:
+            raise AssertionError("write() after the end of the response, or in another thread")
+        is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
+        self._send(data, is_last_piece)
 
     def finish_content(self) -> None:
         """End the response."""
-        with self._lock:
-            if not self.headers_sent:
-                self._send(b"", True)
-            self._is_over = True
-            if self._framing is _Framing.CHUNKED:
-                self._connection.queue(b"0\r\n\r\n")
+        if not self.headers_sent:
+            self._send(b"", True)
+        self._is_over = True
+        if self._framing is _Framing.CHUNKED:
+            self._connection.queue(b"0\r\n\r\n")
         if self._remaining:
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
@@ -3847,6 +3846,10 @@ class _State:
     RESPONDING = "responding"  # a request waits to be answered, or is being answered
     SENDING = "sending"  # the client has not taken the whole response yet
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
+
+
+_READING_STATES = {_State.IDLE, _State.READING_HEADER, _State.READING_BODY}
+_PACED_STATES = {_State.READING_BODY, _State.SENDING}  # in which the client must keep a pace
 
 
 SEND_BYTES = 16 * 1024  # in one call: a TLS record
@@ -4524,23 +4527,24 @@ class _Server:
     def _on_event(self, connection: _Connection) -> bool:
         """The socket can be read or, in SENDING, written. Return whether a request is complete."""
         state = connection.state
-        if state == _State.RESPONDING:  # input is for the thread that answers, or for later
+        if state in _READING_STATES:
+            if connection.receive():
+                return True
+            if connection.reading_state() not in (state, _State.IDLE):  # not for an empty line
+                self._enter(connection, connection.reading_state())
+            elif state == _State.READING_BODY:
+                self._check_pace(connection, connection.body_bytes_received())
+        elif state == _State.RESPONDING:  # input is for the thread that answers, or for later
             self._watch(connection, 0)
         elif state == _State.SENDING:
             self._send(connection)
-        elif state == _State.HANDSHAKE:
+        elif state == _State.LINGERING:
+            self._discard_input(connection)
+        else:
             complete = connection.continue_handshake()
             if connection.reading_state() != state:
                 self._enter(connection, connection.reading_state())
             return complete
-        elif state == _State.LINGERING:
-            self._discard_input(connection)
-        elif connection.receive():
-            return True
-        elif connection.reading_state() not in (state, _State.IDLE):  # an empty line is no progress
-            self._enter(connection, connection.reading_state())
-        elif state == _State.READING_BODY:
-            self._check_pace(connection, connection.body_bytes_received())
         return False
 
     def _discard_input(self, connection: _Connection) -> None:
@@ -4588,9 +4592,9 @@ class _Server:
         now = self._clock()
         connection.state, connection.state_since = state, now
         self._timers[state][connection] = now + self._timeouts[state]
-        if state == _State.READING_BODY:
-            connection.pace = None  # that of the response before
-        if state in (_State.READING_BODY, _State.SENDING):
+        if state in _PACED_STATES:
+            if state == _State.READING_BODY:
+                connection.pace = None  # that of the response before
             self.pace_of(connection).begin_wait()
 
     def _close_expired(self) -> None:
