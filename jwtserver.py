@@ -996,12 +996,7 @@ class _PooledConnection:
         return connection
 
     def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        if len(self._idle) < MAX_IDLE_CONNECTIONS and (error is None or isinstance(error, Error)):
-            self._idle.append(self._connection)
-            return
-        self._connection.close()
-        if isinstance(error, self._database.driver_error):
-            raise self._database.store_error(error) from error
+        self._database.give_back(self._connection, self._idle, error)
 
 
 class _Database(ABC):
@@ -1052,8 +1047,11 @@ class _Database(ABC):
     def recheck(self) -> None:
         """Let the next `take` check that the database is the same, although it did so just now."""
 
+    @abstractmethod
     def take(self, idle: List[Any]) -> Any:
-        """Take an idle connection from this list, or open one."""
+        """Take a usable connection from this list, or open one."""
+
+    def _take_any(self, idle: List[Any]) -> Any:
         try:
             return idle.pop()
         except IndexError:  # all are in use
@@ -1063,17 +1061,39 @@ class _Database(ABC):
         except self.driver_error as error:
             raise self.store_error(error) from error
 
+    def give_back(
+        self, connection: Any, idle: List[Any], error: Optional[BaseException] = None,
+    ) -> None:
+        """Put a connection back, or close it after an error that is not one of this module."""
+        if len(idle) < MAX_IDLE_CONNECTIONS and (error is None or isinstance(error, Error)):
+            idle.append(connection)
+            return
+        connection.close()
+        if isinstance(error, self.driver_error):
+            raise self.store_error(error) from error
+
+    def quick_fetch(self, statement: str, values: Sequence[Any]) -> Any:
+        """Run a statement and return its first row. It is the quickest way to a single row.
+
+        The database may have been replaced in the last half second.
+        """
+        idle = self.pools[os.getpid()]
+        connection = self.take(idle)
+        try:
+            row = connection.execute(statement, values).fetchone()
+        except self.driver_error as error:
+            connection.close()
+            raise self.store_error(error) from error
+        self.give_back(connection, idle)
+        return row
+
     def close(self) -> None:
         """Close the idle connections of this process. A later statement opens a new one."""
         _close_idle(self.pools)
 
-    def connection(self, quick: bool = False) -> _PooledConnection:
-        """Lend a connection to a `with` block.
-
-        `quick`: the database may have been replaced in the last half second.
-        """
-        if not quick:
-            self.recheck()
+    def connection(self) -> _PooledConnection:
+        """Lend a connection to a `with` block."""
+        self.recheck()
         return _PooledConnection(self)
 
     @contextmanager
@@ -1152,7 +1172,7 @@ class _SQLite(_Database):
     def take(self, idle: List[Any]) -> Any:
         if time.monotonic() - self._checked_at > FILE_INTERVAL:
             self._check_file()
-        while (connection := super().take(idle)).file != self._file:
+        while (connection := self._take_any(idle)).file != self._file:
             self._close_replaced(connection)
         return connection
 
@@ -1311,7 +1331,7 @@ class _PostgreSQL(_Database):
 
     def take(self, idle: List[Any]) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
-        while not (connection := super().take(idle)).is_usable():
+        while not (connection := self._take_any(idle)).is_usable():
             connection.close()
         return connection
 
@@ -1685,9 +1705,8 @@ class Store:
 
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
-        with self.database.connection(quick=True) as connection:
-            found = connection.execute(_IS_OPEN, (session_id, now, now + self._leeway))
-            return found.fetchone() is not None
+        values = (session_id, now, now + self._leeway)
+        return self.database.quick_fetch(_IS_OPEN, values) is not None
 
     def find_session_of(self, refresh_token: str, now: float) -> Optional[Session]:
         """The session that a refresh token belongs to, even an old token.
@@ -1936,7 +1955,8 @@ class Route(NamedTuple):
         if not self.methods:
             raise HTTPError(404, "Not found")
         method = environ["REQUEST_METHOD"]
-        operation = self.methods.get("GET" if method == "HEAD" else method, self.methods.get("*"))
+        operation = (self.methods.get("GET" if method == "HEAD" else method)
+                     or self.methods.get("*"))
         if operation is None:
             allowed = [*self.methods, *(["HEAD"] if "GET" in self.methods else [])]
             raise HTTPError(405, "Method not allowed", ("Allow", ", ".join(allowed)))

@@ -1361,8 +1361,8 @@ class BearerAuthMiddleware:
     def _check_token(self, environ: Environ, authorization: str) -> Union[Claims, _Refusal]:
         """Return the claims of the token, or why it is refused; if known, from `authenticate`."""
         token_check = environ.pop(_TOKEN_CHECK, None)
-        question = (self.signer, self.is_revoked, authorization)
-        if isinstance(token_check, tuple) and token_check[:-1] == question:
+        if isinstance(token_check, tuple) and token_check[:-1] == (
+                self.signer, self.is_revoked, authorization):
             result: Union[Claims, _Refusal] = token_check[-1]
             return result
         if not authorization:
