@@ -2566,7 +2566,7 @@ def _local_page(page: Any) -> str:
 
 
 def _wants_page(environ: Environ) -> bool:
-    return "text/html" in environ.get("HTTP_ACCEPT", "").lower()
+    return "HTTP_ACCEPT" in environ and "text/html" in environ["HTTP_ACCEPT"].lower()
 
 
 def _signed_in_as(claims: Claims) -> str:
@@ -3680,10 +3680,11 @@ class _Handler(SimpleHandler):
 
     def finish_response(self) -> None:
         """Send the iterable that the application returned, piece by piece."""
+        is_whole = isinstance(self.result, (list, tuple)) and len(self.result) == 1
         try:
             for data in self.result:
                 if data or not isinstance(data, bytes):  # PEP 3333: b"" does not send the headers
-                    self.write(data)
+                    self._send(data, is_whole)
                 if self.headers_sent and self._framing is _Framing.NO_BODY:
                     break
             self.finish_content()
@@ -3709,13 +3710,10 @@ class _Handler(SimpleHandler):
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body, after the headers if they have not been sent."""
-        if not isinstance(data, bytes):
-            raise TypeError("the body must be bytes")
         # Another thread could go on after the end, and write into the next response.
         if self._is_over or threading.get_ident() != self._thread_id:
             raise AssertionError("write() after the end of the response, or in another thread")
-        is_last_piece = isinstance(self.result, (list, tuple)) and len(self.result) == 1
-        self._send(data, is_last_piece)
+        self._send(data, False)
 
     def finish_content(self) -> None:
         """End the response."""
@@ -3728,9 +3726,12 @@ class _Handler(SimpleHandler):
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
 
-    def _send(self, data: bytes, is_last_piece: bool) -> None:
+    def _send(self, data: bytes, is_whole: bool) -> None:
+        """Send a piece of the body, or queue the whole body."""
+        if not isinstance(data, bytes):
+            raise TypeError("the body must be bytes")
         size = len(data)
-        header = b"" if self.headers_sent else self._header(size if is_last_piece else None)
+        header = b"" if self.headers_sent else self._header(size if is_whole else None)
         if self._framing is _Framing.NO_BODY:
             data, size = b"", 0
         elif self._framing is _Framing.LENGTH:
@@ -3741,7 +3742,7 @@ class _Handler(SimpleHandler):
         self.body_bytes_sent += size
         if self._framing is _Framing.CHUNKED and data:
             data = b"%x\r\n%b\r\n" % (size, data)
-        if not is_last_piece:
+        if not is_whole:
             self._connection.send(header + data)
         elif size > MAX_JOINED_BYTES:
             self._connection.queue(header, data)
@@ -4430,14 +4431,14 @@ class _Server:
         me = threading.current_thread()
         while self._loop_thread is me and not self._ended:
             try:
-                self._iterate()
+                self._iterate(me)
             except Exception:
                 logger.exception("A fault in the server")
         with self._lock:
             self._threads.discard(me)
 
-    def _iterate(self) -> None:
-        """Do some of each kind of work.
+    def _iterate(self, me: threading.Thread) -> None:
+        """Do some of each kind of work in this thread.
 
         If requests arrive faster than they are answered, every second iteration begins with the
         newest connections. So a client that comes after a burst does not wait for all of it.
@@ -4450,10 +4451,10 @@ class _Server:
         end = self._clock() + POLL_INTERVAL
         while self._active and self._clock() < end:
             connection, _ = self._active.popitem(self._newest_first)
-            if self._attempt(self._on_event, connection) and not self._respond(connection):
+            if self._attempt(self._on_event, connection) and not self._respond(connection, me):
                 return
 
-    def _respond(self, connection: _Connection) -> bool:
+    def _respond(self, connection: _Connection, me: threading.Thread) -> bool:
         """Answer a request; return whether this thread still has the loop."""
         self._enter(connection, _State.RESPONDING)
         self._response_began = connection.state_since
@@ -4463,7 +4464,7 @@ class _Server:
             logger.exception("A fault in the server")
             connection.aborted = True
         with self._lock:
-            moved = self._loop_thread is not threading.current_thread()
+            moved = self._loop_thread is not me
             if not moved:
                 self._response_began, self._client_must_go = None, False
         self._finished.append(connection)
@@ -4589,10 +4590,12 @@ class _Server:
             self._enter(connection, _State.LINGERING)
             self._watch(connection, selectors.EVENT_READ)
         else:
-            self._enter(connection, connection.reading_state())
             self._watch(connection, selectors.EVENT_READ)
             if connection.received:  # perhaps the next request
+                self._enter(connection, _State.READING_HEADER)
                 self._active[connection] = None
+            else:
+                self._enter(connection, _State.IDLE)
 
     def _watch(self, connection: _Connection, events: int) -> None:
         """Let the selector watch the socket for these events; for none if 0."""
