@@ -1989,7 +1989,7 @@ class Router:
     def find_route(self, path: str) -> Route:
         """The route of a path."""
         route = self._routes.get(path, _NO_ROUTE)
-        if route is _NO_ROUTE and self._has_ids:
+        if route is _NO_ROUTE and self._has_ids and path[-1:] != "/":
             route = self._routes.get(path.rpartition("/")[0] + "/{id}", _NO_ROUTE)
         return route
 
@@ -3239,7 +3239,7 @@ _COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
-FIELD_CACHE_SIZE = 1024  # parsed lines; at most 1 MB
+FIELD_CACHE_SIZE = 1024  # parsed lines; at most 2 MB
 MAX_CACHED_LINE_LENGTH = 512  # characters; longer lines are not cached
 MAX_CACHED_HEADER_BYTES = 2048  # per connection
 MAX_CHUNK_LINE_BYTES = 4096  # the size and extensions of a chunk, or a trailer field
@@ -3636,7 +3636,7 @@ class _Handler(SimpleHandler):
         self._fields = ""
         self._length: Optional[int] = None  # the Content-Length given by the application
         self._remaining = 0  # bytes of it that are still to be sent
-        self._is_over = False
+        self._is_over = self._write_refused = False
         self._thread_id = threading.get_ident()
         self.keep_alive = request.keep_alive
 
@@ -3674,7 +3674,7 @@ class _Handler(SimpleHandler):
                    if name in ("REQUEST_METHOD", "HTTP_ORIGIN")}
         application = _error_application(
             error, self._request_environ["PATH_INFO"], self._connection.server.settings)
-        self.headers = None  # of the response that failed
+        self.headers, self._write_refused = None, False  # of the response that failed
         self.result = application(environ, self.start_response)
         self.finish_response()
 
@@ -3710,13 +3710,18 @@ class _Handler(SimpleHandler):
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body, after the headers if they have not been sent."""
-        # Another thread could go on after the end, and write into the next response.
-        if self._is_over or threading.get_ident() != self._thread_id:
-            raise AssertionError("write() after the end of the response, or in another thread")
+        if self._is_over:
+            raise AssertionError("write() after the end of the response")
+        if threading.get_ident() != self._thread_id:
+            # It could go on after the end, and write into the next response.
+            self._write_refused = True
+            raise AssertionError("write() in another thread")
         self._send(data, False)
 
     def finish_content(self) -> None:
         """End the response."""
+        if self._write_refused:
+            raise AssertionError("a part of the body is missing: write() in another thread")
         if not self.headers_sent:
             self._send(b"", True)
         self._is_over = True
@@ -4013,17 +4018,16 @@ class _Connection:
         Raises:
             OSError: the client has closed the connection between two requests.
         """
+        if (self.received or self.error) and self.has_request():
+            return True  # received with the one before; more would fill the memory
         data = self.receive_some()
         if data:
             self.received += data
-        if self.has_request():  # it may have been received with the one before
-            return True
-        if data != b"":
-            return False
-        if not self.received and self.request is _NO_REQUEST:
-            raise ConnectionAbortedError
-        self.reject(HTTPError(400, "The request is incomplete"))
-        return True
+        elif data == b"":
+            if not self.received and self.request is _NO_REQUEST:
+                raise ConnectionAbortedError
+            self.reject(HTTPError(400, "The request is incomplete"))
+        return self.has_request()
 
     def has_request(self) -> bool:
         """Return whether a request is ready to be answered, if only with an error."""

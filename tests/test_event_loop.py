@@ -1266,7 +1266,7 @@ def test_tls_without_cbc_tells_the_client_why_the_handshake_failed(certificate, 
 # --- Threads of the application that outlive its response
 
 
-def test_write_in_another_thread_raises():
+def test_write_in_another_thread_raises_and_the_response_is_no_success(caplog):
     """The thread could go on after the end of the response, and write into the next one."""
     errors = []
 
@@ -1280,12 +1280,31 @@ def test_write_in_another_thread_raises():
         thread = threading.Thread(target=write_late)
         thread.start()
         thread.join()
-        return [b"own"]
+        return []
 
     with serving(app) as server:
-        data = exchange(server, head() + head())
+        assert statuses(exchange(server, head() + head())) == [500, 500]
 
-    assert [body for _, _, body in parse(data)] == [b"own", b"own"] and len(errors) == 2
+    assert len(errors) == 2 and "a part of the body is missing" in caplog.text
+
+
+def test_pipelined_requests_are_received_only_as_fast_as_they_are_answered():
+    received_bytes = []
+
+    def app(environ, start_response):
+        received_bytes.append(max(len(connection.received) for connection in connections))
+        start_response("200 OK", [])
+        return []
+
+    with serving(app) as server, connect(server) as client:
+        server.await_state(_State.IDLE)
+        connections = list(server._timers[_State.IDLE])
+        reader = threading.Thread(target=received, args=[client])
+        reader.start()
+        client.sendall(head() * 2000 + head(b"Connection: close"))
+        reader.join()
+
+    assert max(received_bytes) <= jwtserver.RECEIVE_BYTES
 
 
 def test_input_is_not_read_after_the_end_of_the_response():
