@@ -490,8 +490,12 @@ def test_static_site_is_for_people_who_have_signed_in(browser, backend):
     browser.sign_in("alice")
 
     status, headers, body = browser("/")
-    assert (status, headers["Cache-Control"], body) == (200, "private", b"a page")
+    assert (status, headers["Cache-Control"], body) == (200, "private, no-cache", b"a page")
     assert browser("/missing")[0] == 404
+    cached = [("If-None-Match", headers["ETag"])]  # what a browser asks before it shows the page
+    assert browser("/", forged=cached)[0] == 304
+    browser("/logout", {})
+    assert browser("/", forged=cached)[1]["Location"] == "/login?next=/"
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
