@@ -249,3 +249,12 @@ def test_readme_backup_beside_a_server_is_complete_and_private(shell, tmp_path):
     assert restored.all_users() == store.all_users()
     restored.close()
     store.close()
+
+
+def test_readme_backup_in_a_wrong_folder_fails_and_makes_no_file(shell, tmp_path):
+    (command,) = re.findall(r"^    (.*\.backup\(.*)$", README, re.MULTILINE)
+
+    with shell(command) as process:
+        assert process.wait() == 1
+
+    assert {file.suffix for file in (tmp_path / "empty").iterdir()} == {".py"}
