@@ -232,6 +232,13 @@ def test_readme_links_lead_to_files(document):
     assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
 
 
+def test_every_deployment_file_is_in_the_deployment_readme():
+    folder = ROOT / "tests" / "deployment"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    assert files - set(re.findall(r"\]\(([^)]+)\)", DEPLOYMENT)) == {"README.md"}
+
+
 def test_readme_has_at_most_350_lines():
     assert len(README.splitlines()) <= 350
 
