@@ -232,6 +232,13 @@ def test_readme_links_lead_to_files(document):
     assert [link for link in links if not ((ROOT / document).parent / link).exists()] == []
 
 
+def test_every_deployment_file_is_in_the_deployment_readme():
+    folder = ROOT / "tests" / "deployment"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    assert files - set(re.findall(r"\]\(([^)]+)\)", DEPLOYMENT)) == {"README.md"}
+
+
 def test_readme_has_at_most_350_lines():
     assert len(README.splitlines()) <= 350
 
@@ -249,3 +256,12 @@ def test_readme_backup_beside_a_server_is_complete_and_private(shell, tmp_path):
     assert restored.all_users() == store.all_users()
     restored.close()
     store.close()
+
+
+def test_readme_backup_in_a_wrong_folder_fails_and_makes_no_file(shell, tmp_path):
+    (command,) = re.findall(r"^    (.*\.backup\(.*)$", README, re.MULTILINE)
+
+    with shell(command) as process:
+        assert process.wait() == 1
+
+    assert {file.suffix for file in (tmp_path / "empty").iterdir()} == {".py"}

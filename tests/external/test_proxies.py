@@ -138,7 +138,7 @@ def proxy(request, backend, open_start):
         for printed, used in [
             ("listen 8080", f"listen 127.0.0.1:{port}; listen 127.0.0.1:{tls_port} ssl;"
              f" ssl_certificate {folder}/pem; ssl_certificate_key {folder}/pem"),
-            ("http://:8080 {", f"http://:{port} {{\nbind 127.0.0.1\n"),
+            ("\nhttp://:8080 {", f"\nhttp://:{port} {{\nbind 127.0.0.1\n"),
             ("address: :8080", f"address: 127.0.0.1:{port}"),
             ("0.0.0.0, port_value: 8080", f"127.0.0.1, port_value: {port}"),
             ("port_value: 3000", f"port_value: {backend.host.rpartition(':')[2]}"),
@@ -157,21 +157,26 @@ def proxy(request, backend, open_start):
         for file in ("nginx-jwtserver.conf", "nginx-groups.conf"):
             write(file, deployment_file(file))
         # The groups are in the same server block.
-        site = readme_block("nginx").replace("}\n}", "}\n    include nginx-groups.conf;\n}")
+        include = "include nginx-jwtserver.conf;"
+        site = readme_block("nginx", include).replace(
+            include, f"{include} include nginx-groups.conf;")
         write("nginx.conf", NGINX.format(folder=folder, site=site))
         command = ["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"]
     elif name == "traefik":
         (folder / "traefik.d").mkdir()
         write("traefik.yml", deployment_file("traefik.yml"))
         write("traefik.d/jwtserver.yml", deployment_file("traefik.d/jwtserver.yml"))
-        write("traefik.d/application.yml", readme_block("yaml"))
+        write("traefik.d/application.yml", deployment_file("traefik.d/application.yml"))
         command = ["traefik", "--configfile=traefik.yml"]
     elif name == "envoy":
         write("envoy.yaml", deployment_file("envoy.yaml"))
         command = ["envoy", "--config-path", "envoy.yaml", "--concurrency", "1",
                    "--disable-hot-restart", "--log-level", "warning"]
     else:
-        write("Caddyfile", CADDY.format(folder=folder, site=readme_block("caddy")))
+        # The folder that needs a scope is a comment in the README.
+        site = re.sub(r"\t# (?=forward_auth|    uri|})", "\t", readme_block("caddy"))
+        assert site.count("forward_auth") == 2
+        write("Caddyfile", CADDY.format(folder=folder, site=site))
         command = [program, "run"]
     with open_start(folder) as start:
         client = start(command, port, path="/api/", HOME=str(folder))
@@ -181,8 +186,9 @@ def proxy(request, backend, open_start):
         yield client
 
 
-def readme_block(kind):
-    (block,) = re.findall(f"```{kind}\n(.*?)```", README, re.DOTALL)
+def readme_block(kind, word=""):
+    blocks = re.findall(f"```{kind}\n(.*?)```", README, re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
     return block
 
 
@@ -490,8 +496,12 @@ def test_static_site_is_for_people_who_have_signed_in(browser, backend):
     browser.sign_in("alice")
 
     status, headers, body = browser("/")
-    assert (status, headers["Cache-Control"], body) == (200, "private", b"a page")
+    assert (status, headers["Cache-Control"], body) == (200, "private, no-cache", b"a page")
     assert browser("/missing")[0] == 404
+    cached = [("If-None-Match", headers["ETag"])]  # what a browser asks before it shows the page
+    assert browser("/", forged=cached)[0] == 304
+    browser("/logout", {})
+    assert browser("/", forged=cached)[1]["Location"] == "/login?next=/"
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
@@ -510,6 +520,56 @@ def test_nginx_has_locations_for_groups(browser, backend):
     browser.sign_in("carol")
     assert [browser(page)[0] for page in pages] == [*pages.values()]
     assert browser("/api/admin/")[2]["application"]["HTTP_REMOTE_SCOPE"] == "staff admin"
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", CADDIES, indirect=True)
+def test_caddy_has_folders_that_need_a_scope(browser, backend):
+    pages = ["/staff/", "/staff/x", "/%73taff/x", "/x/../staff/x", "//staff//x", "/STAFF/x"]
+    assert browser("/staff/")[1]["Location"] == "/login?next=/staff/"
+
+    browser.sign_in("alice")
+    assert {browser(page)[0] for page in pages} == {403}
+    assert browser("/")[0] == 200
+
+    browser.sign_in("carol")
+    assert {browser(page)[0] for page in pages} == {404}  # there are no such files
+
+
+GUARDED_APPLICATION = """
+import os
+import jwtserver
+
+def show(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    names = ["REMOTE_USER", "REMOTE_ADDR", "wsgi.url_scheme", "HTTP_HOST"]
+    return [" ".join(environ[name] for name in names).encode()]
+
+application = jwtserver.create_app(app=show)
+"""
+
+
+def test_guarded_application_in_gunicorn_takes_the_client_from_nginx(folder, start):
+    if not shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+        pytest.skip("nginx is not installed")
+    (folder / "main.py").write_text(GUARDED_APPLICATION)
+    unit = deployment_file("application.service")
+    (command,) = re.findall("^ExecStart=/opt/application/.venv/bin/(.*)$", unit, re.MULTILINE)
+    port, application_port = free_port(), free_port()
+    location = readme_block("nginx", "location / {\n    proxy_pass")
+    site = f"server {{ listen 127.0.0.1:{port}; {location} }}"
+    configuration = NGINX.format(folder=folder, site=site)
+    (folder / "nginx.conf").write_text(configuration.replace(":8000", f":{application_port}"))
+
+    start(command_for("gunicorn", command, application_port), application_port,
+          JWTSERVER_TRUSTED_PROXIES="1")
+    nginx = start(["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"], port)
+
+    browser = Browser(nginx)
+    assert browser("/page")[1]["Location"] == "/login?next=/page"
+    assert browser.sign_in("alice", "/page")[1]["Location"] == "/page"
+    seen = f"alice 127.0.0.1 http {nginx.host}".encode()
+    assert browser("/page", {"a": "b"})[2] == browser("/page", forged=FORGED_CLIENT)[2] == seen
 
 
 @pytest.fixture
