@@ -223,7 +223,8 @@ def _is_postgresql(database: str) -> bool:
 
 def _parse_database(value: Any) -> str:
     text = os.fsdecode(value)
-    if not text or ("://" in text and not _is_postgresql(text)) or text == ":memory:":
+    looks_like_url = "://" in text or re.match("postgres(ql)?:", text)
+    if not text or (looks_like_url and not _is_postgresql(text)) or text == ":memory:":
         raise ValueError("must be the name of an SQLite file, or postgresql://…")
     return text
 
@@ -1315,7 +1316,8 @@ class _PostgreSQL(_Database):
             options = self.psycopg.conninfo.conninfo_to_dict(url)
         except self.psycopg.Error:  # its message may quote the password
             options = {"dbname": "@"}
-        if "@" in options.get("dbname", ""):  # as after a slash in the password
+        # As after a slash or an `@` in the password, which must not be shown as a name.
+        if "@" in options.get("dbname", "") + options.get("host", ""):
             raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
                                 "database, with special characters percent-encoded (/ is %2F)")
         defaults = {option.keyword.decode(): (option.val or b"").decode()

@@ -49,7 +49,7 @@ def test_variable_sets_its_field(variable, text, field, value):
 
 
 @for_each("variable, text", [
-    ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"),
+    ("DATABASE", "mysql://host/x"), ("DATABASE", ":memory:"), ("DATABASE", "postgres:u:word@h"),
     *(("TOKEN_LIFETIME", text) for text in (
         "0", "-1", "1.5", "soon", "1e9", " 1", "\u0661", "9" * 5000, "316224001")),
     ("ISSUER", "\udcff"), ("AUDIENCE", "\udcff"), ("THREADS", "1"),

@@ -48,7 +48,7 @@ def test_url_needs_psycopg(url, monkeypatch):
 
 @pytest.mark.parametrize("url", [
     "postgresql://h/x?nope=1", "postgresql://[h/x", "postgresql://u:p%zzsecret@h/x",
-    "postgresql://u:sec/secret@127.0.0.1:1/x"])
+    "postgresql://u:sec/secret@127.0.0.1:1/x", "postgresql://u:pa@secret@127.0.0.1:1/x"])
 def test_url_that_is_malformed_names_the_setting_and_shows_no_password(url):
     pytest.importorskip("psycopg")
 
