@@ -3019,7 +3019,7 @@ def _open_store_for_app(settings: Settings) -> Store:
     store = open_store(settings.database, settings.leeway)
     if store.is_empty():
         logger.warning("%s has no users; run: %s user add NAME",
-                       store.name, _program(settings))
+                       store.name, _program(settings, absolute=True))
     store.close()  # the server may fork now; uWSGI gives no notice of it
     return store
 
@@ -5117,8 +5117,12 @@ def _note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _program(settings: Settings = Settings()) -> str:
-    """The beginning of a shell command that runs this program with the same files."""
+def _program(settings: Settings = Settings(), *, absolute: bool = False) -> str:
+    """The beginning of a shell command that runs this program with the same files.
+
+    `absolute`: the command also works in another folder.
+    """
+    path = os.path.abspath if absolute else os.fspath
     main_module = getattr(sys.modules["__main__"], "__spec__", None)
     python, script = [*getattr(sys, "orig_argv", ()), sys.executable][0], sys.argv[0]
     if "py" not in os.path.basename(python):  # uWSGI or Apache
@@ -5131,13 +5135,14 @@ def _program(settings: Settings = Settings()) -> str:
         words = [python, os.path.abspath(__file__)]
     if shutil.which(os.path.basename(words[0])) == words[0]:
         words[0] = os.path.basename(words[0])
+    words = [path(word) if os.sep in word else word for word in words]
     if settings.secret_file:
-        words += ["--secret-file", settings.secret_file]
+        words += ["--secret-file", path(settings.secret_file)]
     command = shlex.join(words)
     if _is_postgresql(settings.database):  # the URL may contain a password
         return f'{command} --database "$JWTSERVER_DATABASE"'
-    if settings.database != Settings().database:
-        command += f" --database {shlex.quote(settings.database)}"
+    if absolute or settings.database != Settings().database:
+        command += f" --database {shlex.quote(path(settings.database))}"
     return command
 
 
@@ -5299,11 +5304,23 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
     return User(name, password_hash, _clean_scope(scope), 0, int(time.time()))
 
 
+def _has_database(settings: Settings) -> bool:
+    return _is_postgresql(settings.database) or Path(settings.database).exists()
+
+
 def _open_existing_store(settings: Settings) -> Store:
-    database = settings.database
-    if not _is_postgresql(database) and not Path(database).exists():
-        raise Error(f"there is no database {Path(database).absolute()}; `user add` creates it")
-    return open_store(database)
+    if not _has_database(settings):
+        raise Error(f"there is no database {Path(settings.database).absolute()};"
+                    " `user add` creates it")
+    return open_store(settings.database)
+
+
+def _open_or_create_store(settings: Settings) -> Store:
+    has_database = _has_database(settings)
+    store = open_store(settings.database)
+    if not has_database:
+        print(f"Created the database {store.name}")
+    return store
 
 
 def _find_existing_user(settings: Settings, name: str) -> Tuple[Store, User]:
@@ -5364,10 +5381,10 @@ def _ask_password_hash(args: argparse.Namespace, settings: Settings, name: str) 
 
 def _user_add(args: argparse.Namespace, settings: Settings) -> None:
     user = _new_user(args.name, "", args.scope)
-    store = open_store(settings.database)
-    if store.find_user(user.name):
+    if _has_database(settings) and open_store(settings.database).find_user(user.name):
         raise NameTaken(user.name)
     password_hash = _ask_password_hash(args, settings, user.name)
+    store = _open_or_create_store(settings)
     _add_users(store, [user._replace(password_hash=password_hash)])
     print(f"Added the user {user.name} to {store.name}")
     _print_lockout(store, user.name, settings)
@@ -5484,7 +5501,7 @@ def _user_import(args: argparse.Namespace, settings: Settings) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    store = open_store(settings.database)
+    store = _open_or_create_store(settings)
     try:
         _add_users(store, users)
     except NameTaken as error:

@@ -361,10 +361,11 @@ def test_files_of_another_user_are_named_as_such():
                 # The other user may not be able to read Python's modules.
                 "jwtserver.main(['user', 'list', '--database', 'none'])\n"
                 "os.setgroups([])\nos.setuid(65534)\n"
-                "for line in ('user list', 'key list', 'user add bob --database new.db'):\n"
+                "for line in ('user list', 'key list',\n"
+                "             'user add bob --password-stdin --database new.db'):\n"
                 "    jwtserver.main(line.split())\n")
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                timeout=20, stdin=subprocess.DEVNULL)
+                                timeout=20, input="long secret")
 
     folder = os.path.realpath(folder)
     advice = "belongs to another user; run this command as that user"
@@ -454,10 +455,11 @@ def test_wsgi_auth_that_is_missing_is_an_import_error_for_other_programs(monkeyp
 
 
 def test_user_add_takes_the_password_from_the_input(command, database):
+    store = open_store(database)
+
     code, output, errors = command(
         "user add bob --scope read --password-stdin", "long secret\r\nmore\n")
 
-    store = open_store(database)
     added = store.find_user("bob")
     assert (code, output, errors) == (0, f"Added the user bob to {store.name}\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
@@ -483,7 +485,8 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
     ("user list --database no/such.db", "", "no/such.db; `user add` creates it"),
-    ("user add bob --password-stdin --database no/such.db", "x", "no/such.db: No such file"),
+    ("user add bob --password-stdin --database no/such.db", "long secret",
+     "no/such.db: No such file"),
     (["user", "scope", "alice", "a,b"], "", "separate scopes with spaces, not commas: 'a,b'"),
     ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
@@ -493,6 +496,24 @@ def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, wo
 
     assert refused(command(line, stdin), words)
     assert store.all_users() == before
+
+
+@pytest.mark.sqlite
+def test_user_add_and_import_say_that_they_create_the_database(command):
+    Path("users.csv").write_text(VALID)
+    path = Path("new.db").absolute()
+
+    for line in ("user add bob --password-stdin", "user import users.csv"):
+        output = command(f"{line} --database new.db", "long secret")[1]
+        path.unlink()
+        assert output.startswith(f"Created the database {path}\n") and output.count("\n") == 2
+
+
+@pytest.mark.sqlite
+@for_each("line", ["user add bob", "user add bob --password-stdin"])
+def test_user_add_without_a_password_creates_no_database(command, line):
+    assert refused(command(line), "password")
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize("data", [
@@ -725,6 +746,7 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
     Path("users.csv").write_text(
         head + "\n".join(f"{name},{hashed}" for name, hashed in HASHES.items())
         + '\n\n"Zoe\u0308",' + HASHES["django"] + ",read write\n", encoding="utf-8")
+    open_store(database)
 
     code, output, errors = command("user import users.csv")
 
@@ -763,6 +785,7 @@ def test_user_import_of_an_invalid_file_imports_nothing(command, store, text, wo
 
 def test_user_import_of_one_user_says_so(command, database):
     Path("users.csv").write_text(VALID)
+    open_store(database)
 
     assert command("user import users.csv")[1].startswith("Imported 1 user into ")
 
