@@ -2521,6 +2521,7 @@ _PAGE_HEADERS = (
     ("X-Frame-Options", "DENY"),
 )
 _PASSWORD_CHANGED = "changed"  # the query with which the account page says so
+_SIGNED_OUT = "signed-out"  # the query with which the sign-in form says so
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
 # Headers that a page has from the answer in its place, in lower case.
 _KEPT_HEADERS = ("allow", "clear-site-data", "retry-after", "set-cookie", "vary",
@@ -2634,7 +2635,9 @@ class Pages:
         next_page = _local_page(query.get("next"))
         # Somebody may have put a token of `token issue` into the cookie.
         if claims is None or self.service.session_of_person(claims) is None:
-            return self._form(next_page)
+            notice = "" if environ.get("QUERY_STRING") != _SIGNED_OUT else (
+                "<p>You have signed out.</p>\n")
+            return self._form(next_page, notice=notice)
         notice = "" if environ.get("QUERY_STRING") != _PASSWORD_CHANGED else (
             "<p>Your password has been changed. Your other sessions have ended.</p>\n")
         return self._account(claims, next_page, notice)
@@ -2676,7 +2679,7 @@ class Pages:
 
     def _form(
         self, next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
-        *headers: Tuple[str, str],
+        *headers: Tuple[str, str], notice: str = "",
     ) -> Response:
         """The sign-in form. `errors` has the error about each field, by name."""
         focus = "username" if not name or "username" in errors else "password"
@@ -2691,7 +2694,7 @@ class Pages:
                 " required", errors))
         hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
         return _page(
-            status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
+            status, "Sign in", notice + _html_form("Sign in", hidden + "".join(fields)), *headers)
 
     def _account(
         self, claims: Claims, next_page: str = "/", notice: str = "", status: int = 200,
@@ -2730,16 +2733,22 @@ class Pages:
             if not (path == self.login_path
                     or _wants_page(environ) and router.find_route(path).is_page):
                 return app(environ, start_response)
-            started: List[Any] = []
-            body = app(environ, lambda *arguments: started.extend(arguments))
-            status, headers, *exc_info = started
-            page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
-            if page:
-                return _send_response(page, environ, start_response, *exc_info)
-            start_response(*started)
-            return body
+            return self.answer_person(app, environ, start_response)
 
         return _respond
+
+    def answer_person(
+        self, app: WSGIApplication, environ: Environ, start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Answer with a page in place of an error of `app`."""
+        started: List[Any] = []
+        body = app(environ, lambda *arguments: started.extend(arguments))
+        status, headers, *exc_info = started
+        page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
+        if page:
+            return _send_response(page, environ, start_response, *exc_info)
+        start_response(*started)
+        return body
 
     def _page_for(
         self, environ: Environ, status: int, headers: Sequence[Tuple[str, str]], body: bytes,
@@ -2748,21 +2757,30 @@ class Pages:
         kept = [header for header in headers if header[0].lower() in _KEPT_HEADERS]
         from_account = environ.get("wsgi_auth.cookie")  # a form of the account page
         if from_account and status in (204, 404):  # 404: the session has ended already
-            changed = status == 204 and environ["PATH_INFO"].endswith("/password")
-            query = f"?{_PASSWORD_CHANGED}" if changed else ""
-            return _see_other(self.login_path + query, *kept)
+            form = environ["PATH_INFO"].rpartition("/")[2] if status == 204 else ""
+            query = {"password": f"?{_PASSWORD_CHANGED}", "logout": f"?{_SIGNED_OUT}"}
+            return _see_other(self.login_path + query.get(form, ""), *kept)
         if status < 400 or ("Content-Type", "application/json") not in headers:
             return None
         title = HTTPStatus(status).phrase
         message = json.loads(body)["error"] if body else title  # no body: HEAD
+        if message == "Cross-origin request refused":  # perhaps a proxy does not pass on Host
+            logger.warning("Refused a form with the Origin %s; this site is %s", *(
+                _loggable(environ.get(name), 200) for name in ("HTTP_ORIGIN", "HTTP_HOST")))
         if from_account and status in (400, 401, 429):
+            message = "The current password is wrong" if status == 401 else message
             return self._account(environ["wsgi_auth.claims"], "/", "", status,
                                  _sentences(message, headers), kept)
         if status == 401:
             message = "You are not signed in"
+        if from_account and message == "Insufficient scope":
+            name = environ["wsgi_auth.claims"]["sub"]
+            message = f"You are signed in as {name}, but this page needs another scope"
+        can_sign_out = status == 405 and environ["PATH_INFO"].endswith("/logout")
         return _page(status, title, (
             f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
-            f'<p><a href="{self.login_path}">Go to the sign-in page</a></p>\n'), *kept)
+            f'{self._sign_out_form if can_sign_out else ""}<p><a href="{self.login_path}">Go to'
+            f' {"your account" if from_account else "the sign-in page"}</a></p>\n'), *kept)
 
 
 def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
@@ -3054,11 +3072,15 @@ def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
         options = _VerifyOptions.of(environ)
         trusted = settings.trusted_proxies > 0
         method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
+        if not trusted and ("HTTP_X_FORWARDED_METHOD" in environ
+                            or "HTTP_X_FORWARDED_URI" in environ):
+            _warn_about_ignored_proxy()
         _apply_forwarded_method(environ, method)
         guard = optional if options.optional else required
         if (options.login and settings.cookie and method in ("GET", "HEAD")
-                and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")
-                and guard.authenticate(environ) is None):
+                and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")):
+            if guard.authenticate(environ):
+                return pages.answer_person(guard, environ, start_response)
             response = pages.ask_to_sign_in(environ.get("HTTP_X_FORWARDED_URI", "/"))
             return _send_response(response, environ, start_response)
         return guard(environ, start_response)
@@ -3139,9 +3161,18 @@ def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
         environ.pop("HTTP_REMOTE_SCOPE", None)
         if proxies:
             _apply_forwarded(environ, proxies)
+        elif "HTTP_X_FORWARDED_FOR" in environ:
+            _warn_about_ignored_proxy()
         return app(environ, start_response)
 
     return _respond
+
+
+@lru_cache(maxsize=None)  # once per process
+def _warn_about_ignored_proxy() -> None:
+    logger.warning("A proxy or a client sends X-Forwarded-…, but JWTSERVER_TRUSTED_PROXIES is 0:"
+                   " these headers are ignored, and /verify accepts no cookie. Behind a proxy, set"
+                   " it to the number of proxies")
 
 
 def _apply_forwarded(environ: Environ, proxies: int) -> None:
@@ -5652,7 +5683,8 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
         broken = sum(live.values()) if len(keys) > 1 else 0
         if broken and not args.force:
             raise Error(f"older keys have signed tokens that are valid: {broken}. Wait until they"
-                        " expire, or end these sessions with --force")
+                        " expire, or make these tokens invalid with --force (refresh tokens keep"
+                        " working)")
         if len(keys) > 1:
             replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:
