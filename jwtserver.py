@@ -175,6 +175,11 @@ def _audit(event: str, **details: str) -> None:
         _append_to_audit_log(path, line)
 
 
+def _for_owner_only(path: str, flags: int) -> int:
+    """Open a file, for its owner only if it is new; an opener for `open`."""
+    return os.open(path, flags, 0o600)
+
+
 def _append_to_audit_log(path: str, line: str) -> None:
     """Append a line in one write, so that those of several processes do not mix.
 
@@ -182,7 +187,7 @@ def _append_to_audit_log(path: str, line: str) -> None:
     error is only logged: what the line reports has been done, and the log has the line as well.
     """
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_for_owner_only) as file:
             file.write(f"{time.strftime(_LOG_TIME_FORMAT)} {line}\n")
     except OSError as error:
         logger.error("JWTSERVER_AUDIT_LOG: %s: %s", path, error.strerror)
@@ -197,7 +202,7 @@ def _open_audit_log(settings: "Settings") -> None:
     _audit_paths.clear()
     if settings.audit_log:
         try:
-            open(settings.audit_log, "a").close()
+            open(settings.audit_log, "a", opener=_for_owner_only).close()
         except OSError as error:
             raise SettingsError(
                 f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
@@ -302,6 +307,8 @@ def _parse_name(value: Any) -> str:
 def _parse_cookie(value: Any) -> Optional[str]:
     if value is None or value == "off":
         return None
+    if value.lower() in ("no", "false", "0", "on", "true", "1"):
+        raise ValueError(f"must be the name of a cookie, not {value!r}; write off to turn it off")
     # Browsers refuse `__Host-…` over plain HTTP; over HTTPS the guard adds it.
     if not re.fullmatch("(?!__)[A-Za-z0-9_.-]{1,64}", value):
         raise ValueError(f"must be the name of a cookie without `__Host-`, or off, not {value!r}")
@@ -368,7 +375,7 @@ class Settings(NamedTuple):
                    if variable.startswith("JWTSERVER_")
                    and not _SET_BY_KUBERNETES.match(f"{variable}={text}")}
         for variable in sorted(environ.keys() - variables.keys()):
-            logger.warning("There is no such setting: %s%s", variable,
+            logger.warning("jwtserver has no such setting: %s%s", variable,
                            _did_you_mean(variable, variables, len("JWTSERVER_")))
         given: Dict[str, Any] = {
             name: environ[variable] for variable, name in variables.items()
@@ -3054,8 +3061,8 @@ def _with_guard(
             exempt=settings.exempt, optional=settings.optional, is_revoked=service.is_revoked,
             cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None)
     except ValueError as error:
-        used = [_variable(name) for name in ("protect", "exempt", "optional", "prefix")
-                if getattr(settings, name)]
+        used = [f"{name} ({_variable(name)})"
+                for name in ("protect", "exempt", "optional", "prefix") if getattr(settings, name)]
         raise SettingsError(f"{' or '.join(used)}: {error}") from None
 
 
@@ -5192,6 +5199,8 @@ def _load_app(name: str) -> WSGIApplication:
                     f"{_place_of(error)}") from error
     if not callable(app):
         raise Error(f"{name} is not callable")
+    if getattr(app, "__module__", "") == "jwtserver":  # `create_app` has returned it
+        raise Error(f"{name} is guarded by jwtserver already; run it with a WSGI server")
     if not _accepts_two_arguments(app):
         raise Error(f"{name} is not a WSGI application: it cannot be called with environ and"
                     " start_response. If it is a factory, which returns the application, write:"
@@ -5296,14 +5305,16 @@ def _issue_token(
                       key_fingerprint=signer.fingerprint)
     if not store.open_session(grant, now):
         raise Error(f"the user {user.name!r} was changed at the same time; try again")
-    _audit("token_issue", user=user.name, session=grant.session.id)
+    _audit("token_issue", user=user.name, session=grant.session.id,
+           scope=user.scope if scope is None else scope, label=label or "",
+           lifetime=str(lifetime))
     return issue_token(grant, signer, lifetime, now)[0], grant.session
 
 
 def _add_users(store: Store, users: List[User]) -> None:
     store.add_users(users)
     for user in users:
-        _audit("user_add", user=user.name)
+        _audit("user_add", user=user.name, scope=user.scope)
 
 
 def _hash_password(password: str, settings: Settings) -> str:
@@ -5465,12 +5476,17 @@ _user_disable = partial(
     outcome="Disabled the user {} and ended the user's sessions")
 _user_enable = partial(
     _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
-_user_unlock = partial(
-    _change_user, change=Store.unlock, event="user_unlock",
-    outcome="Ended the lock-outs of {}. An address with too many failures stays locked out")
 _user_logout = partial(
     _change_user, change=Store.end_sessions, event="user_logout",
     outcome="Ended the sessions of {}")
+
+
+def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    is_locked = store.seconds_locked(user.name, settings.login_failures, time.time())
+    outcome = "Ended the lock-outs of {}" if is_locked else "{} was not locked out"
+    _change_user(args, settings, Store.unlock, "user_unlock",
+                 f"{outcome}. An address with too many failures stays locked out")
 
 
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:
@@ -5484,7 +5500,8 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     scope = _clean_scope(" ".join(args.scope))
     _change_user(
         args, settings, lambda store, name: store.set_scope(name, scope), "user_scope",
-        f"Changed the scopes of {{}} to {scope or 'none'} and ended the user's sessions")
+        f"Changed the scopes of {{}} to {'{scope}' if scope else 'none'} and ended the user's"
+        " sessions", scope=scope)
 
 
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
@@ -5496,6 +5513,9 @@ def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
 
 def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
+    if args.remove and not user.otp_secret:
+        print(f"{user.name} has no second factor")
+        return
     if args.remove:
         store.set_otp(user.name, "", 0)
         _audit("user_otp_remove", user=user.name)
@@ -5569,7 +5589,8 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
         raise Error(f"--label must be printable text of at most {MAX_LABEL} characters")
     missing = set((scope or "").split()) - set(user.scope.split())
     if missing:
-        raise Error(f"the user {user.name!r} does not have the scope {' '.join(sorted(missing))}")
+        raise Error(f"the user {user.name!r} does not have the scope {' '.join(sorted(missing))};"
+                    f" the user's scopes are: {user.scope or 'none'}")
     token, session = _issue_token(
         store, user, settings, args.lifetime or settings.token_lifetime, args.label, scope)
     print(token)
@@ -5579,7 +5600,10 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
 
 def _session_list(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
-    for session in store.sessions_of(user.name, time.time()):
+    sessions = store.sessions_of(user.name, time.time())
+    if not sessions:
+        print(f"{user.name} has no sessions", file=sys.stderr)
+    for session in sessions:
         kind = "token" if session.machine else "session"
         print(f"{session.id} {kind:7} created {_time(session.created)}, last used"
               f" {_time(session.refreshed)}, expires {_time(session.expires)}"
@@ -5843,7 +5867,9 @@ class _CommandParser(argparse.ArgumentParser):
         namespace, unknown = super().parse_known_args(*args)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            if flag.startswith("-"):
+            if flag == "--scope":
+                hint = "; to change scopes, write: user scope NAME read write"
+            elif flag.startswith("-"):
                 hint = _did_you_mean(flag, self._option_string_actions, len("--"))
             elif flag in _WORDS:
                 hint = f"; write the command {flag} before its flags"
@@ -5939,6 +5965,7 @@ def _name_sources(message: str, args: argparse.Namespace) -> str:
                 match[2] or "")
         return match[0] if os.environ.get(f"JWTSERVER_{match[1]}") or not match[2] else ""
 
+    message = re.sub(r"\b[a-z]+ \((JWTSERVER_[A-Z]+)\)", r"\1", message)  # the field of Settings
     return re.sub("JWTSERVER_([A-Z0-9_]+)(: )?", source, message)
 
 
@@ -5949,6 +5976,8 @@ def _file_advice(message: str, settings: Settings) -> str:
             continue
         if os.path.isdir(path):
             return "; name a file, not a folder"
+        if path == Path(settings.secret_file) and not path.exists():
+            return ""
         for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
             if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                     and os.stat(place).st_uid != os.getuid()):

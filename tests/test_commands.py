@@ -268,8 +268,9 @@ def test_unknown_variable_causes_the_same_line_in_all_commands(tmp_path):
             text=True, timeout=20, stdin=subprocess.DEVNULL,
             env={**os.environ, "JWTSERVER_PROT": "1"})
 
-        assert result.stderr.splitlines()[0] == ("jwtserver: warning: There is no such setting:"
-                                                 " JWTSERVER_PROT; did you mean 'JWTSERVER_PORT'?")
+        assert result.stderr.splitlines()[0] == (
+            "jwtserver: warning: jwtserver has no such setting:"
+            " JWTSERVER_PROT; did you mean 'JWTSERVER_PORT'?")
         assert result.returncode == 1 and result.stderr.count("\n") == 2
 
 
@@ -375,6 +376,21 @@ def test_files_of_another_user_are_named_as_such():
         f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice}"]
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_key_file_of_a_flag_that_does_not_exist_is_not_of_another_user():
+    code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
+            # The other user may not be able to read Python's modules.
+            "jwtserver.main(['key', 'list', '--database', 'none'])\n"
+            "os.setgroups([])\nos.setuid(65534)\n"
+            "jwtserver.main(['key', 'list', '--secret-file', '/nonexist'])\n"
+            "jwtserver.main(['token', 'inspect', 'x', '--secret-file', '/nonexist'])\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert result.stderr.splitlines()[1:] == [
+        "jwtserver: --secret-file: /nonexist: No such file or directory",
+        "jwtserver: --secret-file: /nonexist: Permission denied"]
+
+
 @pytest.mark.sqlite
 def test_database_of_another_user_is_named_as_such(command, monkeypatch):
     Path("jwtserver.db").write_text("not a database")
@@ -407,6 +423,10 @@ def test_application_or_a_call_of_its_factory_is_loaded(monkeypatch, name):
     ("broken:factory", "def factory(option=1): pass", "is not a WSGI application: it cannot be"
      " called with environ and start_response. If it is a factory, which returns the application,"
      " write: --app 'broken:factory()'"),
+    ("broken", "from jwtserver import Settings, create_app\napplication = create_app(Settings("
+     "'own.db', '0123456789abcdef' * 2))",
+     "broken is guarded by jwtserver already; run it with a WSGI server"),
+    ("jwtserver", "", "jwtserver is guarded by jwtserver already"),
     ("broken:nothing()", "def nothing(): pass", "broken:nothing() is not callable"),
     ("broken:app", "import json\n\njson.loads('{')", "{folder}/broken.py, line 3)"),
     ("broken:app", "\nimport nothing_there", "'nothing_there' ({folder}/broken.py, line 2)"),
@@ -970,6 +990,13 @@ def test_wrong_usage_exits_with_2(line, capsys):
     assert os.listdir() == []
 
 
+def test_user_scope_with_a_flag_gets_a_hint(capsys):
+    with pytest.raises(SystemExit):
+        main(["user", "scope", "bob", "--scope", "admin"])
+
+    assert "; to change scopes, write: user scope NAME read write\n" in capsys.readouterr().err
+
+
 @for_each("line", ["user rename bob bo b", "user list --databse x", "--prot 1"])
 def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -1031,7 +1058,7 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log_only_if_asked(stor
     warning = run("user", "enable", "alice")
     verbose = run("user", "disable", "alice", "--verbose")
 
-    assert warning == "jwtserver: warning: There is no such setting: JWTSERVER_NOTHING\n"
+    assert warning == "jwtserver: warning: jwtserver has no such setting: JWTSERVER_NOTHING\n"
     assert verbose.endswith(' jwtserver.audit: user_disable user="alice"\n')
 
 
@@ -1046,6 +1073,7 @@ def test_audit_log_file_gets_the_lines_of_commands_and_server(command, store, mo
     command("user disable alice")
 
     old, new = (Path(name).read_text().splitlines() for name in ("audit.log.1", "audit.log"))
+    assert os.name != "posix" or os.stat("audit.log").st_mode & 0o777 == 0o600
     assert [line.partition(" ")[2] for line in old] == ['user_disable user="alice"']
     assert [line.partition(" ")[2] for line in new] == [
         'user_enable user="alice"', 'sign_in_failed user="x\\ny" address=""']

@@ -490,7 +490,8 @@ def test_login_page_is_below_the_prefix(browse):
     form["username"], form["password"] = "alice", PASSWORD
     form.submit(status=303)
     assert browser.get("/login").body == b"alice"
-    assert browser.get("/auth/login").forms[0].submit(status=303).location.endswith("/auth/login?signed-out")
+    signed_out = browser.get("/auth/login").forms[0].submit(status=303)
+    assert signed_out.location.endswith("/auth/login?signed-out")
 
 
 def test_optional_rules_of_the_settings(browse):
