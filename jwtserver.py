@@ -5347,7 +5347,15 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
 
 
 def _has_database(settings: Settings) -> bool:
-    return _is_postgresql(settings.database) or Path(settings.database).exists()
+    """Return False if the file does not exist."""
+    if not _is_postgresql(settings.database):
+        try:
+            os.stat(settings.database)
+        except FileNotFoundError:
+            return False
+        except OSError:  # opening it will fail with advice
+            pass
+    return True
 
 
 def _open_existing_store(settings: Settings) -> Store:
@@ -5976,7 +5984,8 @@ def _file_advice(message: str, settings: Settings) -> str:
             continue
         if os.path.isdir(path):
             return "; name a file, not a folder"
-        if path == Path(settings.secret_file) and not path.exists():
+        if (path == Path(settings.secret_file) and not os.path.exists(path)
+                and os.access(path.parent, os.X_OK)):  # it does not exist, in a readable folder
             return ""
         for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
             if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)

@@ -377,6 +377,26 @@ def test_files_of_another_user_are_named_as_such():
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_files_in_a_closed_folder_of_another_user_are_named_as_such():
+    lines = ("user list --database PATH", "user add bob --password-stdin --database PATH",
+             "key list --secret-file PATH")
+    with tempfile.TemporaryDirectory() as folder:  # its mode is 0700
+        path = f"{os.path.realpath(folder)}/file"
+        code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
+                # The other user may not be able to read Python's modules.
+                "jwtserver.main(['key', 'list', '--database', 'none'])\n"
+                "os.setgroups([])\nos.setuid(65534)\n"
+                f"for line in {lines!r}:\n"
+                f"    jwtserver.main(line.replace('PATH', {path!r}).split())\n")
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                input="long secret")
+
+    assert result.stderr.splitlines()[1:] == [
+        f"jwtserver: {flag}: {path}: Permission denied; the folder belongs to another user; run"
+        " this command as that user" for flag in ("--database", "--database", "--secret-file")]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
 def test_key_file_of_a_flag_that_does_not_exist_is_not_of_another_user():
     code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
             # The other user may not be able to read Python's modules.
@@ -507,12 +527,14 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("user list --database no/such.db", "", "no/such.db; `user add` creates it"),
     ("user add bob --password-stdin --database no/such.db", "long secret",
      "no/such.db: No such file"),
+    ("user list --database users.csv/x", "", "users.csv/x: Not a directory"),
     (["user", "scope", "alice", "a,b"], "", "separate scopes with spaces, not commas: 'a,b'"),
     ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
     before = store.all_users()
+    Path("users.csv").touch()
 
     assert refused(command(line, stdin), words)
     assert store.all_users() == before
