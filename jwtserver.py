@@ -5348,14 +5348,12 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
 
 def _has_database(settings: Settings) -> bool:
     """Return False if the file does not exist."""
-    if not _is_postgresql(settings.database):
-        try:
-            os.stat(settings.database)
-        except FileNotFoundError:
-            return False
-        except OSError:  # opening it will fail with advice
-            pass
-    return True
+    try:
+        return _is_postgresql(settings.database) or bool(os.stat(settings.database))
+    except FileNotFoundError:
+        return False
+    except OSError:  # opening it will fail with advice
+        return True
 
 
 def _open_existing_store(settings: Settings) -> Store:
@@ -5985,7 +5983,7 @@ def _file_advice(message: str, settings: Settings) -> str:
         if os.path.isdir(path):
             return "; name a file, not a folder"
         if (path == Path(settings.secret_file) and not os.path.exists(path)
-                and os.access(path.parent, os.X_OK)):  # it does not exist, in a readable folder
+                and os.access(path.parent, os.X_OK)):  # so it is certain
             return ""
         for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
             if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
