@@ -175,6 +175,11 @@ def _audit(event: str, **details: str) -> None:
         _append_to_audit_log(path, line)
 
 
+def _for_owner_only(path: str, flags: int) -> int:
+    """Open a file, for its owner only if it is new; an opener for `open`."""
+    return os.open(path, flags, 0o600)
+
+
 def _append_to_audit_log(path: str, line: str) -> None:
     """Append a line in one write, so that those of several processes do not mix.
 
@@ -182,7 +187,7 @@ def _append_to_audit_log(path: str, line: str) -> None:
     error is only logged: what the line reports has been done, and the log has the line as well.
     """
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_for_owner_only) as file:
             file.write(f"{time.strftime(_LOG_TIME_FORMAT)} {line}\n")
     except OSError as error:
         logger.error("JWTSERVER_AUDIT_LOG: %s: %s", path, error.strerror)
@@ -197,7 +202,7 @@ def _open_audit_log(settings: "Settings") -> None:
     _audit_paths.clear()
     if settings.audit_log:
         try:
-            open(settings.audit_log, "a").close()
+            open(settings.audit_log, "a", opener=_for_owner_only).close()
         except OSError as error:
             raise SettingsError(
                 f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
@@ -303,6 +308,8 @@ def _parse_name(value: Any) -> str:
 def _parse_cookie(value: Any) -> Optional[str]:
     if value is None or value == "off":
         return None
+    if value.lower() in ("no", "false", "0", "on", "true", "1"):
+        raise ValueError(f"must be the name of a cookie, not {value!r}; write off to turn it off")
     # Browsers refuse `__Host-…` over plain HTTP; over HTTPS the guard adds it.
     if not re.fullmatch("(?!__)[A-Za-z0-9_.-]{1,64}", value):
         raise ValueError(f"must be the name of a cookie without `__Host-`, or off, not {value!r}")
@@ -369,7 +376,7 @@ class Settings(NamedTuple):
                    if variable.startswith("JWTSERVER_")
                    and not _SET_BY_KUBERNETES.match(f"{variable}={text}")}
         for variable in sorted(environ.keys() - variables.keys()):
-            logger.warning("There is no such setting: %s%s", variable,
+            logger.warning("jwtserver has no such setting: %s%s", variable,
                            _did_you_mean(variable, variables, len("JWTSERVER_")))
         given: Dict[str, Any] = {
             name: environ[variable] for variable, name in variables.items()
@@ -2523,6 +2530,7 @@ _PAGE_HEADERS = (
     ("X-Frame-Options", "DENY"),
 )
 _PASSWORD_CHANGED = "changed"  # the query with which the account page says so
+_SIGNED_OUT = "signed-out"  # the query with which the sign-in form says so
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
 # Headers that a page has from the answer in its place, in lower case.
 _KEPT_HEADERS = ("allow", "clear-site-data", "retry-after", "set-cookie", "vary",
@@ -2636,7 +2644,9 @@ class Pages:
         next_page = _local_page(query.get("next"))
         # Somebody may have put a token of `token issue` into the cookie.
         if claims is None or self.service.session_of_person(claims) is None:
-            return self._form(next_page)
+            notice = "" if environ.get("QUERY_STRING") != _SIGNED_OUT else (
+                "<p>You have signed out.</p>\n")
+            return self._form(next_page, notice=notice)
         notice = "" if environ.get("QUERY_STRING") != _PASSWORD_CHANGED else (
             "<p>Your password has been changed. Your other sessions have ended.</p>\n")
         return self._account(claims, next_page, notice)
@@ -2678,7 +2688,7 @@ class Pages:
 
     def _form(
         self, next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
-        *headers: Tuple[str, str],
+        *headers: Tuple[str, str], notice: str = "",
     ) -> Response:
         """The sign-in form. `errors` has the error about each field, by name."""
         focus = "username" if not name or "username" in errors else "password"
@@ -2693,7 +2703,7 @@ class Pages:
                 " required", errors))
         hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
         return _page(
-            status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
+            status, "Sign in", notice + _html_form("Sign in", hidden + "".join(fields)), *headers)
 
     def _account(
         self, claims: Claims, next_page: str = "/", notice: str = "", status: int = 200,
@@ -2732,16 +2742,22 @@ class Pages:
             if not (path == self.login_path
                     or _wants_page(environ) and router.find_route(path).is_page):
                 return app(environ, start_response)
-            started: List[Any] = []
-            body = app(environ, lambda *arguments: started.extend(arguments))
-            status, headers, *exc_info = started
-            page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
-            if page:
-                return _send_response(page, environ, start_response, *exc_info)
-            start_response(*started)
-            return body
+            return self.answer_person(app, environ, start_response)
 
         return _respond
+
+    def answer_person(
+        self, app: WSGIApplication, environ: Environ, start_response: StartResponse,
+    ) -> Iterable[bytes]:
+        """Answer with a page in place of an error of `app`."""
+        started: List[Any] = []
+        body = app(environ, lambda *arguments: started.extend(arguments))
+        status, headers, *exc_info = started
+        page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
+        if page:
+            return _send_response(page, environ, start_response, *exc_info)
+        start_response(*started)
+        return body
 
     def _page_for(
         self, environ: Environ, status: int, headers: Sequence[Tuple[str, str]], body: bytes,
@@ -2750,21 +2766,30 @@ class Pages:
         kept = [header for header in headers if header[0].lower() in _KEPT_HEADERS]
         from_account = environ.get("wsgi_auth.cookie")  # a form of the account page
         if from_account and status in (204, 404):  # 404: the session has ended already
-            changed = status == 204 and environ["PATH_INFO"].endswith("/password")
-            query = f"?{_PASSWORD_CHANGED}" if changed else ""
-            return _see_other(self.login_path + query, *kept)
+            form = environ["PATH_INFO"].rpartition("/")[2] if status == 204 else ""
+            query = {"password": f"?{_PASSWORD_CHANGED}", "logout": f"?{_SIGNED_OUT}"}
+            return _see_other(self.login_path + query.get(form, ""), *kept)
         if status < 400 or ("Content-Type", "application/json") not in headers:
             return None
         title = HTTPStatus(status).phrase
         message = json.loads(body)["error"] if body else title  # no body: HEAD
+        if message == "Cross-origin request refused":  # perhaps a proxy does not pass on Host
+            logger.warning("Refused a form with the Origin %s; this site is %s", *(
+                _loggable(environ.get(name), 200) for name in ("HTTP_ORIGIN", "HTTP_HOST")))
         if from_account and status in (400, 401, 429):
+            message = "The current password is wrong" if status == 401 else message
             return self._account(environ["wsgi_auth.claims"], "/", "", status,
                                  _sentences(message, headers), kept)
         if status == 401:
             message = "You are not signed in"
+        if from_account and message == "Insufficient scope":
+            name = environ["wsgi_auth.claims"]["sub"]
+            message = f"You are signed in as {name}, but this page needs another scope"
+        can_sign_out = status == 405 and environ["PATH_INFO"].endswith("/logout")
         return _page(status, title, (
             f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
-            f'<p><a href="{self.login_path}">Go to the sign-in page</a></p>\n'), *kept)
+            f'{self._sign_out_form if can_sign_out else ""}<p><a href="{self.login_path}">Go to'
+            f' {"your account" if from_account else "the sign-in page"}</a></p>\n'), *kept)
 
 
 def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
@@ -3021,7 +3046,7 @@ def _open_store_for_app(settings: Settings) -> Store:
     store = open_store(settings.database, settings.leeway)
     if store.is_empty():
         logger.warning("%s has no users; run: %s user add NAME",
-                       store.name, _program(settings))
+                       store.name, _program(settings, absolute=True))
     store.close()  # the server may fork now; uWSGI gives no notice of it
     return store
 
@@ -3038,8 +3063,8 @@ def _with_guard(
             exempt=settings.exempt, optional=settings.optional, is_revoked=service.is_revoked,
             cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None)
     except ValueError as error:
-        used = [_variable(name) for name in ("protect", "exempt", "optional", "prefix")
-                if getattr(settings, name)]
+        used = [f"{name} ({_variable(name)})"
+                for name in ("protect", "exempt", "optional", "prefix") if getattr(settings, name)]
         raise SettingsError(f"{' or '.join(used)}: {error}") from None
 
 
@@ -3056,11 +3081,15 @@ def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
         options = _VerifyOptions.of(environ)
         trusted = settings.trusted_proxies > 0
         method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
+        if not trusted and ("HTTP_X_FORWARDED_METHOD" in environ
+                            or "HTTP_X_FORWARDED_URI" in environ):
+            _warn_about_ignored_proxy()
         _apply_forwarded_method(environ, method)
         guard = optional if options.optional else required
         if (options.login and settings.cookie and method in ("GET", "HEAD")
-                and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")
-                and guard.authenticate(environ) is None):
+                and _wants_page(environ) and not environ.get("HTTP_AUTHORIZATION")):
+            if guard.authenticate(environ):
+                return pages.answer_person(guard, environ, start_response)
             response = pages.ask_to_sign_in(environ.get("HTTP_X_FORWARDED_URI", "/"))
             return _send_response(response, environ, start_response)
         return guard(environ, start_response)
@@ -3141,9 +3170,18 @@ def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
         environ.pop("HTTP_REMOTE_SCOPE", None)
         if proxies:
             _apply_forwarded(environ, proxies)
+        elif "HTTP_X_FORWARDED_FOR" in environ:
+            _warn_about_ignored_proxy()
         return app(environ, start_response)
 
     return _respond
+
+
+@lru_cache(maxsize=None)  # once per process
+def _warn_about_ignored_proxy() -> None:
+    logger.warning("A proxy or a client sends X-Forwarded-…, but JWTSERVER_TRUSTED_PROXIES is 0:"
+                   " these headers are ignored, and /verify accepts no cookie. Behind a proxy, set"
+                   " it to the number of proxies")
 
 
 def _apply_forwarded(environ: Environ, proxies: int) -> None:
@@ -5123,8 +5161,12 @@ def _note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _program(settings: Settings = Settings()) -> str:
-    """The beginning of a shell command that runs this program with the same files."""
+def _program(settings: Settings = Settings(), *, absolute: bool = False) -> str:
+    """The beginning of a shell command that runs this program with the same files.
+
+    `absolute`: the command also works in another folder.
+    """
+    path = os.path.abspath if absolute else os.fspath
     main_module = getattr(sys.modules["__main__"], "__spec__", None)
     python, script = [*getattr(sys, "orig_argv", ()), sys.executable][0], sys.argv[0]
     if "py" not in os.path.basename(python):  # uWSGI or Apache
@@ -5137,13 +5179,14 @@ def _program(settings: Settings = Settings()) -> str:
         words = [python, os.path.abspath(__file__)]
     if shutil.which(os.path.basename(words[0])) == words[0]:
         words[0] = os.path.basename(words[0])
+    words = [path(word) if os.sep in word else word for word in words]
     if settings.secret_file:
-        words += ["--secret-file", settings.secret_file]
+        words += ["--secret-file", path(settings.secret_file)]
     command = shlex.join(words)
     if _is_postgresql(settings.database):  # the URL may contain a password
         return f'{command} --database "$JWTSERVER_DATABASE"'
-    if settings.database != Settings().database:
-        command += f" --database {shlex.quote(settings.database)}"
+    if absolute or settings.database != Settings().database:
+        command += f" --database {shlex.quote(path(settings.database))}"
     return command
 
 
@@ -5162,6 +5205,8 @@ def _load_app(name: str) -> WSGIApplication:
                     f"{_place_of(error)}") from error
     if not callable(app):
         raise Error(f"{name} is not callable")
+    if getattr(app, "__module__", "") == "jwtserver":  # `create_app` has returned it
+        raise Error(f"{name} is guarded by jwtserver already; run it with a WSGI server")
     if not _accepts_two_arguments(app):
         raise Error(f"{name} is not a WSGI application: it cannot be called with environ and"
                     " start_response. If it is a factory, which returns the application, write:"
@@ -5266,14 +5311,16 @@ def _issue_token(
                       key_fingerprint=signer.fingerprint)
     if not store.open_session(grant, now):
         raise Error(f"the user {user.name!r} was changed at the same time; try again")
-    _audit("token_issue", user=user.name, session=grant.session.id)
+    _audit("token_issue", user=user.name, session=grant.session.id,
+           scope=user.scope if scope is None else scope, label=label or "",
+           lifetime=str(lifetime))
     return issue_token(grant, signer, lifetime, now)[0], grant.session
 
 
 def _add_users(store: Store, users: List[User]) -> None:
     store.add_users(users)
     for user in users:
-        _audit("user_add", user=user.name)
+        _audit("user_add", user=user.name, scope=user.scope)
 
 
 def _hash_password(password: str, settings: Settings) -> str:
@@ -5305,11 +5352,29 @@ def _new_user(name: str, password_hash: str, scope: str = "") -> User:
     return User(name, password_hash, _clean_scope(scope), 0, int(time.time()))
 
 
+def _has_database(settings: Settings) -> bool:
+    """Return False if the file does not exist."""
+    try:
+        return _is_postgresql(settings.database) or bool(os.stat(settings.database))
+    except FileNotFoundError:
+        return False
+    except OSError:  # opening it will fail with advice
+        return True
+
+
 def _open_existing_store(settings: Settings) -> Store:
-    database = settings.database
-    if not _is_postgresql(database) and not Path(database).exists():
-        raise Error(f"there is no database {Path(database).absolute()}; `user add` creates it")
-    return open_store(database)
+    if not _has_database(settings):
+        raise Error(f"there is no database {Path(settings.database).absolute()};"
+                    " `user add` creates it")
+    return open_store(settings.database)
+
+
+def _open_or_create_store(settings: Settings) -> Store:
+    has_database = _has_database(settings)
+    store = open_store(settings.database)
+    if not has_database:
+        print(f"Created the database {store.name}")
+    return store
 
 
 def _find_existing_user(settings: Settings, name: str) -> Tuple[Store, User]:
@@ -5370,10 +5435,10 @@ def _ask_password_hash(args: argparse.Namespace, settings: Settings, name: str) 
 
 def _user_add(args: argparse.Namespace, settings: Settings) -> None:
     user = _new_user(args.name, "", args.scope)
-    store = open_store(settings.database)
-    if store.find_user(user.name):
+    if _has_database(settings) and open_store(settings.database).find_user(user.name):
         raise NameTaken(user.name)
     password_hash = _ask_password_hash(args, settings, user.name)
+    store = _open_or_create_store(settings)
     _add_users(store, [user._replace(password_hash=password_hash)])
     print(f"Added the user {user.name} to {store.name}")
     _print_lockout(store, user.name, settings)
@@ -5423,12 +5488,17 @@ _user_disable = partial(
     outcome="Disabled the user {} and ended the user's sessions")
 _user_enable = partial(
     _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
-_user_unlock = partial(
-    _change_user, change=Store.unlock, event="user_unlock",
-    outcome="Ended the lock-outs of {}. An address with too many failures stays locked out")
 _user_logout = partial(
     _change_user, change=Store.end_sessions, event="user_logout",
     outcome="Ended the sessions of {}")
+
+
+def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
+    store, user = _find_existing_user(settings, args.name)
+    is_locked = store.seconds_locked(user.name, settings.login_failures, time.time())
+    outcome = "Ended the lock-outs of {}" if is_locked else "{} was not locked out"
+    _change_user(args, settings, Store.unlock, "user_unlock",
+                 f"{outcome}. An address with too many failures stays locked out")
 
 
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:
@@ -5442,7 +5512,8 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     scope = _clean_scope(" ".join(args.scope))
     _change_user(
         args, settings, lambda store, name: store.set_scope(name, scope), "user_scope",
-        f"Changed the scopes of {{}} to {scope or 'none'} and ended the user's sessions")
+        f"Changed the scopes of {{}} to {'{scope}' if scope else 'none'} and ended the user's"
+        " sessions", scope=scope)
 
 
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
@@ -5454,6 +5525,9 @@ def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
 
 def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
+    if args.remove and not user.otp_secret:
+        print(f"{user.name} has no second factor")
+        return
     if args.remove:
         store.set_otp(user.name, "", 0)
         _audit("user_otp_remove", user=user.name)
@@ -5490,7 +5564,7 @@ def _user_import(args: argparse.Namespace, settings: Settings) -> None:
         raise Error(f"{args.file}: {error}") from None
     except Error as error:
         raise Error(f"{args.file}, {error}") from None
-    store = open_store(settings.database)
+    store = _open_or_create_store(settings)
     try:
         _add_users(store, users)
     except NameTaken as error:
@@ -5527,7 +5601,8 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
         raise Error(f"--label must be printable text of at most {MAX_LABEL} characters")
     missing = set((scope or "").split()) - set(user.scope.split())
     if missing:
-        raise Error(f"the user {user.name!r} does not have the scope {' '.join(sorted(missing))}")
+        raise Error(f"the user {user.name!r} does not have the scope {' '.join(sorted(missing))};"
+                    f" the user's scopes are: {user.scope or 'none'}")
     token, session = _issue_token(
         store, user, settings, args.lifetime or settings.token_lifetime, args.label, scope)
     print(token)
@@ -5537,7 +5612,10 @@ def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
 
 def _session_list(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
-    for session in store.sessions_of(user.name, time.time()):
+    sessions = store.sessions_of(user.name, time.time())
+    if not sessions:
+        print(f"{user.name} has no sessions", file=sys.stderr)
+    for session in sessions:
         kind = "token" if session.machine else "session"
         print(f"{session.id} {kind:7} created {_time(session.created)}, last used"
               f" {_time(session.refreshed)}, expires {_time(session.expires)}"
@@ -5641,7 +5719,8 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
         broken = sum(live.values()) if len(keys) > 1 else 0
         if broken and not args.force:
             raise Error(f"older keys have signed tokens that are valid: {broken}. Wait until they"
-                        " expire, or end these sessions with --force")
+                        " expire, or make these tokens invalid with --force (refresh tokens keep"
+                        " working)")
         if len(keys) > 1:
             replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:
@@ -5800,7 +5879,9 @@ class _CommandParser(argparse.ArgumentParser):
         namespace, unknown = super().parse_known_args(*args)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            if flag.startswith("-"):
+            if flag == "--scope":
+                hint = "; to change scopes, write: user scope NAME read write"
+            elif flag.startswith("-"):
                 hint = _did_you_mean(flag, self._option_string_actions, len("--"))
             elif flag in _WORDS:
                 hint = f"; write the command {flag} before its flags"
@@ -5896,6 +5977,7 @@ def _name_sources(message: str, args: argparse.Namespace) -> str:
                 match[2] or "")
         return match[0] if os.environ.get(f"JWTSERVER_{match[1]}") or not match[2] else ""
 
+    message = re.sub(r"\b[a-z]+ \((JWTSERVER_[A-Z]+)\)", r"\1", message)  # the field of Settings
     return re.sub("JWTSERVER_([A-Z0-9_]+)(: )?", source, message)
 
 
@@ -5906,6 +5988,9 @@ def _file_advice(message: str, settings: Settings) -> str:
             continue
         if os.path.isdir(path):
             return "; name a file, not a folder"
+        if (path == Path(settings.secret_file) and not os.path.exists(path)
+                and os.access(path.parent, os.X_OK)):  # so it is certain
+            return ""
         for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
             if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                     and os.stat(place).st_uid != os.getuid()):

@@ -1038,6 +1038,8 @@ def parse_scopes(scopes: Union[str, Iterable[str]]) -> Scopes:
     for name in names:
         if not isinstance(name, str) or not _SCOPE.fullmatch(name):
             raise ValueError(f"not a scope: {name!r}")
+        if name.endswith(","):  # RFC 6749 allows it, but `"read, write"` is a mistake
+            raise ValueError(f"separate scopes with spaces, not commas: {name!r}")
     return names
 
 

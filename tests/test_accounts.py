@@ -233,7 +233,8 @@ def test_machine_token_is_narrower_than_its_user_and_is_revoked_by_its_id(client
 @for_each("scope, missing", [("read admin", "admin"), ("b a", "a b")])
 def test_machine_token_is_never_wider_than_its_user(command, scope, missing, capsys):
     assert main(["token", "issue", "alice", "--scope", scope]) == 1
-    assert f"does not have the scope {missing}" in capsys.readouterr().err
+    assert (f"does not have the scope {missing}; the user's scopes are: read write\n"
+            in capsys.readouterr().err)
 
 
 def test_machine_token_without_scopes(command, capsys):
@@ -369,6 +370,13 @@ def test_command_turns_on_a_second_factor_after_one_code(command, client, clock,
     sign_in_with(client)
 
 
+def test_commands_that_find_nothing_to_change_say_so(command, client, caplog):
+    assert command("session list alice") == (0, "", "alice has no sessions\n")
+    assert command("user otp alice --remove") == (0, "alice has no second factor\n", "")
+    assert not caplog.messages
+    assert command("user unlock alice")[1].startswith("alice was not locked out. An address with")
+
+
 def test_wrong_code_does_not_turn_it_on(command, client):
     code, _, errors = command("user otp alice", "000000\n")
 
@@ -448,7 +456,8 @@ def test_key_list_and_prune_know_which_key_signed_live_tokens(
     assert re.fullmatch("[0-9a-f]{16} signs         live sessions: 1", signs)
     assert re.fullmatch("[0-9a-f]{16} verifies only live sessions: 1", verifies)
     assert unknown == "Live sessions of unknown keys: 1"
-    assert refused(command("key prune"), "tokens that are valid: 2")
+    assert refused(command("key prune"), "tokens that are valid: 2. Wait until they expire, or"
+                   " make these tokens invalid with --force (refresh tokens keep working)")
 
     new = client.post_json("/refresh", {"refresh_token": old["refresh_token"]}).json
     assert "verifies only live sessions: 0" in command("key list")[1]

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import os
+import shlex
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -786,10 +788,17 @@ def test_falsy_application_is_served_behind_the_guard(settings, store):
     assert client.get("/", headers=bearer(sign_in(client).json["token"])).body == b"mine"
 
 
-def test_app_on_a_database_without_users_warns_of_it(caplog):
-    create_app(Settings(secret=KEY))
+def test_app_on_a_database_without_users_names_a_command_for_any_folder(
+        caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "orig_argv", ["sub/python"], raising=False)  # Python 3.9 has none
+    monkeypatch.setattr(sys, "executable", "sub/python")
+    create_app(Settings(secret_file="a.key"))
 
-    assert f"jwtserver.db has no users; run: {jwtserver._program()} user add NAME" in caplog.text
+    folder = os.path.realpath(tmp_path)
+    words = shlex.split(caplog.text.partition("jwtserver.db has no users; run: ")[2])
+    assert words[0] == f"{folder}/sub/python"
+    assert words[2:] == ["--secret-file", f"{folder}/a.key", "--database", f"{folder}/jwtserver.db",
+                         "user", "add", "NAME"]
 
 
 def test_prefix_moves_the_endpoints_but_not_the_demo(settings, store):

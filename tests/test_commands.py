@@ -268,8 +268,9 @@ def test_unknown_variable_causes_the_same_line_in_all_commands(tmp_path):
             text=True, timeout=20, stdin=subprocess.DEVNULL,
             env={**os.environ, "JWTSERVER_PROT": "1"})
 
-        assert result.stderr.splitlines()[0] == ("jwtserver: warning: There is no such setting:"
-                                                 " JWTSERVER_PROT; did you mean 'JWTSERVER_PORT'?")
+        assert result.stderr.splitlines()[0] == (
+            "jwtserver: warning: jwtserver has no such setting:"
+            " JWTSERVER_PROT; did you mean 'JWTSERVER_PORT'?")
         assert result.returncode == 1 and result.stderr.count("\n") == 2
 
 
@@ -361,10 +362,11 @@ def test_files_of_another_user_are_named_as_such():
                 # The other user may not be able to read Python's modules.
                 "jwtserver.main(['user', 'list', '--database', 'none'])\n"
                 "os.setgroups([])\nos.setuid(65534)\n"
-                "for line in ('user list', 'key list', 'user add bob --database new.db'):\n"
+                "for line in ('user list', 'key list',\n"
+                "             'user add bob --password-stdin --database new.db'):\n"
                 "    jwtserver.main(line.split())\n")
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                timeout=20, stdin=subprocess.DEVNULL)
+                                timeout=20, input="long secret")
 
     folder = os.path.realpath(folder)
     advice = "belongs to another user; run this command as that user"
@@ -372,6 +374,41 @@ def test_files_of_another_user_are_named_as_such():
         f"jwtserver: {folder}/jwtserver.db: unable to open database file; the file {advice}",
         f"jwtserver: jwtserver.key: Permission denied; the file {advice}",
         f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice}"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_files_in_a_closed_folder_of_another_user_are_named_as_such():
+    lines = ("user list --database PATH", "user add bob --password-stdin --database PATH",
+             "key list --secret-file PATH")
+    with tempfile.TemporaryDirectory() as folder:  # its mode is 0700
+        path = f"{os.path.realpath(folder)}/file"
+        code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
+                # The other user may not be able to read Python's modules.
+                "jwtserver.main(['key', 'list', '--database', 'none'])\n"
+                "os.setgroups([])\nos.setuid(65534)\n"
+                f"for line in {lines!r}:\n"
+                f"    jwtserver.main(line.replace('PATH', {path!r}).split())\n")
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                input="long secret")
+
+    assert result.stderr.splitlines()[1:] == [
+        f"jwtserver: {flag}: {path}: Permission denied; the folder belongs to another user; run"
+        " this command as that user" for flag in ("--database", "--database", "--secret-file")]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_key_file_of_a_flag_that_does_not_exist_is_not_of_another_user():
+    code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
+            # The other user may not be able to read Python's modules.
+            "jwtserver.main(['key', 'list', '--database', 'none'])\n"
+            "os.setgroups([])\nos.setuid(65534)\n"
+            "jwtserver.main(['key', 'list', '--secret-file', '/nonexist'])\n"
+            "jwtserver.main(['token', 'inspect', 'x', '--secret-file', '/nonexist'])\n")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert result.stderr.splitlines()[1:] == [
+        "jwtserver: --secret-file: /nonexist: No such file or directory",
+        "jwtserver: --secret-file: /nonexist: Permission denied"]
 
 
 @pytest.mark.sqlite
@@ -406,6 +443,10 @@ def test_application_or_a_call_of_its_factory_is_loaded(monkeypatch, name):
     ("broken:factory", "def factory(option=1): pass", "is not a WSGI application: it cannot be"
      " called with environ and start_response. If it is a factory, which returns the application,"
      " write: --app 'broken:factory()'"),
+    ("broken", "from jwtserver import Settings, create_app\napplication = create_app(Settings("
+     "'own.db', '0123456789abcdef' * 2))",
+     "broken is guarded by jwtserver already; run it with a WSGI server"),
+    ("jwtserver", "", "jwtserver is guarded by jwtserver already"),
     ("broken:nothing()", "def nothing(): pass", "broken:nothing() is not callable"),
     ("broken:app", "import json\n\njson.loads('{')", "{folder}/broken.py, line 3)"),
     ("broken:app", "\nimport nothing_there", "'nothing_there' ({folder}/broken.py, line 2)"),
@@ -454,10 +495,11 @@ def test_wsgi_auth_that_is_missing_is_an_import_error_for_other_programs(monkeyp
 
 
 def test_user_add_takes_the_password_from_the_input(command, database):
+    store = open_store(database)
+
     code, output, errors = command(
         "user add bob --scope read --password-stdin", "long secret\r\nmore\n")
 
-    store = open_store(database)
     added = store.find_user("bob")
     assert (code, output, errors) == (0, f"Added the user bob to {store.name}\n", "")
     assert (added.name, added.scope, added.disabled) == ("bob", "read", 0)
@@ -483,16 +525,37 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
     ("user list --database no/such.db", "", "no/such.db; `user add` creates it"),
-    ("user add bob --password-stdin --database no/such.db", "x", "no/such.db: No such file"),
+    ("user add bob --password-stdin --database no/such.db", "long secret",
+     "no/such.db: No such file"),
+    ("user list --database users.csv/x", "", "users.csv/x: Not a directory"),
     (["user", "scope", "alice", "a,b"], "", "separate scopes with spaces, not commas: 'a,b'"),
     ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "no/such"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
     before = store.all_users()
+    Path("users.csv").touch()
 
     assert refused(command(line, stdin), words)
     assert store.all_users() == before
+
+
+@pytest.mark.sqlite
+def test_user_add_and_import_say_that_they_create_the_database(command):
+    Path("users.csv").write_text(VALID)
+    path = Path("new.db").absolute()
+
+    for line in ("user add bob --password-stdin", "user import users.csv"):
+        output = command(f"{line} --database new.db", "long secret")[1]
+        path.unlink()
+        assert output.startswith(f"Created the database {path}\n") and output.count("\n") == 2
+
+
+@pytest.mark.sqlite
+@for_each("line", ["user add bob", "user add bob --password-stdin"])
+def test_user_add_without_a_password_creates_no_database(command, line):
+    assert refused(command(line), "password")
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize("data", [
@@ -725,6 +788,7 @@ def test_user_import_takes_hashes_of_other_libraries(command, head, database):
     Path("users.csv").write_text(
         head + "\n".join(f"{name},{hashed}" for name, hashed in HASHES.items())
         + '\n\n"Zoe\u0308",' + HASHES["django"] + ",read write\n", encoding="utf-8")
+    open_store(database)
 
     code, output, errors = command("user import users.csv")
 
@@ -763,6 +827,7 @@ def test_user_import_of_an_invalid_file_imports_nothing(command, store, text, wo
 
 def test_user_import_of_one_user_says_so(command, database):
     Path("users.csv").write_text(VALID)
+    open_store(database)
 
     assert command("user import users.csv")[1].startswith("Imported 1 user into ")
 
@@ -947,6 +1012,13 @@ def test_wrong_usage_exits_with_2(line, capsys):
     assert os.listdir() == []
 
 
+def test_user_scope_with_a_flag_gets_a_hint(capsys):
+    with pytest.raises(SystemExit):
+        main(["user", "scope", "bob", "--scope", "admin"])
+
+    assert "; to change scopes, write: user scope NAME read write\n" in capsys.readouterr().err
+
+
 @for_each("line", ["user rename bob bo b", "user list --databse x", "--prot 1"])
 def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
@@ -1008,7 +1080,7 @@ def test_command_as_a_program_shows_its_line_of_the_audit_log_only_if_asked(stor
     warning = run("user", "enable", "alice")
     verbose = run("user", "disable", "alice", "--verbose")
 
-    assert warning == "jwtserver: warning: There is no such setting: JWTSERVER_NOTHING\n"
+    assert warning == "jwtserver: warning: jwtserver has no such setting: JWTSERVER_NOTHING\n"
     assert verbose.endswith(' jwtserver.audit: user_disable user="alice"\n')
 
 
@@ -1023,6 +1095,7 @@ def test_audit_log_file_gets_the_lines_of_commands_and_server(command, store, mo
     command("user disable alice")
 
     old, new = (Path(name).read_text().splitlines() for name in ("audit.log.1", "audit.log"))
+    assert os.name != "posix" or os.stat("audit.log").st_mode & 0o777 == 0o600
     assert [line.partition(" ")[2] for line in old] == ['user_disable user="alice"']
     assert [line.partition(" ")[2] for line in new] == [
         'user_enable user="alice"', 'sign_in_failed user="x\\ny" address=""']

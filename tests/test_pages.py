@@ -147,6 +147,29 @@ def test_refusal_of_the_guard_is_a_page_at_every_form_of_the_account_page(browse
         assert browser.post(path, headers={"Accept": "*/*"}, status=401).json
 
 
+@pytest.mark.parametrize("prefix", ["", "/auth"])
+def test_person_who_opens_the_address_of_a_form_is_led_on(browse, prefix):
+    browser = browse(prefix=prefix)
+    form = browser.get(f"{prefix}/login").form
+    form["username"], form["password"] = "alice", PASSWORD
+    form.submit()
+
+    page = browser.get(f"{prefix}/password", status=405)
+    assert page.click("Go to your account").request.path == f"{prefix}/login" and not page.forms
+    page = browser.get(f"{prefix}/logout", status=405)
+    assert "You have signed out." in page.form.submit(status=303).follow()
+
+
+def test_refused_form_of_another_origin_is_logged_with_both_names(browser, caplog):
+    headers = {"Origin": "http://evil\x1b.example"}
+    browser.post("/login", headers=headers, status=403)
+    submit(browser)
+    browser.post("/logout", headers=headers, status=403)
+
+    line = r"Refused a form with the Origin http://evil\x1b.example; this site is tool.example"
+    assert caplog.messages.count(line) == 2
+
+
 def test_error_of_the_database_is_a_page(browser, store):
     submit(browser)
     with store.database.transaction() as connection:
@@ -247,10 +270,11 @@ def test_person_signs_in_returns_to_the_page_and_signs_out(browser):
     account = browser.get("/login")
     assert "<strong>alice</strong>" in account
     signed_out = account.forms[0].submit(status=303)
-    assert signed_out.headers["Location"] == "/login"
+    assert signed_out.headers["Location"] == "/login?signed-out"
     assert the_cookie(signed_out)[1] == ""
     assert signed_out.headers["Clear-Site-Data"] == '"cache"'
-    assert "Sign in" in signed_out.follow()
+    assert "<p>You have signed out.</p>" in signed_out.follow()
+    assert "signed out" not in browser.get("/login")
     browser.get("/protected", status=303)
 
 
@@ -466,7 +490,8 @@ def test_login_page_is_below_the_prefix(browse):
     form["username"], form["password"] = "alice", PASSWORD
     form.submit(status=303)
     assert browser.get("/login").body == b"alice"
-    assert browser.get("/auth/login").forms[0].submit(status=303).location.endswith("/auth/login")
+    signed_out = browser.get("/auth/login").forms[0].submit(status=303)
+    assert signed_out.location.endswith("/auth/login?signed-out")
 
 
 def test_optional_rules_of_the_settings(browse):
@@ -562,7 +587,8 @@ def test_account_page_shows_the_error_beside_the_field(browser):
     submit(browser)
 
     page = change_password(browser, "wrong", "battery staple", status=401)
-    assert re.search('id="password-error">(.*?)<', page.text)[1] == "Invalid password."
+    assert re.search('id="password-error">(.*?)<', page.text)[1] == (
+        "The current password is wrong.")
     assert "autofocus" in page.forms[len(page.forms) - 1]["password"].attrs
     page = change_password(browser, PASSWORD, "x" * 2000, status=400)
     assert "cannot be used" in re.search('id="new_password-error">(.*?)<', page.text)[1]

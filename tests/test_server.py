@@ -547,7 +547,7 @@ app = print
 """)
     _, _, errors = start("--app", "mine:app").stop()
 
-    assert errors.startswith('MINE user_add user="demo"\n')
+    assert errors.startswith('MINE user_add user="demo" scope=""\n')
 
 
 def test_logging_configured_by_an_application_disables_neither_audit_log_nor_tracebacks(

@@ -905,13 +905,18 @@ def test_audit_of_commands_has_a_line_for_each_change(store, caplog, monkeypatch
     csv = Path("users.csv")
     csv.write_text(f"carol,{hash_password('x', iterations=9)}\n")
 
-    for line in ["user import users.csv", "token issue alice", "user disable alice",
+    for line in ["user import users.csv", "token issue alice", "user scope alice a{b",
+                 "token issue alice --scope a{b --label ci --lifetime 60", "user disable alice",
                  "user enable alice", "user logout alice", "user remove alice", "key rotate",
                  "key prune", "user disable nobody"]:
         jwtserver.main(line.split())
 
     assert audit(caplog) == [
-        'user_add user="carol"', 'token_issue user="alice" session=S', 'user_disable user="alice"',
+        'user_add user="carol" scope=""',
+        'token_issue user="alice" session=S scope="read" label="" lifetime="3600"',
+        'user_scope user="alice" scope="a{b"',
+        'token_issue user="alice" session=S scope="a{b" label="ci" lifetime="60"',
+        'user_disable user="alice"',
         'user_enable user="alice"', 'user_logout user="alice"', 'user_remove user="alice"',
         "key_rotate", "key_prune"]
     token = capsys.readouterr().out.splitlines()[1]

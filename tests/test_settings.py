@@ -100,6 +100,22 @@ def test_field_that_cannot_be_used_is_named(field, value):
     assert os.listdir() == []
 
 
+@for_each("text", ["no", "False", "0", "on", "TRUE", "1"])
+def test_cookie_that_is_meant_as_a_switch_is_refused(text):
+    with pytest.raises(SettingsError, match="^JWTSERVER_COOKIE .*; write off to turn it off$"):
+        Settings.from_environ({"JWTSERVER_COOKIE": text})
+
+
+@for_each("field, rules, words", [
+    ("protect", {"/admin": "admin, write"}, "separate scopes with spaces, not commas: 'admin,'"),
+    ("exempt", ["nope"], "not a rule: 'nope'")])
+def test_rule_of_a_field_that_cannot_be_used_names_the_field(field, rules, words):
+    with pytest.raises(SettingsError) as caught:
+        jwtserver.create_app(Settings(**{field: rules}, secret=KEY))
+
+    assert str(caught.value).startswith(f"{field} (JWTSERVER_{field.upper()}): {words}")
+
+
 def test_blank_secret_is_refused_and_does_not_lead_to_the_key_file():
     with pytest.raises(SettingsError, match="^JWTSERVER_SECRET: "):
         jwtserver.create_app(Settings.from_environ({"JWTSERVER_SECRET": " "}))
@@ -109,8 +125,8 @@ def test_unknown_variable_causes_a_warning(caplog):
     Settings.from_environ({"JWTSERVER_TOKEN_LIFETME": "60", "JWTSERVER_X": "", "OTHER": "1"})
 
     assert caplog.messages == [
-        "There is no such setting: JWTSERVER_TOKEN_LIFETME; did you mean"
-        " 'JWTSERVER_TOKEN_LIFETIME'?", "There is no such setting: JWTSERVER_X"]
+        "jwtserver has no such setting: JWTSERVER_TOKEN_LIFETME; did you mean"
+        " 'JWTSERVER_TOKEN_LIFETIME'?", "jwtserver has no such setting: JWTSERVER_X"]
 
 
 def test_variables_that_kubernetes_sets_for_a_service_are_ignored(caplog):

@@ -5,6 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from webtest import TestApp
 
+import jwtserver
 from jwtserver import Rate, Settings, create_app
 from support import KEY, PASSWORD, for_each, sign_in, store_with, user
 
@@ -145,6 +146,35 @@ def test_login_redirects_only_people_who_open_a_page(ask, tokens):
         assert ask(query, {**FORWARDED, **changes}, **options).status_int == status
 
     check()
+
+
+def test_person_without_the_scope_gets_a_page(ask, tokens):
+    headers = {**FORWARDED, "Cookie": f"jwtserver={tokens[1]}"}
+
+    page = ask("?login&scope=admin", headers)
+    assert page.status_int == 403 and page.headers["WWW-Authenticate"].endswith('scope="admin"')
+    assert "You are signed in as alice, but this page needs another scope." in page
+    assert '<a href="/login">Go to your account</a>' in page
+    head = ask("?login&scope=admin", {**headers, "X-Forwarded-Method": "HEAD"}, "HEAD")
+    assert (head.status_int, head.content_type, head.body) == (403, "text/html", b"")
+    for query, changes in [("?scope=admin", {}), ("?login&scope=admin", {"Accept": "*/*"})]:
+        assert ask(query, {**headers, **changes}).json["error"] == "Insufficient scope"
+
+
+@for_each("path, headers, proxies, count", [
+    ("/verify", {"X-Forwarded-Method": "GET"}, 0, 1), ("/verify", {"X-Forwarded-Uri": "/"}, 0, 1),
+    ("/health", {"X-Forwarded-For": "192.0.2.9"}, 0, 1), ("/verify", FORWARDED, 1, 0),
+    ("/health", {"X-Forwarded-Method": "GET"}, 0, 0), ("/verify", {}, 0, 0)])
+def test_headers_of_a_proxy_that_is_not_trusted_are_logged_once(
+        settings, caplog, path, headers, proxies, count):
+    jwtserver._warn_about_ignored_proxy.cache_clear()
+    caplog.clear()
+    client = TestApp(create_app(settings._replace(trusted_proxies=proxies)))
+
+    for _ in range(2):
+        client.get(path, headers=headers, expect_errors=True)
+
+    assert caplog.text.count("but JWTSERVER_TRUSTED_PROXIES is 0") == count
 
 
 def test_verify_is_limited_and_verifies_a_token_once(ask, tokens, monkeypatch):
