@@ -176,8 +176,11 @@ def _audit(event: str, **details: str) -> None:
 
 
 def _for_owner_only(path: str, flags: int) -> int:
-    """Open a file, for its owner only if it is new; an opener for `open`."""
-    return os.open(path, flags, 0o600)
+    """Open a file, for its owner only if it is new; an opener for `open`.
+
+    A pipe without a reader is an error, instead of blocking the server.
+    """
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
 
 
 def _append_to_audit_log(path: str, line: str) -> None:
@@ -2530,7 +2533,6 @@ _PAGE_HEADERS = (
     ("X-Frame-Options", "DENY"),
 )
 _PASSWORD_CHANGED = "changed"  # the query with which the account page says so
-_SIGNED_OUT = "signed-out"  # the query with which the sign-in form says so
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
 # Headers that a page has from the answer in its place, in lower case.
 _KEPT_HEADERS = ("allow", "clear-site-data", "retry-after", "set-cookie", "vary",
@@ -2644,9 +2646,7 @@ class Pages:
         next_page = _local_page(query.get("next"))
         # Somebody may have put a token of `token issue` into the cookie.
         if claims is None or self.service.session_of_person(claims) is None:
-            notice = "" if environ.get("QUERY_STRING") != _SIGNED_OUT else (
-                "<p>You have signed out.</p>\n")
-            return self._form(next_page, notice=notice)
+            return self._form(next_page)
         notice = "" if environ.get("QUERY_STRING") != _PASSWORD_CHANGED else (
             "<p>Your password has been changed. Your other sessions have ended.</p>\n")
         return self._account(claims, next_page, notice)
@@ -2688,7 +2688,7 @@ class Pages:
 
     def _form(
         self, next_page: str, status: int = 200, name: str = "", errors: Mapping[str, str] = {},
-        *headers: Tuple[str, str], notice: str = "",
+        *headers: Tuple[str, str],
     ) -> Response:
         """The sign-in form. `errors` has the error about each field, by name."""
         focus = "username" if not name or "username" in errors else "password"
@@ -2703,7 +2703,7 @@ class Pages:
                 " required", errors))
         hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
         return _page(
-            status, "Sign in", notice + _html_form("Sign in", hidden + "".join(fields)), *headers)
+            status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
 
     def _account(
         self, claims: Claims, next_page: str = "/", notice: str = "", status: int = 200,
@@ -2753,7 +2753,9 @@ class Pages:
         started: List[Any] = []
         body = app(environ, lambda *arguments: started.extend(arguments))
         status, headers, *exc_info = started
-        page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
+        page = None
+        with suppress(StoreError):  # the account page needs the database; the JSON does not
+            page = self._page_for(environ, int(status[:3]), headers, b"".join(body))
         if page:
             return _send_response(page, environ, start_response, *exc_info)
         start_response(*started)
@@ -2766,9 +2768,9 @@ class Pages:
         kept = [header for header in headers if header[0].lower() in _KEPT_HEADERS]
         from_account = environ.get("wsgi_auth.cookie")  # a form of the account page
         if from_account and status in (204, 404):  # 404: the session has ended already
-            form = environ["PATH_INFO"].rpartition("/")[2] if status == 204 else ""
-            query = {"password": f"?{_PASSWORD_CHANGED}", "logout": f"?{_SIGNED_OUT}"}
-            return _see_other(self.login_path + query.get(form, ""), *kept)
+            changed = status == 204 and environ["PATH_INFO"].endswith("/password")
+            query = f"?{_PASSWORD_CHANGED}" if changed else ""
+            return _see_other(self.login_path + query, *kept)
         if status < 400 or ("Content-Type", "application/json") not in headers:
             return None
         title = HTTPStatus(status).phrase
@@ -2776,7 +2778,8 @@ class Pages:
         if message == "Cross-origin request refused":  # perhaps a proxy does not pass on Host
             logger.warning("Refused a form with the Origin %s; this site is %s", *(
                 _loggable(environ.get(name), 200) for name in ("HTTP_ORIGIN", "HTTP_HOST")))
-        if from_account and status in (400, 401, 429):
+        if (from_account and status in (400, 401, 429)
+                and self.service.session_of_person(environ["wsgi_auth.claims"])):
             message = "The current password is wrong" if status == 401 else message
             return self._account(environ["wsgi_auth.claims"], "/", "", status,
                                  _sentences(message, headers), kept)
