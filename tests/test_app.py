@@ -438,7 +438,7 @@ def test_hashing_is_bounded_and_other_requests_go_on(client, store, monkeypatch)
 def test_hashing_makes_the_server_go_on_before_it_waits_for_a_core(client, monkeypatch):
     done = count_iterations(monkeypatch)
     seen = []
-    environ = {"jwtserver.release_loop": lambda: seen.append(len(done)) or True}
+    environ = {"jwtserver.start_slow_response": lambda: seen.append(len(done)) or True}
 
     client.post("/authenticate", {"username": "alice", "password": PASSWORD}, extra_environ=environ)
 
@@ -450,7 +450,7 @@ def test_authenticate_that_cannot_release_the_loop_is_refused_without_hashing(cl
 
     response = client.post(
         "/authenticate", {"username": "alice", "password": PASSWORD}, status=503,
-        extra_environ={"jwtserver.release_loop": lambda: False})
+        extra_environ={"jwtserver.start_slow_response": lambda: False})
 
     assert response.json == {"success": False, "message": "Too many sign-ins at once"}
     assert response.headers["Retry-After"] == "10"

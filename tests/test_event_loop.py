@@ -450,8 +450,8 @@ def test_loop_moves_sooner_while_many_responses_take_long(clock, gate):
 def test_loop_released_by_the_application_moves_at_once(clock, gate):
     def app(environ, start_response):
         if environ["PATH_INFO"] == "/slow":
-            environ["jwtserver.release_loop"]()
-            environ["jwtserver.release_loop"]()  # this thread has no loop any more
+            environ["jwtserver.start_slow_response"]()
+            environ["jwtserver.start_slow_response"]()  # this thread has no loop any more
         return gate(environ, start_response)
 
     with serving(app, clock=clock) as server, connect(server) as slow:
@@ -604,7 +604,7 @@ def test_connection_is_used_by_one_thread_at_a_time(trusting, certificate):
             return call
 
     def app(environ, start_response):
-        environ["jwtserver.release_loop"]()
+        environ["jwtserver.start_slow_response"]()
         return echo(environ, start_response)
 
     with serving(app, tls=jwtserver._tls_context(certificate, None)) as server:

@@ -181,7 +181,7 @@ def test_error_of_the_database_is_a_page(browser, store):
 
 def test_sign_in_of_a_busy_server_gets_a_page(browser):
     page = browser.post("/login", {"username": "alice", "password": PASSWORD}, status=503,
-                        extra_environ={"jwtserver.release_loop": lambda: False})
+                        extra_environ={"jwtserver.start_slow_response": lambda: False})
 
     assert "Too many sign-ins at once." in page and page.headers["Retry-After"] == "10"
 

@@ -953,3 +953,41 @@ def test_output_without_another_thread_has_no_queue(monkeypatch):
     reader, writer = os.pipe()
     with open(reader), open(writer, "w") as stream:
         assert jwtserver._queued(stream) is stream
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs priorities of threads")
+def test_password_is_hashed_with_a_low_priority(monkeypatch):
+    def verify(*arguments, **options):
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return False
+
+    def app(environ, start_response):
+        if environ["PATH_INFO"] == "/other":
+            priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return service(environ, start_response)
+
+    priorities = []
+    monkeypatch.setattr(jwtserver, "verify_password", verify)
+    service = jwtserver.create_app(Settings())
+    with serving(app) as server:
+        body = b"username=alice&password=x"
+        request = (b"POST /authenticate HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n"
+                   b"Content-Type: application/x-www-form-urlencoded\r\n\r\n%b" % (len(body), body))
+        other = b"GET /other HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        data = exchange(server, request + other)
+
+    assert [status for status, _, _ in parse(data)] == [401, 404]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert priorities == [min(19, jwtserver.HASH_NICENESS), own]
+
+
+def test_slow_response_is_refused_if_its_thread_must_keep_the_loop():
+    def app(environ, start_response):
+        answers.append(environ["jwtserver.start_slow_response"]())
+        return echo(environ, start_response)
+
+    answers = []
+    with serving(app, threads=1) as server:
+        assert statuses(exchange(server, head(b"Connection: close"))) == [200]
+
+    assert answers == [False]
