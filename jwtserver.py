@@ -4328,9 +4328,9 @@ class _Server:
         for listener in listeners:
             listener.setblocking(False)
             _limit_kernel_buffer(listener)
-        self._wakeup_sender, self._wakeup_receiver = socket.socketpair()
-        self._wakeup_sender.setblocking(False)
-        self._wakeup_receiver.setblocking(False)
+        self._wakeup_sender, self._wakeup_receiver = pair = socket.socketpair()
+        for sock in pair:
+            sock.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._max_connections = _connection_limit(self._selector, settings)
         self._accept_again_at = -math.inf  # infinity while connections are accepted
@@ -4790,7 +4790,7 @@ class _Server:
         self.release_loop()
         connection.sock.settimeout(RECHECK_SECONDS)
 
-        def may_wait() -> bool:
+        def _may_wait() -> bool:
             with self._lock:
                 must_go, self._client_must_go = self._client_must_go, False
                 if must_go:  # and its thread will end
@@ -4798,7 +4798,7 @@ class _Server:
                 return self._loop_thread is not threading.current_thread() and not must_go
 
         try:
-            yield may_wait
+            yield _may_wait
         finally:
             connection.sock.settimeout(0)
             with self._lock:
@@ -5767,13 +5767,13 @@ def _argument(words: str, help: str, **options: Any) -> _Argument:
 
 
 def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
-    def parse(text: str) -> int:
+    def _parse(text: str) -> int:
         try:
             return _parse_integer(text, maximum, minimum)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return parse
+    return _parse
 
 
 class _Command(NamedTuple):
@@ -5976,6 +5976,8 @@ def _read_settings(args: argparse.Namespace) -> Settings:
         flag = getattr(args, name, None)
         if isinstance(flag, list):
             flag = ("," if name == "cors_origins" else ";").join(flag)
+        if flag == "" and name in ("database", "secret_file"):  # as `--database "$UNSET"`
+            raise Error(f"--{name.replace('_', '-')} is empty; is its variable set here?")
         if flag is not None:
             environ[_variable(name)] = str(flag)
     if args.secret_file:
@@ -5986,7 +5988,7 @@ def _read_settings(args: argparse.Namespace) -> Settings:
 def _name_sources(message: str, args: argparse.Namespace) -> str:
     """Name the flags that were given in place of their variables, and no variable without a value.
     """
-    def source(match: "re.Match[str]") -> str:
+    def _source(match: "re.Match[str]") -> str:
         name = match[1].lower()
         if getattr(args, name, None) is not None:
             return f"--{name.rstrip('s') if name == 'cors_origins' else name}".replace("_", "-") + (
@@ -5994,7 +5996,7 @@ def _name_sources(message: str, args: argparse.Namespace) -> str:
         return match[0] if os.environ.get(f"JWTSERVER_{match[1]}") or not match[2] else ""
 
     message = re.sub(r"\b[a-z]+ \((JWTSERVER_[A-Z]+)\)", r"\1", message)  # the field of Settings
-    return re.sub("JWTSERVER_([A-Z0-9_]+)(: )?", source, message)
+    return re.sub("JWTSERVER_([A-Z0-9_]+)(: )?", _source, message)
 
 
 def _file_advice(message: str, settings: Settings) -> str:

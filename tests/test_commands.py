@@ -342,6 +342,18 @@ def test_error_names_what_the_user_gave(command, monkeypatch, store, line, varia
     assert "name a file, not a folder\n" in errors or " ." not in line
 
 
+@for_each("flag", ["database", "secret-file"])
+def test_empty_flag_creates_nothing(flag, command, tmp_path):
+    """`--database "$JWTSERVER_DATABASE"` in a terminal without the variable once meant SQLite."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        code, _, errors = command(["user", "add", "bob", f"--{flag}", "", "--password-stdin"],
+                                  "long secret")
+
+    assert (code, errors) == (1, f"jwtserver: --{flag} is empty; is its variable set here?\n")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.sqlite
 def test_key_file_that_is_empty_can_be_deleted(command, store):
     Path("jwtserver.key").touch(0o600)
