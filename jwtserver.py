@@ -4268,14 +4268,15 @@ class _Connection:
 
 # --- HTTP: the event loop -----------------------------------------------------------------------
 #
-# Design: One thread owns the loop. An iteration sends finished responses, polls, receives from the
-# sockets with events, and answers complete requests: each for at most POLL_INTERVAL, and from both
-# ends of its queue. Batches matter: system calls between responses would cost half of their time.
-# Python runs one thread at a time, so more threads would not be faster. If a response takes longer
-# than `_patience`, the main thread moves the loop: it goes on in a new thread. The old one, now a
-# worker, finishes its response, hands its connection back through `_finished`, and ends. A thread
-# that has to wait for a client gives the loop away first. If it cannot, it drops that client after
-# RECHECK_SECONDS; if no thread can be started, a thread that waits for another client drops it.
+# Design: One thread owns the loop. An iteration sends finished responses and polls. Then it
+# receives from the sockets with events, and answers each request that is complete. It does each for
+# at most POLL_INTERVAL. Responses are sent together, because system calls between them would cost
+# half of their time. Python runs one thread at a time, so more threads would not be faster. If a
+# response takes longer than `_patience`, the main thread moves the loop: it goes on in a new
+# thread. The old one, now a worker, finishes its response, hands its connection back through
+# `_finished`, and ends. A thread that has to wait for a client gives the loop away first. If it
+# cannot, it drops that client after RECHECK_SECONDS; if no thread can be started, a thread that
+# waits for another client drops it.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
 MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
