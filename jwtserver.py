@@ -94,7 +94,7 @@ from typing import (
     TextIO, Tuple, Type, Union, TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
-from wsgiref.handlers import SimpleHandler, format_date_time
+from wsgiref.handlers import format_date_time
 from wsgiref.util import FileWrapper
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ class Settings(NamedTuple):
     # One thread runs the event loop, the others are workers.
     threads: Annotated[int, _integer(10_000, 2)] = 128
     head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
-    idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds without a byte
+    idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds between two requests
     # Minimum bytes per second, in each direction.
     body_rate: Annotated[float, _number(10**9)] = 1024
     host: Annotated[str, _parse_name] = "127.0.0.1"  # the address to listen on
@@ -806,11 +806,12 @@ def otp_uri(name: str, secret: str, issuer: str) -> str:
 # --- Sessions -----------------------------------------------------------------------------------
 #
 # Design: Signing in opens a session, a row of a table. Access tokens name it in their claim `sid`
-# and are valid while the row exists. A refresh token is `family.secret`. The family stays the same,
-# so an old token is recognized: its family is that of a session, its secret is not the current one.
-# A refresh derives the next token from the presented one and a fresh random salt. The row keeps the
-# salt, so that each process can derive the same token again. It keeps only hashes of the family and
-# the tokens: neither the database nor a claim `sid` is enough to make a refresh token.
+# and are valid until the row has expired or is deleted. A refresh token is `family.secret`. The
+# family stays the same, so an old token is recognized: its family is that of a session, its secret
+# is not the current one. A refresh derives the next token from the presented one and a fresh random
+# salt. The row keeps the salt, so that each process can derive the same token again. It keeps only
+# hashes of the family and the tokens: neither the database nor a claim `sid` is enough to make a
+# refresh token.
 
 
 class Session(NamedTuple):
@@ -819,7 +820,7 @@ class Session(NamedTuple):
     id: str  # the claim `sid`
     user_name: str
     created: float  # seconds since 1970
-    refreshed: float  # when its last token was issued, in seconds since 1970
+    refreshed: float  # when its refresh token was last replaced, in seconds since 1970
     expires: int  # seconds since 1970
     refresh_hash: str  # of the current refresh token; "" if it has none
     previous_hash: str = ""  # of the token before it; "" at first
@@ -1371,6 +1372,7 @@ class _PostgreSQL(_Database):
 # Design: `Store` holds all SQL about users, sessions and failed sign-ins, for both databases.
 # Each method is one statement or one transaction, in the calling thread. Nothing is cached: a
 # change that one process has committed is visible to the next statement of every other process.
+# (If another file replaces an SQLite database, `quick_fetch` may need half a second to notice.)
 # PostgreSQL locks rows. Transactions must lock a user before the user's sessions, and counters in
 # the order of their IDs, or they deadlock.
 
@@ -2041,8 +2043,8 @@ def _http_error(error: Exception, environ: Environ) -> HTTPError:
 #
 # Design: `Service` has one method per endpoint. It checks the request, asks the store, and builds
 # the response, all in the thread of the request. The only slow step is a password hash. It waits in
-# `_HashQueue` for a core, after this module's server has released the thread. A refused sign-in
-# must take the same time and get the same response, whether or not the user exists.
+# `_HashQueue` for a core, after this module's server has moved its loop to another thread. A
+# refused sign-in must take the same time and get the same response, whether or not the user exists.
 
 
 def _usable_cores() -> int:
@@ -3656,11 +3658,8 @@ class _Framing(Enum):
     UNTIL_CLOSE = "the end of the connection, for HTTP/1.0"
 
 
-class _Handler(SimpleHandler):
-    """Runs the application for one request, and frames its response.
-
-    wsgiref would copy the environment of this process into each request. This class does not.
-    """
+class _Handler:
+    """Runs the application for one request, and frames its response."""
 
     def __init__(
         self, connection: "_Connection", request: _Request, environ: Environ,
@@ -3912,7 +3911,7 @@ class _State:
     IDLE = "idle"  # no byte of a request has arrived
     READING_HEADER = "reading header"
     READING_BODY = "reading body"  # a short one; a long one is read by the application
-    RESPONDING = "responding"  # a request waits to be answered, or is being answered
+    RESPONDING = "responding"  # is being answered, or its response waits in `_finished`
     SENDING = "sending"  # the client has not taken the whole response yet
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
@@ -4278,8 +4277,8 @@ class _Connection:
 # cannot, it drops that client after RECHECK_SECONDS; if no thread can be started, a thread that
 # waits for another client drops it.
 
-POLL_INTERVAL = 0.005  # seconds after which the loop moves, or polls although requests wait
-MIN_PATIENCE = 0.001  # seconds; with many busy threads, a response keeps the loop no longer
+POLL_INTERVAL = 0.005  # seconds after which the loop polls although requests wait
+MIN_PATIENCE = 0.001  # seconds; the lower bound of `_patience`
 IDLE_INTERVAL = 0.05  # seconds between two looks of the main thread at a server that is idle
 SELECT_SECONDS = 0.25  # the longest wait for a socket, so an expired timer is noticed by then
 EXPIRY_INTERVAL = 0.02  # seconds between two checks of the timers under load
@@ -4299,7 +4298,7 @@ SHUTDOWN_TIMEOUT = 8.0  # seconds for responses in progress; Docker kills after 
 
 
 def _state_timeouts(settings: Settings) -> Dict[str, float]:
-    """The seconds that a connection may spend in each state."""
+    """The seconds that a connection may spend in each state; with a pace, since its last bytes."""
     return {
         _State.HANDSHAKE: settings.head_timeout, _State.IDLE: settings.idle_timeout,
         _State.READING_HEADER: settings.head_timeout, _State.READING_BODY: settings.head_timeout,
@@ -4345,7 +4344,7 @@ class _Server:
         # The connections in each state, with the time at which it expires, the earliest first.
         self._timers: Dict[str, Dict[_Connection, float]] = {state: {} for state in self._timeouts}
         self._expiry_checked = 0.0
-        self._lock = threading.Lock()  # of the attributes below
+        self._lock = threading.Lock()  # of the owner of the loop and the counts of threads, below
         self._threads: Set[threading.Thread] = set()  # the loop's, and the workers
         self._loop_thread: Optional[threading.Thread] = None
         self._main_thread_serves = False  # because no other thread can be started
@@ -4412,7 +4411,8 @@ class _Server:
         keep the loop.
         """
         released = self.release_loop()
-        if released and sys.platform == "linux":  # where each thread has a priority of its own
+        is_worker = released and not self._main_thread_serves
+        if is_worker and sys.platform == "linux":  # where each thread has a priority of its own
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HASH_NICENESS)
         return released

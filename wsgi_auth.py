@@ -783,8 +783,9 @@ def password_iterations(encoded: Optional[str]) -> int:
 # different path from the one the guard saw. So a path is read into its canonical beginning, and the
 # words (folded segments) of each reading that some application could make of it. A rule that
 # certainly matches ends the search. A rule that only may match adds its protection and never
-# exempts. The length of odd (not canonical) paths is limited, so matching takes bounded time. It
-# runs in the thread of the request. BearerAuthMiddleware documents the rules. With the rule `/api`:
+# exempts. The length of paths that are odd (not canonical) or not ASCII is limited, so matching
+# takes bounded time. It runs in the thread of the request. BearerAuthMiddleware documents the
+# rules. With the rule `/api`:
 #
 #   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
 #   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
@@ -900,7 +901,7 @@ def _read_path(path: str) -> _Path:
 def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
     """Read the two joined. An application may also decode them separately, with the same result.
 
-    It is unpredictable if both are odd, or if the path does not begin with a slash.
+    It is unpredictable if the path is odd, and the mount is odd too or the path has no slash first.
     """
     if inner.odd_readings and (path[:1] != "/" or _read_path(mount).odd_readings):
         return _Path(readable=False)
@@ -1099,7 +1100,7 @@ def _applicable_rules(rules: List[_Rule], method: str, path: _Path) -> Iterable[
 # Design: The guard looks up which scopes a path needs, checks the token if it needs one, and calls
 # the application or answers itself. Which scopes a path needs is cached. A refusal is a value, not
 # an exception, so it keeps no stack frames in memory. A rate limiter in front can check the token
-# first; its result travels in the environ and is used once, for the same token and the same checks.
+# first; its result travels in the environ until the guard uses it, for the same token and checks.
 # All of this runs in the thread of the request. In doubt, the guard must refuse or raise.
 
 _TOKEN_CHECK = "wsgi_auth.token_check"  # clients can set only keys that begin with HTTP_
@@ -1245,7 +1246,8 @@ class BearerAuthMiddleware:
     - `cookie`: the name of a cookie that may contain the token, for browsers. Over HTTPS the name
       must begin with `__Host-`: `cookie="session"` reads `__Host-session`. It is read only if there
       is no `Authorization` header. A request that could change something is then refused with 403
-      if a page of another site may have sent it (cross-site request forgery).
+      if a page of another site may have sent it (cross-site request forgery). Under `optional`, the
+      application gets no identity instead.
     - `login_path`: a path such as `"/login"`. If a browser opens a page without a valid token, it
       is sent there with 303. The page that was asked for is in the query parameter `next`. Check
       that it is a path of this site before you redirect to it. The login page must be exempt. The
