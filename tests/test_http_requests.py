@@ -264,6 +264,7 @@ def test_requests_in_a_pipeline_are_answered_in_order(echoing):
     (b"GET /x HTTP/1.0", b"X: y"), (b"GET /x HTTP/1.0", b"Connection: keep-alive"),
     (b"GET /x HTTP/1.1", b"Connection: close"), (b"GET /x HTTP/1.1", b"Connection: x , CLOSE"),
     (b"GET /x HTTP/1.1", b"Connection: x,\tclose\t,y"),
+    (b"GET /x HTTP/1.1", b"Connection: a" + b" " * 16_000 + b"b, close"),  # once quadratic
 ])
 def test_connection_close_requested_closes(echoing, first, line):
     ((_, headers, _),) = parse(exchange(echoing, head(line, first=first) + head(), end=False))

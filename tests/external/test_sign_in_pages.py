@@ -321,9 +321,9 @@ def test_person_ends_another_session_and_changes_the_password(browser, url, site
     assert not browser.page_source.count("End this session")
     assert call(site.service, "/page", HTTP_AUTHORIZATION=f"Bearer {other}").status == 401
     change_password("wrong")
-    browser.await_text("Invalid password.")
+    browser.await_text("The current password is wrong.")
     change_password(PASSWORD)
-    browser.await_page(f"{url}/login")
+    browser.await_page(f"{url}/login?changed")
 
     browser.press("Sign out")
     browser.sign_in()
