@@ -4319,12 +4319,10 @@ class _Server:
     ) -> None:
         self.app = app
         self.settings = settings
-        self.tls = tls
-        self.access_log = access_log
+        self.tls, self.access_log = tls, access_log
         self.stopping = self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
-        self._clock = clock
-        self._listeners = listeners
+        self._clock, self._listeners = clock, listeners
         for listener in listeners:
             listener.setblocking(False)
             _limit_kernel_buffer(listener)
@@ -5904,7 +5902,8 @@ class _CommandParser(argparse.ArgumentParser):
                 hint = f"; write the command {flag} before its flags"
             else:
                 hint = "; put quotes around a value that contains spaces"
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+            shown = re.sub(r"://\S*", "://…", " ".join(unknown))  # a URL may contain a password
+            self.error(f"unrecognized arguments: {shown}{hint}")
         return namespace, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -1031,6 +1031,15 @@ def test_user_scope_with_a_flag_gets_a_hint(capsys):
     assert "; to change scopes, write: user scope NAME read write\n" in capsys.readouterr().err
 
 
+def test_wrong_usage_shows_no_password(capsys):
+    with pytest.raises(SystemExit):
+        main(["--databse", "postgresql://u:secret@h/d"])
+
+    errors = capsys.readouterr().err
+    assert "--databse postgresql://…; did you mean '--database'?" in errors
+    assert "secret@" not in errors
+
+
 @for_each("line", ["user rename bob bo b", "user list --databse x", "--prot 1"])
 def test_wrong_usage_shows_the_usage_of_the_command(line, capsys):
     with pytest.raises(SystemExit) as exit:
