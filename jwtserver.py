@@ -154,7 +154,7 @@ def _always_enabled(logger: logging.Logger) -> logging.Logger:
 logger = _always_enabled(logging.getLogger("jwtserver"))
 audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
-_audit_paths: List[str] = []  # the file of JWTSERVER_AUDIT_LOG, if it is set
+_audit_path = ""  # the file of JWTSERVER_AUDIT_LOG, if it is set
 
 
 class Error(Exception):
@@ -171,8 +171,8 @@ def _audit(event: str, **details: str) -> None:
     line = " ".join([event, *(f"{name}={json.dumps(value)}" for name, value in details.items())])
     line = line.replace("\x7f", "\\u007f")
     audit_logger.log(level, "%s", line)
-    for path in _audit_paths:
-        _append_to_audit_log(path, line)
+    if _audit_path:
+        _append_to_audit_log(_audit_path, line)
 
 
 def _for_owner_only(path: str, flags: int) -> int:
@@ -202,14 +202,15 @@ def _open_audit_log(settings: "Settings") -> None:
     Raises:
         SettingsError: the file cannot be written.
     """
-    _audit_paths.clear()
+    global _audit_path
+    _audit_path = ""
     if settings.audit_log:
+        path = os.path.abspath(settings.audit_log)  # an application may change the current folder
         try:
-            open(settings.audit_log, "a", opener=_for_owner_only).close()
+            open(path, "a", opener=_for_owner_only).close()
         except OSError as error:
-            raise SettingsError(
-                f"JWTSERVER_AUDIT_LOG: {settings.audit_log}: {error.strerror}") from error
-        _audit_paths.append(os.path.abspath(settings.audit_log))  # an application may change folder
+            raise SettingsError(f": {path}: {error.strerror}", "audit_log") from error
+        _audit_path = path
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -222,7 +223,12 @@ def _open_audit_log(settings: "Settings") -> None:
 
 
 class SettingsError(Error):
-    """A setting that cannot be used. The message names its variable."""
+    """A setting that cannot be used. The message is its variable and the `problem`."""
+
+    def __init__(self, problem: str, *names: str) -> None:
+        super().__init__(" or ".join(map(_variable, names)) + problem)
+        self.problem = problem
+        self.names = names
 
 
 def _is_postgresql(database: str) -> bool:
@@ -428,10 +434,10 @@ def _parse_setting(name: str, value: Any) -> Any:
     try:
         return _PARSERS[name](value)
     except ValueError as error:
-        raise SettingsError(f"{_variable(name)} {error}") from None
+        raise SettingsError(f" {error}", name) from None
     except (TypeError, AttributeError):
         kind = type(value).__name__
-        raise SettingsError(f"{_variable(name)} must not be of the type {kind}") from None
+        raise SettingsError(f" must not be of the type {kind}", name) from None
 
 
 # --- Keys ---------------------------------------------------------------------------------------
@@ -461,7 +467,19 @@ def _key_file_errors(key_file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SettingsError(f"JWTSERVER_SECRET_FILE: {key_file}: {error.strerror}") from error
+        advice = "" if isinstance(error, FileNotFoundError) else _file_advice(key_file)
+        raise SettingsError(f": {key_file}: {error.strerror}{advice}", "secret_file") from error
+
+
+def _file_advice(path: Path) -> str:
+    """What to do about a file that cannot be used, if that is certain."""
+    if os.path.isdir(path):
+        return "; name a file, not a folder"
+    for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
+        if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
+                and os.stat(place).st_uid != os.getuid()):
+            return f"; the {kind} belongs to another user; run this command as that user"
+    return ""
 
 
 def load_keys(settings: Settings) -> List[bytes]:
@@ -472,7 +490,7 @@ def load_keys(settings: Settings) -> List[bytes]:
     """
     if settings.secret:
         text = settings.secret.encode("utf-8", "surrogateescape")
-        return _parse_keys(text, "JWTSERVER_SECRET")
+        return _parse_keys(text, "", "secret")
     with _key_file_errors(settings.key_file), open(settings.key_file, "rb") as file:
         return _read_keys(settings.key_file, file)
 
@@ -487,19 +505,20 @@ def _read_keys(path: Path, file: BinaryIO) -> List[bytes]:
                            " user, not as root", path)
     text = file.read()
     text = text[3:] if text.startswith(codecs.BOM_UTF8) else text
-    return _parse_keys(text, f"JWTSERVER_SECRET_FILE: {path}")
+    advice = "" if text else ". Or delete the empty file: the next start then creates a key"
+    return _parse_keys(text, f": {path}", "secret_file", advice)
 
 
-def _parse_keys(text: bytes, source: str) -> List[bytes]:
+def _parse_keys(text: bytes, place: str, setting: str, advice: str = "") -> List[bytes]:
     keys = [line.strip() for line in text.splitlines() if line.strip()]
     # A document that is not a key file, or the two characters `\n` in place of a line end.
     if any(len(key.split()) > 1 or b"\\n" in key for key in keys):
-        raise SettingsError(
-            f"{source}: a key must be on a line of its own, without spaces and without \\n")
+        raise SettingsError(f"{place}: a key must be on a line of its own, without spaces and"
+                            " without \\n", setting)
     try:
         TokenSigner(keys)
     except InvalidKeyError as error:
-        raise SettingsError(f"{source}: {error}") from None
+        raise SettingsError(f"{place}: {error}{advice}", setting) from None
     return keys
 
 
@@ -589,8 +608,8 @@ def _check_link(key_file: Path, path: Path, owner: int) -> None:
     """Refuse a link to the file of somebody else than the owner of the folder with the link."""
     folder = key_file.parent.resolve()
     if path != folder / key_file.name and owner != folder.stat().st_uid:
-        raise SettingsError(f"JWTSERVER_SECRET_FILE: {key_file} is a link to {path}, which does not"
-                            f" belong to the owner of {folder}; name that file instead")
+        raise SettingsError(f": {key_file} is a link to {path}, which does not belong to the owner"
+                            f" of {folder}; name that file instead", "secret_file")
 
 
 def _remove_stale_drafts(path: Path, folder: Optional[int]) -> None:
@@ -1178,6 +1197,9 @@ class _SQLite(_Database):
         connection.log = {path: _file_id(path) for path in (f"{target}-wal", f"{target}-shm")}
         return connection
 
+    def store_error(self, problem: object) -> StoreError:
+        return super().store_error(f"{problem}{_file_advice(self._path)}")
+
     def recheck(self) -> None:
         self._checked_at = -math.inf
 
@@ -1319,9 +1341,8 @@ class _PostgreSQL(_Database):
         try:
             self.psycopg: Any = importlib.import_module("psycopg")
         except ImportError as error:
-            raise SettingsError(
-                "JWTSERVER_DATABASE needs psycopg; run: pip install 'psycopg[binary]'"
-                f" ({_one_line(error)})") from None
+            raise SettingsError(" needs psycopg; run: pip install 'psycopg[binary]'"
+                                f" ({_one_line(error)})", "database") from None
         self.driver_error = self.psycopg.Error
         try:
             options = self.psycopg.conninfo.conninfo_to_dict(url)
@@ -1329,8 +1350,8 @@ class _PostgreSQL(_Database):
             options = {"dbname": "@"}
         # As after a slash or an `@` in the password, which must not be shown as a name.
         if "@" in options.get("dbname", "") + options.get("host", ""):
-            raise SettingsError("JWTSERVER_DATABASE must be postgresql://user:password@host/"
-                                "database, with special characters percent-encoded (/ is %2F)")
+            raise SettingsError(" must be postgresql://user:password@host/database, with special"
+                                " characters percent-encoded (/ is %2F)", "database")
         defaults = {option.keyword.decode(): (option.val or b"").decode()
                     for option in self.psycopg.pq.Conninfo.get_defaults()}  # PGHOST, PGSERVICE, …
         known = {**defaults, **options}
@@ -1792,7 +1813,7 @@ def open_store(database: str, leeway: float = LEEWAY) -> Store:
     try:
         store.database.migrate(_MIGRATIONS)
     except StoreError as error:
-        raise SettingsError(f"JWTSERVER_DATABASE: {error}") from error
+        raise SettingsError(f": {error}", "database") from error
     return store
 
 
@@ -3068,9 +3089,9 @@ def _with_guard(
             exempt=settings.exempt, optional=settings.optional, is_revoked=service.is_revoked,
             cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None)
     except ValueError as error:
-        used = [f"{name} ({_variable(name)})"
-                for name in ("protect", "exempt", "optional", "prefix") if getattr(settings, name)]
-        raise SettingsError(f"{' or '.join(used)}: {error}") from None
+        names = ("protect", "exempt", "optional", "prefix")
+        used = [name for name in names if getattr(settings, name)]
+        raise SettingsError(f": {error}", *used) from None
 
 
 def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
@@ -3157,7 +3178,7 @@ def _with_cors(app: WSGIApplication, origins: Sequence[str]) -> WSGIApplication:
     try:
         return CORSMiddleware(app, allow_origins=origins)
     except ValueError as error:
-        raise SettingsError(f"JWTSERVER_CORS_ORIGINS: {error}") from None
+        raise SettingsError(f": {error}", "cors_origins") from None
 
 
 # With a port, as some proxies write it: `[2001:db8::1]:4711`, `192.0.2.1:4711`
@@ -5969,6 +5990,11 @@ def _build_parser() -> _CommandParser:
     return parser
 
 
+def _flag(name: str) -> str:
+    """The flag for a field of Settings."""
+    return "--" + ("cors-origin" if name == "cors_origins" else name.replace("_", "-"))
+
+
 def _read_settings(args: argparse.Namespace) -> Settings:
     """Read the settings from the flags, and from the environment where there is no flag."""
     environ = dict(os.environ)
@@ -5977,7 +6003,7 @@ def _read_settings(args: argparse.Namespace) -> Settings:
         if isinstance(flag, list):
             flag = ("," if name == "cors_origins" else ";").join(flag)
         if flag == "" and name in ("database", "secret_file"):  # as `--database "$UNSET"`
-            raise Error(f"--{name.replace('_', '-')} is empty; is its variable set here?")
+            raise Error(f"{_flag(name)} is empty; is its variable set here?")
         if flag is not None:
             environ[_variable(name)] = str(flag)
     if args.secret_file:
@@ -5985,37 +6011,18 @@ def _read_settings(args: argparse.Namespace) -> Settings:
     return Settings.from_environ(environ)
 
 
-def _name_sources(message: str, args: argparse.Namespace) -> str:
-    """Name the flags that were given in place of their variables, and no variable without a value.
+def _in_users_terms(error: SettingsError, args: argparse.Namespace) -> str:
+    """The message, with the flags that were given in place of their variables.
+
+    It names no variable that is not set: then a default cannot be used.
     """
-    def _source(match: "re.Match[str]") -> str:
-        name = match[1].lower()
+    given = []
+    for name in error.names:
         if getattr(args, name, None) is not None:
-            return f"--{name.rstrip('s') if name == 'cors_origins' else name}".replace("_", "-") + (
-                match[2] or "")
-        return match[0] if os.environ.get(f"JWTSERVER_{match[1]}") or not match[2] else ""
-
-    message = re.sub(r"\b[a-z]+ \((JWTSERVER_[A-Z]+)\)", r"\1", message)  # the field of Settings
-    return re.sub("JWTSERVER_([A-Z0-9_]+)(: )?", _source, message)
-
-
-def _file_advice(message: str, settings: Settings) -> str:
-    """What to do about the key file or database that an error names, if that is certain."""
-    for path in (settings.key_file, Path(settings.database).absolute()):
-        if f"{path}: " not in message and f"{path.absolute()}: " not in message:
-            continue
-        if os.path.isdir(path):
-            return "; name a file, not a folder"
-        if (path == Path(settings.secret_file) and not os.path.exists(path)
-                and os.access(path.parent, os.X_OK)):  # so it is certain
-            return ""
-        for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
-            if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
-                    and os.stat(place).st_uid != os.getuid()):
-                return f"; the {kind} belongs to another user; run this command as that user"
-        if path == settings.key_file and os.path.isfile(path) and not os.path.getsize(path):
-            return ". Or delete the empty file: the next start then creates a key"
-    return ""
+            given.append(_flag(name))
+        elif os.environ.get(_variable(name)):
+            given.append(_variable(name))
+    return (" or ".join(given) + error.problem).lstrip(": ")
 
 
 def _flush_output() -> None:
@@ -6033,17 +6040,14 @@ def _run_command(args: argparse.Namespace) -> None:
     settings = _read_settings(args)
     if args.run is _serve or args.verbose:
         logging.getLogger().removeHandler(handler)
-    try:
-        if args.run is _serve:  # which configures the log after the application
-            with _queued_output():
-                _serve(args, settings)
-        else:
-            if args.verbose:
-                _log_to_stderr()
-            _open_audit_log(settings)
-            args.run(args, settings)
-    except (SettingsError, StoreError) as error:
-        raise Error(f"{error}{_file_advice(str(error), settings)}") from error
+    if args.run is _serve:  # which configures the log after the application
+        with _queued_output():
+            _serve(args, settings)
+    else:
+        if args.verbose:
+            _log_to_stderr()
+        _open_audit_log(settings)
+        args.run(args, settings)
 
 
 def _run(arguments: List[str]) -> None:
@@ -6053,8 +6057,8 @@ def _run(arguments: List[str]) -> None:
         args = _build_parser().parse_args(_arrange(arguments))
         try:
             _run_command(args)
-        except Error as error:
-            raise Error(_name_sources(str(error), args)) from error
+        except SettingsError as error:
+            raise Error(_in_users_terms(error, args)) from error
     finally:
         _flush_output()
 
