@@ -450,16 +450,21 @@ def _parse_setting(name: str, value: Any) -> Any:
 # `replace_keys` opens the folder and the file once, and checks and changes only what it has opened.
 
 
-def prepare_keys(settings: Settings) -> None:
+def prepare_keys(settings: Settings) -> bool:
     """Create the key file with one new key, if keys are in a file and it is missing.
+
+    Return whether it was missing.
 
     Raises:
         SettingsError: the file cannot be created.
     """
-    if not settings.secret:
-        with _key_file_errors(settings.key_file):
-            if not settings.key_file.exists():
-                _create_file(settings.key_file, [secrets.token_hex(32).encode()])
+    if settings.secret:
+        return False
+    with _key_file_errors(settings.key_file):
+        is_missing = not settings.key_file.exists()
+        if is_missing:
+            _create_file(settings.key_file, [secrets.token_hex(32).encode()])
+    return is_missing
 
 
 @contextmanager
@@ -695,6 +700,11 @@ class FileSigner:
 
 
 Signer = Union[TokenSigner, FileSigner]
+
+
+def _accepted_seconds(settings: Settings) -> int:
+    """Seconds after a refresh in which a token may be accepted: it may be repeated, and expired."""
+    return settings.token_lifetime + settings.refresh_grace + settings.leeway
 
 
 def make_signer(settings: Settings, clock: Callable[[], float] = time.time) -> Signer:
@@ -934,11 +944,15 @@ def _rotate(session: Session, token: str, now: float, grace: float) -> Tuple[Ses
 
 
 class LockedOut(Error):
-    """Too many sign-ins have failed. No password is checked for the next `seconds`."""
+    """Too many sign-ins have failed. No password is checked for the next `seconds`.
 
-    def __init__(self, seconds: float) -> None:
+    `locked`: what is locked, for the log.
+    """
+
+    def __init__(self, seconds: float, locked: str) -> None:
         super().__init__("Too many failed sign-ins")
         self.seconds = math.ceil(seconds)
+        self.locked = locked
 
 
 class Attempt(NamedTuple):
@@ -952,6 +966,11 @@ class Attempt(NamedTuple):
     def latest_expiry(self, now: float) -> float:
         """The latest plausible expiry. A later one was written with a wrong clock."""
         return now + 2 * self.seconds
+
+    def subject(self, counter: str) -> str:
+        """What a counter counts for."""
+        names = {self.user_at_address: "user at address", self.name: "user"}
+        return names.get(counter, "address")
 
     @classmethod
     def of(cls, name: str, address: str, rate: Rate) -> "Attempt":
@@ -1461,6 +1480,8 @@ _MIGRATIONS = (
 # A session that was created in the future, beyond the leeway, was created with a wrong clock.
 _FIND_OPEN_SESSION = "SELECT * FROM sessions WHERE id = ? AND expires > ? AND created <= ?"
 _IS_OPEN = _FIND_OPEN_SESSION.replace("*", "1")
+# A session without a refresh token has one token only, which is valid as long as the session.
+_HAS_VALID_TOKEN = "expires > ? AND (refreshed > ? OR refresh_hash = '')"
 # A counter that has expired, or that a wrong clock has written, starts again at 1.
 _COUNT_FAILURE = (
     "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
@@ -1601,12 +1622,12 @@ class Store:
         """Raise LockedOut if a counter, without this attempt's own failures, is at its limit."""
         rows = connection.execute(
             "SELECT id, count, expires FROM failures WHERE id IN (?, ?, ?)", list(attempt.limits))
-        seconds: List[float] = [
-            expires - now for counter, count, expires in rows
+        lockouts = [
+            (expires - now, attempt.subject(counter)) for counter, count, expires in rows
             if count - own_failures >= attempt.limits[counter]
             and now < expires <= attempt.latest_expiry(now)]
-        if seconds:
-            raise LockedOut(max(seconds))
+        if lockouts:
+            raise LockedOut(*max(lockouts))
 
     def count_failure(self, attempt: Attempt, now: float) -> None:
         """Count a failed sign-in.
@@ -1790,14 +1811,20 @@ class Store:
     def count_tokens(self, lifetime: float, now: float) -> Dict[str, int]:
         """Count the sessions whose last token is valid, by the fingerprint of its key.
 
-        `lifetime`: seconds for which a token is valid after a sign-in or refresh. A session without
-        a refresh token has one token only, which is valid as long as the session.
+        `lifetime`: seconds for which a token is valid after a sign-in or refresh.
         """
         with self.database.connection() as connection:
             return dict(connection.execute(
-                "SELECT key_fingerprint, count(*) FROM sessions WHERE expires > ?"
-                " AND (refreshed > ? OR refresh_hash = '') GROUP BY key_fingerprint",
-                [now, now - lifetime]).fetchall())
+                f"SELECT key_fingerprint, count(*) FROM sessions WHERE {_HAS_VALID_TOKEN}"
+                " GROUP BY key_fingerprint", [now, now - lifetime]).fetchall())
+
+    def users_of_other_keys(self, fingerprint: str, lifetime: float, now: float) -> List[str]:
+        """The names of at most three users whose last token is valid, and not of this key."""
+        with self.database.connection() as connection:
+            return [name for (name,) in connection.execute(
+                f"SELECT DISTINCT user_name FROM sessions WHERE {_HAS_VALID_TOKEN}"
+                " AND key_fingerprint <> ? ORDER BY user_name LIMIT 3",
+                [now, now - lifetime, fingerprint])]
 
 
 def open_store(database: str, leeway: float = LEEWAY) -> Store:
@@ -2247,7 +2274,7 @@ class Service:
                 self._record(event, environ, name, session)
                 raise HTTPError(401, message) from None
         except LockedOut as error:
-            self._record("locked_out", environ, name, session)
+            self._record("locked_out", environ, name, session, locked=error.locked)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
 
     def _open_session(
@@ -2294,10 +2321,11 @@ class Service:
 
     def _record(
         self, event: str, environ: Environ, user: Optional[str] = None,
-        session: Optional[str] = None,
+        session: Optional[str] = None, locked: Optional[str] = None,
     ) -> None:
         name = user and user[:MAX_NAME_LENGTH]
-        details = {"user": name, "address": _address(environ), "session": session}
+        details = {"user": name, "address": _address(environ), "session": session,
+                   "locked": locked}
         _audit(event, **{key: value for key, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
@@ -3032,6 +3060,7 @@ def create_app(
     settings = settings.checked() if settings else Settings.from_environ(os.environ)
     _open_audit_log(settings)
     store = store or _open_store_for_app(settings)
+    _prepare_keys_for(store, settings)
     service = Service(store, make_signer(settings, clock), settings, clock)
     pages = Pages(service)
     routes = _routes(service, pages, settings.prefix, demo=app is None)
@@ -3044,9 +3073,9 @@ def create_app(
     guard = pages.guard = _with_guard(inside, pages, own_paths, protect)
     verify_path, logout_path = f"{settings.prefix}/verify", f"{settings.prefix}/logout"
     slash_paths = [f"{path}/" for path in (*public, *own_paths) if path != "/"]
-    exceptions = dict.fromkeys([logout_path, *slash_paths], _with_exceptions(guard, service))
-    exceptions[verify_path] = _verify_app(routes[verify_path], verify_path, pages)
-    application = _with_rate_limit(Router(public, guard, exceptions), service, guard)
+    before_guard = dict.fromkeys([logout_path, *slash_paths], _before_guard(guard, service))
+    before_guard[verify_path] = _verify_app(routes[verify_path], verify_path, pages)
+    application = _with_rate_limit(Router(public, guard, before_guard), service, guard)
     if settings.cookie:
         application = pages.with_pages(application, Router(routes))
     return _with_proxy_headers(
@@ -3075,6 +3104,14 @@ def _open_store_for_app(settings: Settings) -> Store:
                        store.name, _program(settings, absolute=True))
     store.close()  # the server may fork now; uWSGI gives no notice of it
     return store
+
+
+def _prepare_keys_for(store: Store, settings: Settings) -> None:
+    """Create the key file if it is missing; warn if another one must exist elsewhere."""
+    if prepare_keys(settings) and store.count_tokens(_accepted_seconds(settings), time.time()):
+        logger.warning("The key in %s is new, but %s has sessions: their tokens are invalid here."
+                       " All servers of a database need the same key file",
+                       settings.key_file.absolute(), store.name)
 
 
 def _with_guard(
@@ -3136,7 +3173,7 @@ def _apply_forwarded_method(environ: Environ, method: str) -> None:
         environ["REQUEST_METHOD"] = "GET"
 
 
-def _with_exceptions(guard: BearerAuthMiddleware, service: Service) -> WSGIApplication:
+def _before_guard(guard: BearerAuthMiddleware, service: Service) -> WSGIApplication:
     """Answer what the guard would refuse only because there is no valid token.
 
     An endpoint with a slash at its end is not found; a token would not help. A refresh token is
@@ -3747,7 +3784,7 @@ class _Handler:
         try:
             for data in self.result:
                 if data or not isinstance(data, bytes):  # PEP 3333: b"" does not send the headers
-                    self._send(data, is_whole)
+                    self._send_piece(data, is_whole)
                 if self.headers_sent and self._framing is _Framing.NO_BODY:
                     break
             self.finish_content()
@@ -3779,14 +3816,14 @@ class _Handler:
             # It could go on after the end, and write into the next response.
             self._write_refused = True
             raise AssertionError("write() in another thread")
-        self._send(data, False)
+        self._send_piece(data, False)
 
     def finish_content(self) -> None:
         """End the response."""
         if self._write_refused:
             raise AssertionError("a part of the body is missing: write() in another thread")
         if not self.headers_sent:
-            self._send(b"", True)
+            self._send_piece(b"", True)
         self._is_over = True
         if self._framing is _Framing.CHUNKED:
             self._connection.queue(b"0\r\n\r\n")
@@ -3794,7 +3831,7 @@ class _Handler:
             logger.error("The response body is shorter than its Content-Length")
             self.keep_alive = False
 
-    def _send(self, data: bytes, is_whole: bool) -> None:
+    def _send_piece(self, data: bytes, is_whole: bool) -> None:
         """Send a piece of the body, or queue the whole body."""
         if not isinstance(data, bytes):
             raise TypeError("the body must be bytes")
@@ -4294,9 +4331,9 @@ class _Connection:
 # half of their time. Python runs one thread at a time, so more threads would not be faster. If a
 # response takes longer than `_patience`, the main thread moves the loop: it goes on in a new
 # thread. The old one, now a worker, finishes its response, hands its connection back through
-# `_finished`, and ends. A thread that has to wait for a client gives the loop away first. If it
-# cannot, it drops that client after RECHECK_SECONDS; if no thread can be started, a thread that
-# waits for another client drops it.
+# `_finished`, and ends. A thread that has to wait for its client gives the loop away first. If no
+# other thread can take the loop, it drops its client after RECHECK_SECONDS. If no thread can be
+# started, one of the threads that wait drops its client and ends, to make room for a new thread.
 
 POLL_INTERVAL = 0.005  # seconds after which the loop polls although requests wait
 MIN_PATIENCE = 0.001  # seconds; the lower bound of `_patience`
@@ -4525,16 +4562,16 @@ class _Server:
         """
         end = self._clock() + POLL_INTERVAL
         while self._finished and self._clock() < end:
-            self._attempt(self._send, self._finished.popleft())
+            self._try_step(self._send_queued, self._finished.popleft())
         self._poll()
         self._newest_first = not self._newest_first
         end = self._clock() + POLL_INTERVAL
         while self._active and self._clock() < end:
             connection, _ = self._active.popitem(self._newest_first)
-            if self._attempt(self._on_event, connection) and not self._respond(connection, me):
+            if self._try_step(self._on_event, connection) and not self._answer(connection, me):
                 return
 
-    def _respond(self, connection: _Connection, me: threading.Thread) -> bool:
+    def _answer(self, connection: _Connection, me: threading.Thread) -> bool:
         """Answer a request; return whether this thread still has the loop."""
         self._enter(connection, _State.RESPONDING)
         self._response_began = connection.state_since
@@ -4552,7 +4589,7 @@ class _Server:
             self._wake()
         return not moved
 
-    def _attempt(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
+    def _try_step(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
         """Take a step and return its result, or False if it failed."""
         try:
             return bool(step(connection))
@@ -4638,7 +4675,7 @@ class _Server:
         elif state == _State.RESPONDING:  # input is for the thread that answers, or for later
             self._watch(connection, 0)
         elif state == _State.SENDING:
-            self._send(connection)
+            self._send_queued(connection)
         elif state == _State.LINGERING:
             self._discard_input(connection)
         else:
@@ -4655,7 +4692,7 @@ class _Server:
             if not size or connection.bytes_discarded > MAX_DISCARDED_BYTES:
                 self._close(connection)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send_queued(self, connection: _Connection) -> None:
         """Send queued bytes of a finished response, and then await the next request."""
         if connection.aborted:
             self._close(connection)
@@ -5342,6 +5379,7 @@ def _issue_token(
     scope: Optional[str] = None,
 ) -> Tuple[str, Session]:
     """Open a session for a program, which cannot be refreshed. Return its token and the session."""
+    _prepare_keys_for(store, settings)
     signer, now = make_signer(settings), time.time()
     grant = new_grant(user, lifetime, now, refreshable=False, machine=1, label=label, scope=scope,
                       key_fingerprint=signer.fingerprint)
@@ -5729,15 +5767,9 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
           f" {_program(settings)} key prune")
 
 
-def _live_tokens(store: Store, settings: Settings) -> Dict[str, int]:
-    """How many sessions have a valid last token, by the fingerprint of its key."""
-    # A refresh may be repeated, and servers accept a token for the leeway after it has expired.
-    lifetime = settings.token_lifetime + settings.refresh_grace + settings.leeway
-    return store.count_tokens(lifetime, time.time())
-
-
 def _key_list(args: argparse.Namespace, settings: Settings) -> None:
-    keys, live = load_keys(settings), _live_tokens(_open_existing_store(settings), settings)
+    keys, store = load_keys(settings), _open_existing_store(settings)
+    live = store.count_tokens(_accepted_seconds(settings), time.time())
     for number, key in enumerate(keys):
         fingerprint = key_fingerprint(key)
         print(f"{fingerprint} {'verifies only' if number else 'signs':13} live sessions:"
@@ -5750,13 +5782,15 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
     with store.key_lock():
         keys = load_keys(_with_key_file(settings))
-        live = _live_tokens(store, settings)
-        live.pop(key_fingerprint(keys[0]), None)
+        signing, seconds, now = key_fingerprint(keys[0]), _accepted_seconds(settings), time.time()
+        live = store.count_tokens(seconds, now)
+        live.pop(signing, None)
         broken = sum(live.values()) if len(keys) > 1 else 0
         if broken and not args.force:
-            raise Error(f"older keys have signed tokens that are valid: {broken}. Wait until they"
-                        " expire, or make these tokens invalid with --force (refresh tokens keep"
-                        " working)")
+            names = ", ".join(store.users_of_other_keys(signing, seconds, now))
+            raise Error(f"older keys have signed tokens that are valid: {broken}, for example of"
+                        f" {names}. Wait until they expire, or make these tokens invalid with"
+                        " --force (refresh tokens keep working)")
         if len(keys) > 1:
             replace_keys(settings, lambda keys: keys[:1])
     if len(keys) == 1:

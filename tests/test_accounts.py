@@ -439,6 +439,24 @@ def test_import_from_standard_input(command, client):
     sign_in(client, "dora")
 
 
+def test_new_key_beside_open_sessions_causes_a_warning(
+    settings, store, command, monkeypatch, clock, caplog,
+):
+    monkeypatch.delenv("JWTSERVER_SECRET")
+    of_machine = [settings._replace(secret="", secret_file=f"{name}.key") for name in "ab"]
+    client = TestApp(create_app(of_machine[0], clock=clock))
+    assert "is new" not in caplog.text  # although there are users
+    sign_in(client)
+
+    create_app(of_machine[1])
+    assert "b.key is new, but " in caplog.text and "need the same key file" in caplog.text
+    command("token issue alice --secret-file c.key")
+    assert "c.key is new, but " in caplog.text
+    caplog.clear()
+    create_app(of_machine[1])
+    assert "is new" not in caplog.text
+
+
 def test_key_list_and_prune_know_which_key_signed_live_tokens(
     settings, store, command, monkeypatch, clock,
 ):
@@ -456,8 +474,9 @@ def test_key_list_and_prune_know_which_key_signed_live_tokens(
     assert re.fullmatch("[0-9a-f]{16} signs         live sessions: 1", signs)
     assert re.fullmatch("[0-9a-f]{16} verifies only live sessions: 1", verifies)
     assert unknown == "Live sessions of unknown keys: 1"
-    assert refused(command("key prune"), "tokens that are valid: 2. Wait until they expire, or"
-                   " make these tokens invalid with --force (refresh tokens keep working)")
+    assert refused(command("key prune"), "tokens that are valid: 2, for example of alice. Wait"
+                   " until they expire, or make these tokens invalid with --force (refresh tokens"
+                   " keep working)")
 
     new = client.post_json("/refresh", {"refresh_token": old["refresh_token"]}).json
     assert "verifies only live sessions: 0" in command("key list")[1]

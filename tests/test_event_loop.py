@@ -976,7 +976,7 @@ def test_fault_in_a_response_is_logged_and_costs_one_connection(monkeypatch, cap
     assert "A fault in the server" in caplog.text and "a fault" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["_send", "_poll"])
+@pytest.mark.parametrize("method", ["_send_queued", "_poll"])
 def test_fault_in_the_loop_is_logged_and_the_loop_goes_on(caplog, method):
     with serving() as server, connect(server) as connection:
         server.await_state(_State.IDLE)

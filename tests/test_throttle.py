@@ -38,7 +38,7 @@ def test_failures_up_to_the_limit_lock_out_even_the_right_password(client, caplo
 
     assert (response.status_int, response.json) == (429, LOCKED)
     assert response.headers["Retry-After"] == "60"
-    assert 'locked_out user="alice" address="192.0.2.1"' in caplog.text
+    assert 'locked_out user="alice" address="192.0.2.1" locked="user at address"' in caplog.text
 
 
 def test_lockout_ends_a_period_after_the_first_failure(client, clock):
@@ -113,11 +113,12 @@ def test_success_clears_the_failures_of_that_user_at_that_address(client):
     assert fail(client, 2, "bob") == [401, 429]
 
 
-def test_address_is_locked_out_at_ten_times_the_limit_over_all_names(client):
+def test_address_is_locked_out_at_ten_times_the_limit_over_all_names(client, caplog):
     assert {code for name in range(15) for code in fail(client, 2, f"user{name}")} == {401}
     sign_in(client, address="192.0.2.9")
 
     assert sign_in(client).status_int == 429
+    assert caplog.text.rstrip().endswith(' locked="address"')
     assert sign_in(client, address="192.0.2.2").status_int == 200
 
 
@@ -129,11 +130,12 @@ def test_success_does_not_clear_the_failures_of_an_address(client):
     assert status == 429
 
 
-def test_name_is_locked_out_at_twenty_times_the_limit_over_all_addresses(client):
+def test_name_is_locked_out_at_twenty_times_the_limit_over_all_addresses(client, caplog):
     codes = {code for host in range(20) for code in fail(client, 3, address=f"192.0.2.{host}")}
     assert codes == {401}
 
     assert sign_in(client, address="198.51.100.7").status_int == 429
+    assert caplog.text.rstrip().endswith(' locked="user"')
     assert sign_in(client, "bob", address="198.51.100.7").status_int == 200
 
 
