@@ -521,6 +521,35 @@ def test_nginx_has_locations_for_groups(browser, backend):
     browser.sign_in("carol")
     assert [browser(page)[0] for page in pages] == [*pages.values()]
     assert browser("/api/admin/")[2]["application"]["HTTP_REMOTE_SCOPE"] == "staff admin"
+    assert browser("/verify/staff")[0] == browser("/verify/")[0] == 404
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
+def test_nginx_says_what_is_denied_for_lack_of_a_scope_and_to_whom(browser, proxy, backend):
+    for folder in ("staff", "closed"):
+        (backend.folder / f"proxy-{proxy.host.rpartition(':')[2]}" / "site" / folder).mkdir()
+    token = proxy.sign_in()[2]["token"]
+    browser.sign_in("alice")
+
+    for method, body in [("GET", None), ("POST", b"x")]:
+        status, headers, answer = ask(proxy, "/api/admin/", [], token, method, body)
+        assert (status, answer["error"]) == (403, "Insufficient scope")
+        (challenge,) = headers.get_all("WWW-Authenticate")
+        assert 'scope="admin"' in challenge
+    for page in ("/staff/", "/api/admin/?scope=read&login"):
+        status, headers, answer = browser(page)
+        assert (status, headers["Cache-Control"]) == (403, "no-store")
+        assert b"You are signed in as alice, but this page needs another scope" in answer
+    assert browser("/api/admin/", {"a": "b"})[2]["error"] == "Insufficient scope"
+
+    # These are refused for other reasons than a scope.
+    carol = Browser(proxy)
+    carol.sign_in("carol")
+    refused = [browser("/closed/"), carol("/closed/"), carol("/staff/"),
+               carol("/api/admin/", {"a": "b"}, "http://other.example"),
+               browser("/api/", {"a": "b"}, "http://other.example")]
+    assert all(status == 403 and b"<h1>403 Forbidden" in body for status, _, body in refused)
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
@@ -600,7 +629,7 @@ def test_chromium_signs_in_behind_nginx_over_https(chromium, proxy, backend):
     chromium.get(site)
     assert chromium.text == "a page"
     chromium.get(f"{site}staff/")
-    assert "403 Forbidden" in chromium.text
+    assert "You are signed in as alice, but this page needs another scope" in chromium.text
 
     chromium.get(f"{site}login")
     chromium.press("Sign out")
