@@ -8,7 +8,9 @@ import http.client
 import json
 import re
 import shutil
+import socketserver
 import sys
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -600,6 +602,55 @@ def test_guarded_application_in_gunicorn_takes_the_client_from_nginx(folder, sta
     assert browser.sign_in("alice", "/page")[1]["Location"] == "/page"
     seen = f"alice 127.0.0.1 http {nginx.host}".encode()
     assert browser("/page", {"a": "b"})[2] == browser("/page", forged=FORGED_CLIENT)[2] == seen
+
+
+class ReadAndClose(socketserver.BaseRequestHandler):
+    """A machine that stops after it has received a request."""
+
+    def handle(self):
+        self.request.recv(65536)
+
+
+@pytest.fixture
+def broken_machine():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), ReadAndClose) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield "127.0.0.1:%d" % server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("state, answers", [("unreachable", {200}), ("broken", {200, 502})])
+def test_nginx_repeats_requests_at_the_other_of_two_machines(
+        state, answers, broken_machine, folder, start):
+    if not shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+        pytest.skip("nginx is not installed")
+    port, service_port = free_port(), free_port()
+    service = start([sys.executable, "jwtserver.py", "--port", str(service_port)], service_port,
+                    JWTSERVER_TRUSTED_PROXIES="1")
+    other = broken_machine if state == "broken" else f"127.0.0.1:{free_port()}"
+    for name in ("nginx-jwtserver.conf", "nginx-groups.conf"):
+        text = deployment_file(name).replace("http://127.0.0.1:3000", "http://jwtserver")
+        (folder / name).write_text(text)
+    (site,) = re.findall("^    upstream .*\n.*$", deployment_file("README.md"), re.MULTILINE)
+    # nginx would avoid the machine for ten seconds after its first failure.
+    site = site.replace("192.0.2.1:3000", f"{other} max_fails=0").replace(
+        "192.0.2.2:3000", service.host)
+    include = "include nginx-jwtserver.conf;"
+    site += "\n" + readme_block("nginx", include).replace(
+        include, f"{include} include nginx-groups.conf;").replace(
+        "listen 8080", f"listen 127.0.0.1:{port}").replace("/srv/site", str(folder))
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, site=site))
+    folder.chmod(0o755)
+
+    nginx = start(["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"], port)
+
+    token = service.sign_in()[2]["token"]
+    for path in ("/sessions", "/wsgi_auth.py", "/wsgi_auth.py"):
+        assert nginx(path, token=token)[0] == 200
+    assert nginx("/staff/", token=token)[0] == 403
+    assert {nginx.sign_in()[0] for _ in range(4)} == answers
 
 
 @pytest.fixture
