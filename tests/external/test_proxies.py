@@ -476,6 +476,7 @@ def test_proxy_answers_programs_and_forgeries_with_401(browser, proxy, backend):
         assert browser("/api/", forged=[*forgery, ("Authorization", "Bearer x")])[0] == 401
     status, _, body = ask(proxy, "/api/", method="HEAD")
     assert status == 401 and not body
+    assert ask(proxy, "/health")[0] == 401
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
