@@ -524,7 +524,7 @@ def test_nginx_has_locations_for_groups(browser, backend):
     browser.sign_in("carol")
     assert [browser(page)[0] for page in pages] == [*pages.values()]
     assert browser("/api/admin/")[2]["application"]["HTTP_REMOTE_SCOPE"] == "staff admin"
-    assert browser("/verify/staff")[0] == browser("/verify/")[0] == 404
+    assert browser("/verify-scope/staff")[0] == 404
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
