@@ -3,6 +3,7 @@
 import configparser
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,22 @@ def test_readme_names_every_setting_and_no_other():
 DEPLOYMENT = (ROOT / "tests" / "deployment" / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"\b(?:jwtserver\.py |`)((?:user|session|token|key) [a-z]+)",
                                  README + DEPLOYMENT)))
+
+
+def test_deployment_readme_names_only_settings():
+    named = set(re.findall(r"JWTSERVER_[A-Z_0-9]+", DEPLOYMENT))
+
+    assert named <= {f"JWTSERVER_{name.upper()}" for name in jwtserver._PARSERS}
+
+
+def test_deployment_readme_lines_of_the_file_of_variables_are_valid():
+    lines = re.findall("^    (JWTSERVER_.*)$", DEPLOYMENT, re.MULTILINE)
+    assert len(lines) == 5
+
+    for line in lines:
+        (assignment,) = shlex.split(line)  # quotes as in a shell
+        name, value = assignment.split("=", 1)
+        jwtserver.Settings.from_environ({name: value})
 
 
 @for_each("command", COMMANDS)

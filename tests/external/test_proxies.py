@@ -8,7 +8,9 @@ import http.client
 import json
 import re
 import shutil
+import socketserver
 import sys
+import threading
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -289,7 +291,8 @@ def check_user_is_needed(proxy, forgery):
     status, headers, _ = ask(proxy, "/api/", forgery)
     assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="api"')
     status, headers, _ = ask(proxy, "/api/?optional", forgery, token="x.y.z")
-    assert status == 401 and 'error="invalid_token"' in headers["WWW-Authenticate"]
+    (challenge,) = headers.get_all("WWW-Authenticate")
+    assert status == 401 and 'error="invalid_token"' in challenge
 
 
 def check_user_is_that_of_the_token(proxy, token, name, scope, forgery):
@@ -465,7 +468,7 @@ def test_proxy_answers_programs_and_forgeries_with_401(browser, proxy, backend):
     for forgery in forgeries_for(proxy):
         for query in ["", "?optional", "?optional&login&scope=x", "?%6Fptional"]:
             status, headers, body = ask(proxy, f"/api/{query}", forgery)
-            assert (status, headers["WWW-Authenticate"]) == (401, 'Bearer realm="api"')
+            assert (status, headers.get_all("WWW-Authenticate")) == (401, ['Bearer realm="api"'])
             assert body == {"success": False, "error": "An authorization header is required"}
         status, headers, _ = browser("/api/?optional", forged=forgery)
         assert (status, headers["Location"]) == (303, "/login?next=/api/%3Foptional")
@@ -473,6 +476,7 @@ def test_proxy_answers_programs_and_forgeries_with_401(browser, proxy, backend):
         assert browser("/api/", forged=[*forgery, ("Authorization", "Bearer x")])[0] == 401
     status, _, body = ask(proxy, "/api/", method="HEAD")
     assert status == 401 and not body
+    assert ask(proxy, "/health")[0] == 401
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
@@ -520,6 +524,35 @@ def test_nginx_has_locations_for_groups(browser, backend):
     browser.sign_in("carol")
     assert [browser(page)[0] for page in pages] == [*pages.values()]
     assert browser("/api/admin/")[2]["application"]["HTTP_REMOTE_SCOPE"] == "staff admin"
+    assert browser("/verify-scope/staff")[0] == 404
+
+
+@pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
+@pytest.mark.parametrize("proxy", ["nginx"], indirect=True)
+def test_nginx_says_what_is_denied_for_lack_of_a_scope_and_to_whom(browser, proxy, backend):
+    for folder in ("staff", "closed"):
+        (backend.folder / f"proxy-{proxy.host.rpartition(':')[2]}" / "site" / folder).mkdir()
+    token = proxy.sign_in()[2]["token"]
+    browser.sign_in("alice")
+
+    for method, body in [("GET", None), ("POST", b"x")]:
+        status, headers, answer = ask(proxy, "/api/admin/", [], token, method, body)
+        assert (status, answer["error"]) == (403, "Insufficient scope")
+        (challenge,) = headers.get_all("WWW-Authenticate")
+        assert 'scope="admin"' in challenge
+    for page in ("/staff/", "/api/admin/?scope=read&login"):
+        status, headers, answer = browser(page)
+        assert (status, headers["Cache-Control"]) == (403, "no-store")
+        assert b"You are signed in as alice, but this page needs another scope" in answer
+    assert browser("/api/admin/", {"a": "b"})[2]["error"] == "Insufficient scope"
+
+    # These are refused for other reasons than a scope.
+    carol = Browser(proxy)
+    carol.sign_in("carol")
+    refused = [browser("/closed/"), carol("/closed/"), carol("/staff/"),
+               carol("/api/admin/", {"a": "b"}, "http://other.example"),
+               browser("/api/", {"a": "b"}, "http://other.example")]
+    assert all(status == 403 and b"<h1>403 Forbidden" in body for status, _, body in refused)
 
 
 @pytest.mark.parametrize("backend", ["jwtserver"], indirect=True)
@@ -572,6 +605,55 @@ def test_guarded_application_in_gunicorn_takes_the_client_from_nginx(folder, sta
     assert browser("/page", {"a": "b"})[2] == browser("/page", forged=FORGED_CLIENT)[2] == seen
 
 
+class ReadAndClose(socketserver.BaseRequestHandler):
+    """A machine that stops after it has received a request."""
+
+    def handle(self):
+        self.request.recv(65536)
+
+
+@pytest.fixture
+def broken_machine():
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), ReadAndClose) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield "127.0.0.1:%d" % server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("state, answers", [("unreachable", {200}), ("broken", {200, 502})])
+def test_nginx_repeats_requests_at_the_other_of_two_machines(
+        state, answers, broken_machine, folder, start):
+    if not shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+        pytest.skip("nginx is not installed")
+    port, service_port = free_port(), free_port()
+    service = start([sys.executable, "jwtserver.py", "--port", str(service_port)], service_port,
+                    JWTSERVER_TRUSTED_PROXIES="1")
+    other = broken_machine if state == "broken" else f"127.0.0.1:{free_port()}"
+    for name in ("nginx-jwtserver.conf", "nginx-groups.conf"):
+        text = deployment_file(name).replace("http://127.0.0.1:3000", "http://jwtserver")
+        (folder / name).write_text(text)
+    (site,) = re.findall("^    upstream .*\n.*$", deployment_file("README.md"), re.MULTILINE)
+    # nginx would avoid the machine for ten seconds after its first failure.
+    site = site.replace("192.0.2.1:3000", f"{other} max_fails=0").replace(
+        "192.0.2.2:3000", service.host)
+    include = "include nginx-jwtserver.conf;"
+    site += "\n" + readme_block("nginx", include).replace(
+        include, f"{include} include nginx-groups.conf;").replace(
+        "listen 8080", f"listen 127.0.0.1:{port}").replace("/srv/site", str(folder))
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, site=site))
+    folder.chmod(0o755)
+
+    nginx = start(["nginx", "-c", f"{folder}/nginx.conf", "-e", f"{folder}/log"], port)
+
+    token = service.sign_in()[2]["token"]
+    for path in ("/sessions", "/wsgi_auth.py", "/wsgi_auth.py"):
+        assert nginx(path, token=token)[0] == 200
+    assert nginx("/staff/", token=token)[0] == 403
+    assert {nginx.sign_in()[0] for _ in range(4)} == answers
+
+
 @pytest.fixture
 def chromium():
     pages = pytest.importorskip("test_sign_in_pages")  # needs Selenium
@@ -599,7 +681,7 @@ def test_chromium_signs_in_behind_nginx_over_https(chromium, proxy, backend):
     chromium.get(site)
     assert chromium.text == "a page"
     chromium.get(f"{site}staff/")
-    assert "403 Forbidden" in chromium.text
+    assert "You are signed in as alice, but this page needs another scope" in chromium.text
 
     chromium.get(f"{site}login")
     chromium.press("Sign out")
