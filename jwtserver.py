@@ -5953,7 +5953,7 @@ class _CommandParser(argparse.ArgumentParser):
                 hint = "; to change scopes, write: user scope NAME read write"
             elif flag.startswith("-"):
                 hint = _did_you_mean(flag, self._option_string_actions, len("--"))
-            elif flag in _WORDS:
+            elif flag in ("serve", *_GROUPS):
                 hint = f"; write the command {flag} before its flags"
             else:
                 hint = "; put quotes around a value that contains spaces"
@@ -5974,9 +5974,6 @@ class _CommandParser(argparse.ArgumentParser):
         """Print the usage and the mistake, and exit with code 2."""
         self.print_usage(sys.stderr)
         self.exit(2, f"jwtserver: {message}\n")
-
-
-_WORDS = {command.words.split()[0] for command in _COMMANDS}
 
 
 def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]:
