@@ -5815,9 +5815,10 @@ _Argument = Tuple[str, Dict[str, Any]]  # what `add_argument` takes
 
 
 def _argument(words: str, help: str, **options: Any) -> _Argument:
-    """An argument such as `--port PORT`: its name, and the name of its value in the help."""
+    """An argument such as `--port PORT`, or a flag without a value such as `--force`."""
     name, _, metavar = words.partition(" ")
-    return name, {"help": help, **({"metavar": metavar} if metavar else {}), **options}
+    kind = {"metavar": metavar} if metavar else {"action": "store_true"}
+    return name, {"help": help, **kind, **options}
 
 
 def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
@@ -5845,8 +5846,7 @@ _COMMON_ARGUMENTS = (
               " JWTSERVER_DATABASE."),
     _argument("--secret-file FILE",
               "Read the signing keys from this file (default: jwtserver.key beside the database)."),
-    _argument("--verbose", "Print the log of a command (default: only warnings).",
-              action="store_true"),
+    _argument("--verbose", "Print the log of a command (default: only warnings)."),
 )
 _COMMON_FLAGS = [name for name, _ in _COMMON_ARGUMENTS]
 _NAME = _argument("name NAME", "The name of the user.")
@@ -5855,19 +5855,17 @@ _SCOPE = _argument(
     default="")
 _NEW_SCOPE = _argument("scope SCOPE", "One scope or more, or '' for none.", nargs="+")
 _PASSWORD_STDIN = _argument(
-    "--password-stdin", "Read the password from standard input (default: ask for it).",
-    action="store_true")
+    "--password-stdin", "Read the password from standard input (default: ask for it).")
 _CSV_FILE = _argument("file FILE", "A file with username,password_hash[,scope] on each line; -"
                       " reads standard input.")
 _NEW_NAME = _argument("new_name NEW", "The new name.")
-_REMOVE = _argument("--remove", "Remove the second factor (default: turn it on).",
-                    action="store_true")
+_REMOVE = _argument("--remove", "Remove the second factor (default: turn it on).")
 _SESSION = _argument("id ID", "The ID that `session list` and `token issue` print.")
 _TOKEN_SCOPE = _argument("--scope SCOPES", "Give the token only these scopes of the user (default:"
                          " all of them).")
 _LABEL = _argument("--label TEXT", "Show this note in `session list` (default: none).")
 _FORCE = _argument("--force", "Remove them even if tokens that they have signed are valid"
-                   " (default: refuse).", action="store_true")
+                   " (default: refuse).")
 _LIFETIME = _argument(
     "--lifetime SECONDS",
     "Let the token expire after so many seconds (default: JWTSERVER_TOKEN_LIFETIME).",
@@ -5896,7 +5894,7 @@ _SERVE_ARGUMENTS = (
     _argument("--tls-key FILE",
               "Read the private key from this file (default: the file of the certificate)."),
     _argument("--access-log", "Print a line for each request, in the combined log format"
-              " (default: no).", action="store_true"),
+              " (default: no)."),
 )
 _GROUPS = {
     "user": "Manage users", "session": "Manage the sessions of users",
