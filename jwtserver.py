@@ -5207,19 +5207,13 @@ class _LogFormatter(logging.Formatter):
 _CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # except tabs
 
 
-def _log_to_stderr() -> None:
-    """Print the log, unless the user's application has already configured logging."""
+def _log_to_stderr(
+    level: int = logging.INFO, line: str = "%(asctime)s %(name)s: %(message)s",
+) -> logging.Handler:
+    """Print the log, unless the user's application has configured logging. Return the handler."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormatter("%(asctime)s %(name)s: %(message)s", _LOG_TIME_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _warn_to_stderr() -> logging.Handler:
-    """Print only the warnings of a command, each in one line. Return the handler."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(_LogFormatter("jwtserver: warning: %(message)s"))
-    logging.basicConfig(handlers=[handler])
+    handler.setFormatter(_LogFormatter(line, _LOG_TIME_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler])
     return handler
 
 
@@ -6065,7 +6059,8 @@ def _flush_output() -> None:
 
 
 def _run_command(args: argparse.Namespace) -> None:
-    handler = _warn_to_stderr()
+    handler = _log_to_stderr(logging.WARNING, "jwtserver: warning: %(message)s")
+    handler.setLevel(logging.WARNING)  # the level of the audit log is INFO
     settings = _read_settings(args)
     if args.run is _serve or args.verbose:
         logging.getLogger().removeHandler(handler)
