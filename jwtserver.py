@@ -5776,20 +5776,19 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
     with store.key_lock():
         keys = load_keys(_with_key_file(settings))
+        if len(keys) == 1:
+            print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
+            return
         signing, seconds, now = key_fingerprint(keys[0]), _accepted_seconds(settings), time.time()
         live = store.count_tokens(seconds, now)
         live.pop(signing, None)
-        broken = sum(live.values()) if len(keys) > 1 else 0
+        broken = sum(live.values())
         if broken and not args.force:
             names = ", ".join(store.users_of_other_keys(signing, seconds, now))
             raise Error(f"older keys have signed tokens that are valid: {broken}, for example of"
                         f" {names}. Wait until they expire, or make these tokens invalid with"
                         " --force (refresh tokens keep working)")
-        if len(keys) > 1:
-            replace_keys(settings, lambda keys: keys[:1])
-    if len(keys) == 1:
-        print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
-        return
+        replace_keys(settings, lambda keys: keys[:1])
     _audit("key_prune")
     print(f"Removed the older keys from {settings.key_file.absolute()}: {len(keys) - 1}. Live"
           f" tokens that they may have signed, and that are no longer valid: {broken}")
