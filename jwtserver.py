@@ -5619,28 +5619,19 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
 
 def _user_import(args: argparse.Namespace, settings: Settings) -> None:
     try:
-        file: TextIO
-        if args.file == "-":
-            file = io.TextIOWrapper(_standard_input().buffer, "utf-8-sig", newline="")
-        else:
-            file = open(args.file, encoding="utf-8-sig", newline="")
-        with file:
-            users = list(_read_users(csv.reader(file)))
+        source = _standard_input().buffer if args.file == "-" else open(args.file, "rb")
+        with io.TextIOWrapper(source, "utf-8-sig", newline="") as file:
+            users = list(_read_users(args.file, csv.reader(file)))
+        store = _open_or_create_store(settings)
+        _add_users(store, users)
     except UnicodeDecodeError:
         raise Error(f"{args.file}: must be in UTF-8") from None
-    except csv.Error as error:
-        raise Error(f"{args.file}: {error}") from None
-    except Error as error:
-        raise Error(f"{args.file}, {error}") from None
-    store = _open_or_create_store(settings)
-    try:
-        _add_users(store, users)
-    except NameTaken as error:
+    except (csv.Error, NameTaken) as error:
         raise Error(f"{args.file}: {error}") from None
     print(f"Imported {len(users)} {'user' if len(users) == 1 else 'users'} into {store.name}")
 
 
-def _read_users(rows: Any) -> Iterator[User]:
+def _read_users(file: str, rows: Any) -> Iterator[User]:
     """Read users from a csv.reader: username,password_hash[,scope], with or without a header."""
     names = set()
     for row in rows:
@@ -5657,7 +5648,7 @@ def _read_users(rows: Any) -> Iterator[User]:
             names.add(user.name)
             yield user
         except Error as error:
-            raise Error(f"line {rows.line_num}: {error}") from None
+            raise Error(f"{file}, line {rows.line_num}: {error}") from None
 
 
 def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
