@@ -5530,13 +5530,13 @@ def _check_changed(changed: Any, user: User) -> None:
 
 def _change_user(
     args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
-    event: str, outcome: str, **details: str,
+    outcome: str, **details: str,
 ) -> None:
     store, user = _find_existing_user(settings, args.name)
     _check_changed(change(store, user.name), user)
-    _audit(event, user=user.name, **details)
+    _audit(args.event, user=user.name, **details)
     print(outcome.format(user.name, **details))
-    if event in ("user_enable", "user_password"):
+    if args.event in ("user_enable", "user_password"):
         _print_lockout(store, user.name, settings)
 
 
@@ -5548,24 +5548,19 @@ def _print_lockout(store: Store, name: str, settings: Settings) -> None:
               f" {_program(settings)} user unlock {shlex.quote(name)}")
 
 
-_user_remove = partial(
-    _change_user, change=Store.remove_user, event="user_remove",
-    outcome="Removed the user {} and ended the user's sessions")
-_user_disable = partial(
-    _change_user, change=Store.disable_user, event="user_disable",
-    outcome="Disabled the user {} and ended the user's sessions")
-_user_enable = partial(
-    _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
-_user_logout = partial(
-    _change_user, change=Store.end_sessions, event="user_logout",
-    outcome="Ended the sessions of {}")
+_user_remove = partial(_change_user, change=Store.remove_user,
+                       outcome="Removed the user {} and ended the user's sessions")
+_user_disable = partial(_change_user, change=Store.disable_user,
+                        outcome="Disabled the user {} and ended the user's sessions")
+_user_enable = partial(_change_user, change=Store.enable_user, outcome="Enabled the user {}")
+_user_logout = partial(_change_user, change=Store.end_sessions, outcome="Ended the sessions of {}")
 
 
 def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
     is_locked = store.seconds_locked(user.name, settings.login_failures, time.time())
     outcome = "Ended the lock-outs of {}" if is_locked else "{} was not locked out"
-    _change_user(args, settings, Store.unlock, "user_unlock",
+    _change_user(args, settings, Store.unlock,
                  f"{outcome}. An address with too many failures stays locked out")
 
 
@@ -5573,13 +5568,13 @@ def _user_password(args: argparse.Namespace, settings: Settings) -> None:
     _change_user(
         args, settings,
         lambda store, name: store.set_password(name, _ask_password_hash(args, settings, name)),
-        "user_password", "Changed the password of {} and ended the user's sessions")
+        "Changed the password of {} and ended the user's sessions")
 
 
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     scope = _clean_scope(" ".join(args.scope))
     _change_user(
-        args, settings, lambda store, name: store.set_scope(name, scope), "user_scope",
+        args, settings, lambda store, name: store.set_scope(name, scope),
         f"Changed the scopes of {{}} to {'{scope}' if scope else 'none'} and ended the user's"
         " sessions", scope=scope)
 
@@ -5587,7 +5582,7 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
     new_name = _new_user(args.new_name, "").name
     _change_user(
-        args, settings, lambda store, name: store.rename_user(name, new_name), "user_rename",
+        args, settings, lambda store, name: store.rename_user(name, new_name),
         "Renamed {} to {new_name} and ended the user's sessions", new_name=new_name)
 
 
@@ -5681,19 +5676,17 @@ def _session_list(args: argparse.Namespace, settings: Settings) -> None:
               + (f", {json.dumps(session.label, ensure_ascii=False)}" if session.label else ""))
 
 
-def _end_session(
-    args: argparse.Namespace, settings: Settings, event: str, outcome: str,
-) -> None:
+def _end_session(args: argparse.Namespace, settings: Settings, outcome: str) -> None:
     store = _open_existing_store(settings)
     session = store.find_session(args.id, time.time()) if _SESSION_ID.fullmatch(args.id) else None
     if session is None or not store.end_session(session.id):
         raise Error(f"there is no session {args.id!r} in {store.name}")
-    _audit(event, user=session.user_name, session=session.id)
+    _audit(args.event, user=session.user_name, session=session.id)
     print(outcome.format(session.user_name))
 
 
-_session_end = partial(_end_session, event="session_end", outcome="Ended a session of {}")
-_token_revoke = partial(_end_session, event="token_revoke", outcome="Revoked a token of {}")
+_session_end = partial(_end_session, outcome="Ended a session of {}")
+_token_revoke = partial(_end_session, outcome="Revoked a token of {}")
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
@@ -5998,7 +5991,8 @@ def _build_parser() -> _CommandParser:
                 required=True, title="commands", metavar="COMMAND", prog=inner.prog)
         leaf = groups[group].add_parser(
             name, help=command.help, **_parser_options(command.help, examples))
-        leaf.set_defaults(run=command.run)
+        # `event` is the name of the command in the audit log.
+        leaf.set_defaults(run=command.run, event=command.words.replace(" ", "_"))
         _add_arguments(leaf, command.arguments)
     return parser
 
