@@ -2651,7 +2651,10 @@ def _html_form(button: str, fields: str = "", action: str = "") -> str:
 
 
 def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):  # beyond the calendar of the system
+        return str(seconds)
 
 
 class Pages:
@@ -5707,15 +5710,8 @@ def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
 
 def _print_claims(claims: Claims) -> None:
     print(json.dumps(claims, indent=2), flush=True)
-    _note(", ".join(f"{name}: {_date(claims[name])}" for name in ("iat", "nbf", "exp")
+    _note(", ".join(f"{name}: {_time(claims[name])}" for name in ("iat", "nbf", "exp")
                     if name in claims))
-
-
-def _date(seconds: float) -> str:
-    try:
-        return _time(seconds)
-    except (ValueError, OverflowError, OSError):  # beyond the calendar of the system
-        return str(seconds)
 
 
 def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
@@ -5732,7 +5728,7 @@ def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
         payload = token.split(".")[1]  # it is signed and well-formed
         claims = json.loads(base64.urlsafe_b64decode(f"{payload}=="))
         _print_claims(claims)
-        return f"it expired at {_date(claims['exp'])}"
+        return f"it expired at {_time(claims['exp'])}"
     return str(error)
 
 
