@@ -5137,21 +5137,18 @@ def _handle_signals(server: _Server, args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.interrupt)
     if server.tls and hasattr(signal, "SIGHUP"):  # Windows has none
-        signal.signal(signal.SIGHUP, partial(
-            _reload_certificate, server, args.tls_cert, args.tls_key))
+        signal.signal(signal.SIGHUP, partial(_reload_certificate, server, args))
 
 
-def _reload_certificate(
-    server: _Server, certificate: str, key: Optional[str], *signal_arguments: Any,
-) -> None:
+def _reload_certificate(server: _Server, args: argparse.Namespace, *_: Any) -> None:
     """Handle a signal: use the certificate that is in the file now, for new connections."""
     try:
-        server.tls = _tls_context(certificate, key)
+        server.tls = _tls_context(args.tls_cert, args.tls_key)
     except OSError as error:
         logger.error("%s cannot be used, and the old certificate stays: %s",
-                     certificate, error.strerror or error)
+                     args.tls_cert, error.strerror or error)
     else:
-        logger.info("The certificate in %s is used for new connections", certificate)
+        logger.info("The certificate in %s is used for new connections", args.tls_cert)
 
 
 def _raise_file_limit() -> None:
