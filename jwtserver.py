@@ -5062,7 +5062,7 @@ def _queued(stream: Any) -> Any:
 
 @contextmanager
 def _queued_output() -> Iterator[None]:
-    """Put queues in front of standard output and error, during a `with` block."""
+    """Put queues in front of standard output and error, during a `with` block or a function."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = streams = _queued(sys.stdout), _queued(sys.stderr)
     try:
@@ -5089,6 +5089,7 @@ MIN_PASSWORD_LENGTH = 8  # characters; NIST SP 800-63B §5.1.1.1
 MIN_PBKDF2_ITERATIONS = 1000  # RFC 8018 §4.2; anything less is a mistake or a test
 
 
+@_queued_output()
 def _serve(args: argparse.Namespace, settings: Settings) -> None:
     app = _load_app(args.app) if args.app else None
     _log_to_stderr()
@@ -6035,33 +6036,23 @@ def _flush_output() -> None:
         raise
 
 
-def _run_command(args: argparse.Namespace) -> None:
+def _run(arguments: List[str]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = _build_parser().parse_args(_arrange(arguments))
     handler = _log_to_stderr(logging.WARNING, "jwtserver: warning: %(message)s")
     handler.setLevel(logging.WARNING)  # the level of the audit log is INFO
-    settings = _read_settings(args)
-    if args.run is _serve or args.verbose:
-        logging.getLogger().removeHandler(handler)
-    if args.run is _serve:  # which configures the log after the application
-        with _queued_output():
-            _serve(args, settings)
-    else:
-        if args.verbose:
-            _log_to_stderr()
-        _open_audit_log(settings)
-        args.run(args, settings)
-
-
-def _run(arguments: List[str]) -> None:
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
-            sys.stdout.reconfigure(errors="backslashreplace")
-        args = _build_parser().parse_args(_arrange(arguments))
-        try:
-            _run_command(args)
-        except SettingsError as error:
-            raise Error(_in_users_terms(error, args)) from error
-    finally:
-        _flush_output()
+        settings = _read_settings(args)
+        if args.run is _serve or args.verbose:
+            logging.getLogger().removeHandler(handler)
+        if args.run is not _serve:  # it configures the logs after it has loaded the application
+            if args.verbose:
+                _log_to_stderr()
+            _open_audit_log(settings)
+        args.run(args, settings)
+    except SettingsError as error:
+        raise Error(_in_users_terms(error, args)) from error
 
 
 def _arrange(arguments: List[str]) -> List[str]:
@@ -6085,7 +6076,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         SystemExit: the usage was wrong (code 2), or the help was shown.
     """
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            _flush_output()
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as in a shell
     except OSError as error:  # its own text would begin with an error number
