@@ -5913,6 +5913,12 @@ _COMMANDS = (
 class _CommandParser(argparse.ArgumentParser):
     """A parser that reports a mistake with the usage of its own command, and a suggestion."""
 
+    def __init__(self, *, examples: Sequence[str], **options: Any) -> None:
+        lines = [line if "PROGRAM" in line else f"PROGRAM {line}".rstrip() for line in examples]
+        epilog = "\n  ".join(["examples:", *lines]).replace("PROGRAM", _program())
+        super().__init__(epilog=epilog.replace("%", "%%"), allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
         """Parse the arguments, and refuse any that are left over."""
         namespace, unknown = super().parse_known_args(*args)
@@ -5945,15 +5951,6 @@ class _CommandParser(argparse.ArgumentParser):
         self.exit(2, f"jwtserver: {message}\n")
 
 
-def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]:
-    program = _program()
-    lines = [(line if "PROGRAM" in line else f"PROGRAM {line}").replace("PROGRAM", program).rstrip()
-             for line in examples]
-    epilog = "\n  ".join(["examples:", *lines]).replace("%", "%%")
-    return {"description": description, "epilog": epilog,
-            "allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-
-
 def _add_arguments(
     parser: "argparse._ActionsContainer", arguments: Sequence[_Argument],
 ) -> None:
@@ -5964,8 +5961,8 @@ def _add_arguments(
 def _build_parser() -> _CommandParser:
     parser = _CommandParser(
         usage="%(prog)s [serve] [FLAG]...\n       %(prog)s COMMAND [--help] ...",
-        **_parser_options("Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
-                          ("", "user add alice", "serve --help")))
+        description="Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
+        examples=["", "user add alice", "serve --help"])
     parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
     groups = {"": parser.add_subparsers(
         required=True, title="commands", metavar="COMMAND", prog=parser.prog)}
@@ -5980,11 +5977,11 @@ def _build_parser() -> _CommandParser:
                      if other.words.startswith(f"{group} ")]
             inner = groups[""].add_parser(
                 group, help=f"{_GROUPS[group]}: {', '.join(names)}.",
-                **_parser_options(f"{_GROUPS[group]}.", examples[:1]))
+                description=f"{_GROUPS[group]}.", examples=examples[:1])
             groups[group] = inner.add_subparsers(
                 required=True, title="commands", metavar="COMMAND", prog=inner.prog)
         leaf = groups[group].add_parser(
-            name, help=command.help, **_parser_options(command.help, examples))
+            name, help=command.help, description=command.help, examples=examples)
         # `event` is the name of the command in the audit log.
         leaf.set_defaults(run=command.run, event=command.words.replace(" ", "_"))
         _add_arguments(leaf, command.arguments)
