@@ -5306,10 +5306,7 @@ def _accepts_two_arguments(app: Any) -> bool:
 
 
 def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
-    """Add the user `demo`. Return its password and a token.
-
-    Return None if another process added it first.
-    """
+    """Add the user `demo`. Return its password and a token; None if another process added it."""
     password = secrets.token_hex(8)
     user = _new_user("demo", _hash_password(password, settings))
     try:
@@ -5461,8 +5458,7 @@ def _standard_input() -> TextIO:
 
 
 def _read_line() -> str:
-    """Read one line of standard input. PowerShell may send it in UTF-16, or with a byte order mark.
-    """
+    """Read a line of standard input. PowerShell sends UTF-16, or adds a byte order mark."""
     file = _standard_input()
     line = file.buffer.readline()
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -6053,8 +6049,7 @@ def _run(arguments: List[str]) -> None:
 
 
 def _arrange(arguments: List[str]) -> List[str]:
-    """Add the command `serve` if there is none. Move the flags of all commands behind the command.
-    """
+    """Add `serve` if there is no command. Move flags of all commands behind the command."""
     flags: List[str] = []
     while arguments and arguments[0].partition("=")[0] in _COMMON_FLAGS:
         count = 1 if "=" in arguments[0] or arguments[0] == "--verbose" else 2
