@@ -5264,9 +5264,8 @@ def _load_app(name: str) -> WSGIApplication:
     is_call = attributes.endswith("()")
     sys.path.insert(0, os.getcwd())
     try:
-        app: Any = importlib.import_module(module)
-        for attribute in (attributes.removesuffix("()") or "application").split("."):
-            app = getattr(app, attribute)
+        find = attrgetter(attributes.removesuffix("()") or "application")
+        app: Any = find(importlib.import_module(module))
         app = app() if is_call else app
     except (Exception, SystemExit) as error:
         raise Error(f"cannot import {name}: {type(error).__name__}: {_one_line(error)}"
