@@ -348,8 +348,7 @@ class Settings(NamedTuple):
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
-    # Seconds in which a refresh token may be presented again.
-    refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30
+    refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30  # seconds to repeat a refresh
     leeway: Annotated[int, _integer(MAX_LIFETIME, 0)] = LEEWAY  # seconds
     cookie: Annotated[Optional[str], _parse_cookie] = "jwtserver"  # for browsers; None: no pages
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
@@ -364,12 +363,10 @@ class Settings(NamedTuple):
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
     # The rest is for this module's own server.
     connections: Annotated[int, _integer(1_000_000)] = 4096  # open at the same time
-    # One thread runs the event loop, the others are workers.
-    threads: Annotated[int, _integer(10_000, 2)] = 128
+    threads: Annotated[int, _integer(10_000, 2)] = 128  # one for the event loop, the rest workers
     head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
     idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds between two requests
-    # Minimum bytes per second, in each direction.
-    body_rate: Annotated[float, _number(10**9)] = 1024
+    body_rate: Annotated[float, _number(10**9)] = 1024  # minimum bytes a second, each direction
     host: Annotated[str, _parse_name] = "127.0.0.1"  # the address to listen on
     port: Annotated[int, _integer(65535, 0)] = 3000  # 0 chooses a free one
 
@@ -5319,11 +5316,8 @@ def _print_greeting(
     addresses: Sequence[_Address], settings: Settings, store: Store,
     demo: Optional[Tuple[str, str]], has_page: bool,
 ) -> None:
-    """Print where the server listens and, with the user `demo`, commands to try it.
-
-    `has_page`: the service has the page /protected, because there is no application.
-    """
-    default = "/protected" if has_page else "/"
+    """Print where the server listens and, with the user `demo`, commands to try it."""
+    default = "/protected" if has_page else "/"  # as in `create_app`
     print(f"jwtserver listens on {', '.join(address.text for address in addresses)}"
           " (press Ctrl-C to stop it)")
     exceptions = [*settings.exempt, *settings.optional]
@@ -5457,7 +5451,7 @@ def _standard_input() -> TextIO:
 
 
 def _read_line() -> str:
-    """Read a line of standard input. PowerShell sends UTF-16, or adds a byte order mark."""
+    """Read a line of standard input. PowerShell may send UTF-16, or add a byte order mark."""
     file = _standard_input()
     line = file.buffer.readline()
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -6005,10 +5999,7 @@ def _read_settings(args: argparse.Namespace) -> Settings:
 
 
 def _in_users_terms(error: SettingsError, args: argparse.Namespace) -> str:
-    """The message, with the flags that were given in place of their variables.
-
-    It names no variable that is not set: then a default cannot be used.
-    """
+    """The message, with the flags and variables that were given, but without those of defaults."""
     given = []
     for name in error.names:
         if getattr(args, name, None) is not None:
