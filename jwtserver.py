@@ -348,8 +348,7 @@ class Settings(NamedTuple):
     audience: Annotated[Optional[str], _parse_name] = None
     token_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 3600  # seconds
     session_lifetime: Annotated[int, _integer(MAX_LIFETIME)] = 14 * 86400  # from the sign-in
-    # Seconds in which a refresh token may be presented again.
-    refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30
+    refresh_grace: Annotated[int, _integer(MAX_LIFETIME, 0)] = 30  # seconds to repeat a refresh
     leeway: Annotated[int, _integer(MAX_LIFETIME, 0)] = LEEWAY  # seconds
     cookie: Annotated[Optional[str], _parse_cookie] = "jwtserver"  # for browsers; None: no pages
     cors_origins: Annotated[Tuple[str, ...], _parse_list] = ()  # whose pages may read responses
@@ -364,12 +363,10 @@ class Settings(NamedTuple):
     pbkdf2_iterations: Annotated[int, _integer(MAX_PBKDF2_ITERATIONS)] = PBKDF2_ITERATIONS
     # The rest is for this module's own server.
     connections: Annotated[int, _integer(1_000_000)] = 4096  # open at the same time
-    # One thread runs the event loop, the others are workers.
-    threads: Annotated[int, _integer(10_000, 2)] = 128
+    threads: Annotated[int, _integer(10_000, 2)] = 128  # one for the event loop, the rest workers
     head_timeout: Annotated[float, _number(MAX_LIFETIME)] = 10  # seconds to receive the headers
     idle_timeout: Annotated[float, _number(MAX_LIFETIME)] = 15  # seconds between two requests
-    # Minimum bytes per second, in each direction.
-    body_rate: Annotated[float, _number(10**9)] = 1024
+    body_rate: Annotated[float, _number(10**9)] = 1024  # minimum bytes a second, each direction
     host: Annotated[str, _parse_name] = "127.0.0.1"  # the address to listen on
     port: Annotated[int, _integer(65535, 0)] = 3000  # 0 chooses a free one
 
@@ -2651,7 +2648,10 @@ def _html_form(button: str, fields: str = "", action: str = "") -> str:
 
 
 def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):  # beyond the calendar of the system
+        return str(seconds)
 
 
 class Pages:
@@ -5059,7 +5059,7 @@ def _queued(stream: Any) -> Any:
 
 @contextmanager
 def _queued_output() -> Iterator[None]:
-    """Put queues in front of standard output and error, during a `with` block."""
+    """Put queues in front of standard output and error, during a `with` block or a function."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = streams = _queued(sys.stdout), _queued(sys.stderr)
     try:
@@ -5086,6 +5086,7 @@ MIN_PASSWORD_LENGTH = 8  # characters; NIST SP 800-63B §5.1.1.1
 MIN_PBKDF2_ITERATIONS = 1000  # RFC 8018 §4.2; anything less is a mistake or a test
 
 
+@_queued_output()
 def _serve(args: argparse.Namespace, settings: Settings) -> None:
     app = _load_app(args.app) if args.app else None
     _log_to_stderr()
@@ -5134,21 +5135,18 @@ def _handle_signals(server: _Server, args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.interrupt)
     if server.tls and hasattr(signal, "SIGHUP"):  # Windows has none
-        signal.signal(signal.SIGHUP, partial(
-            _reload_certificate, server, args.tls_cert, args.tls_key))
+        signal.signal(signal.SIGHUP, partial(_reload_certificate, server, args))
 
 
-def _reload_certificate(
-    server: _Server, certificate: str, key: Optional[str], *signal_arguments: Any,
-) -> None:
+def _reload_certificate(server: _Server, args: argparse.Namespace, *_: Any) -> None:
     """Handle a signal: use the certificate that is in the file now, for new connections."""
     try:
-        server.tls = _tls_context(certificate, key)
+        server.tls = _tls_context(args.tls_cert, args.tls_key)
     except OSError as error:
         logger.error("%s cannot be used, and the old certificate stays: %s",
-                     certificate, error.strerror or error)
+                     args.tls_cert, error.strerror or error)
     else:
-        logger.info("The certificate in %s is used for new connections", certificate)
+        logger.info("The certificate in %s is used for new connections", args.tls_cert)
 
 
 def _raise_file_limit() -> None:
@@ -5207,19 +5205,13 @@ class _LogFormatter(logging.Formatter):
 _CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # except tabs
 
 
-def _log_to_stderr() -> None:
-    """Print the log, unless the user's application has already configured logging."""
+def _log_to_stderr(
+    level: int = logging.INFO, line: str = "%(asctime)s %(name)s: %(message)s",
+) -> logging.Handler:
+    """Print the log, unless the user's application has configured logging. Return the handler."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormatter("%(asctime)s %(name)s: %(message)s", _LOG_TIME_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _warn_to_stderr() -> logging.Handler:
-    """Print only the warnings of a command, each in one line. Return the handler."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    handler.setFormatter(_LogFormatter("jwtserver: warning: %(message)s"))
-    logging.basicConfig(handlers=[handler])
+    handler.setFormatter(_LogFormatter(line, _LOG_TIME_FORMAT))
+    logging.basicConfig(level=level, handlers=[handler])
     return handler
 
 
@@ -5269,9 +5261,8 @@ def _load_app(name: str) -> WSGIApplication:
     is_call = attributes.endswith("()")
     sys.path.insert(0, os.getcwd())
     try:
-        app: Any = importlib.import_module(module)
-        for attribute in (attributes.removesuffix("()") or "application").split("."):
-            app = getattr(app, attribute)
+        find = attrgetter(attributes.removesuffix("()") or "application")
+        app: Any = find(importlib.import_module(module))
         app = app() if is_call else app
     except (Exception, SystemExit) as error:
         raise Error(f"cannot import {name}: {type(error).__name__}: {_one_line(error)}"
@@ -5311,10 +5302,7 @@ def _accepts_two_arguments(app: Any) -> bool:
 
 
 def _add_demo_user(store: Store, settings: Settings) -> Optional[Tuple[str, str]]:
-    """Add the user `demo`. Return its password and a token.
-
-    Return None if another process added it first.
-    """
+    """Add the user `demo`. Return its password and a token; None if another process added it."""
     password = secrets.token_hex(8)
     user = _new_user("demo", _hash_password(password, settings))
     try:
@@ -5328,11 +5316,8 @@ def _print_greeting(
     addresses: Sequence[_Address], settings: Settings, store: Store,
     demo: Optional[Tuple[str, str]], has_page: bool,
 ) -> None:
-    """Print where the server listens and, with the user `demo`, commands to try it.
-
-    `has_page`: the service has the page /protected, because there is no application.
-    """
-    default = "/protected" if has_page else "/"
+    """Print where the server listens and, with the user `demo`, commands to try it."""
+    default = "/protected" if has_page else "/"  # as in `create_app`
     print(f"jwtserver listens on {', '.join(address.text for address in addresses)}"
           " (press Ctrl-C to stop it)")
     exceptions = [*settings.exempt, *settings.optional]
@@ -5466,8 +5451,7 @@ def _standard_input() -> TextIO:
 
 
 def _read_line() -> str:
-    """Read one line of standard input. PowerShell may send it in UTF-16, or with a byte order mark.
-    """
+    """Read a line of standard input. PowerShell may send UTF-16, or add a byte order mark."""
     file = _standard_input()
     line = file.buffer.readline()
     if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -5536,13 +5520,13 @@ def _check_changed(changed: Any, user: User) -> None:
 
 def _change_user(
     args: argparse.Namespace, settings: Settings, change: Callable[[Store, str], Any],
-    event: str, outcome: str, **details: str,
+    outcome: str, **details: str,
 ) -> None:
     store, user = _find_existing_user(settings, args.name)
     _check_changed(change(store, user.name), user)
-    _audit(event, user=user.name, **details)
+    _audit(args.event, user=user.name, **details)
     print(outcome.format(user.name, **details))
-    if event in ("user_enable", "user_password"):
+    if args.event in ("user_enable", "user_password"):
         _print_lockout(store, user.name, settings)
 
 
@@ -5554,24 +5538,19 @@ def _print_lockout(store: Store, name: str, settings: Settings) -> None:
               f" {_program(settings)} user unlock {shlex.quote(name)}")
 
 
-_user_remove = partial(
-    _change_user, change=Store.remove_user, event="user_remove",
-    outcome="Removed the user {} and ended the user's sessions")
-_user_disable = partial(
-    _change_user, change=Store.disable_user, event="user_disable",
-    outcome="Disabled the user {} and ended the user's sessions")
-_user_enable = partial(
-    _change_user, change=Store.enable_user, event="user_enable", outcome="Enabled the user {}")
-_user_logout = partial(
-    _change_user, change=Store.end_sessions, event="user_logout",
-    outcome="Ended the sessions of {}")
+_user_remove = partial(_change_user, change=Store.remove_user,
+                       outcome="Removed the user {} and ended the user's sessions")
+_user_disable = partial(_change_user, change=Store.disable_user,
+                        outcome="Disabled the user {} and ended the user's sessions")
+_user_enable = partial(_change_user, change=Store.enable_user, outcome="Enabled the user {}")
+_user_logout = partial(_change_user, change=Store.end_sessions, outcome="Ended the sessions of {}")
 
 
 def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
     is_locked = store.seconds_locked(user.name, settings.login_failures, time.time())
     outcome = "Ended the lock-outs of {}" if is_locked else "{} was not locked out"
-    _change_user(args, settings, Store.unlock, "user_unlock",
+    _change_user(args, settings, Store.unlock,
                  f"{outcome}. An address with too many failures stays locked out")
 
 
@@ -5579,13 +5558,13 @@ def _user_password(args: argparse.Namespace, settings: Settings) -> None:
     _change_user(
         args, settings,
         lambda store, name: store.set_password(name, _ask_password_hash(args, settings, name)),
-        "user_password", "Changed the password of {} and ended the user's sessions")
+        "Changed the password of {} and ended the user's sessions")
 
 
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     scope = _clean_scope(" ".join(args.scope))
     _change_user(
-        args, settings, lambda store, name: store.set_scope(name, scope), "user_scope",
+        args, settings, lambda store, name: store.set_scope(name, scope),
         f"Changed the scopes of {{}} to {'{scope}' if scope else 'none'} and ended the user's"
         " sessions", scope=scope)
 
@@ -5593,7 +5572,7 @@ def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
     new_name = _new_user(args.new_name, "").name
     _change_user(
-        args, settings, lambda store, name: store.rename_user(name, new_name), "user_rename",
+        args, settings, lambda store, name: store.rename_user(name, new_name),
         "Renamed {} to {new_name} and ended the user's sessions", new_name=new_name)
 
 
@@ -5625,28 +5604,19 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
 
 def _user_import(args: argparse.Namespace, settings: Settings) -> None:
     try:
-        file: TextIO
-        if args.file == "-":
-            file = io.TextIOWrapper(_standard_input().buffer, "utf-8-sig", newline="")
-        else:
-            file = open(args.file, encoding="utf-8-sig", newline="")
-        with file:
-            users = list(_read_users(csv.reader(file)))
+        source = _standard_input().buffer if args.file == "-" else open(args.file, "rb")
+        with io.TextIOWrapper(source, "utf-8-sig", newline="") as file:
+            users = list(_read_users(args.file, csv.reader(file)))
+        store = _open_or_create_store(settings)
+        _add_users(store, users)
     except UnicodeDecodeError:
         raise Error(f"{args.file}: must be in UTF-8") from None
-    except csv.Error as error:
-        raise Error(f"{args.file}: {error}") from None
-    except Error as error:
-        raise Error(f"{args.file}, {error}") from None
-    store = _open_or_create_store(settings)
-    try:
-        _add_users(store, users)
-    except NameTaken as error:
+    except (csv.Error, NameTaken) as error:
         raise Error(f"{args.file}: {error}") from None
     print(f"Imported {len(users)} {'user' if len(users) == 1 else 'users'} into {store.name}")
 
 
-def _read_users(rows: Any) -> Iterator[User]:
+def _read_users(file: str, rows: Any) -> Iterator[User]:
     """Read users from a csv.reader: username,password_hash[,scope], with or without a header."""
     names = set()
     for row in rows:
@@ -5663,7 +5633,7 @@ def _read_users(rows: Any) -> Iterator[User]:
             names.add(user.name)
             yield user
         except Error as error:
-            raise Error(f"line {rows.line_num}: {error}") from None
+            raise Error(f"{file}, line {rows.line_num}: {error}") from None
 
 
 def _token_issue(args: argparse.Namespace, settings: Settings) -> None:
@@ -5696,19 +5666,17 @@ def _session_list(args: argparse.Namespace, settings: Settings) -> None:
               + (f", {json.dumps(session.label, ensure_ascii=False)}" if session.label else ""))
 
 
-def _end_session(
-    args: argparse.Namespace, settings: Settings, event: str, outcome: str,
-) -> None:
+def _end_session(args: argparse.Namespace, settings: Settings, outcome: str) -> None:
     store = _open_existing_store(settings)
     session = store.find_session(args.id, time.time()) if _SESSION_ID.fullmatch(args.id) else None
     if session is None or not store.end_session(session.id):
         raise Error(f"there is no session {args.id!r} in {store.name}")
-    _audit(event, user=session.user_name, session=session.id)
+    _audit(args.event, user=session.user_name, session=session.id)
     print(outcome.format(session.user_name))
 
 
-_session_end = partial(_end_session, event="session_end", outcome="Ended a session of {}")
-_token_revoke = partial(_end_session, event="token_revoke", outcome="Revoked a token of {}")
+_session_end = partial(_end_session, outcome="Ended a session of {}")
+_token_revoke = partial(_end_session, outcome="Revoked a token of {}")
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
@@ -5729,15 +5697,8 @@ def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
 
 def _print_claims(claims: Claims) -> None:
     print(json.dumps(claims, indent=2), flush=True)
-    _note(", ".join(f"{name}: {_date(claims[name])}" for name in ("iat", "nbf", "exp")
+    _note(", ".join(f"{name}: {_time(claims[name])}" for name in ("iat", "nbf", "exp")
                     if name in claims))
-
-
-def _date(seconds: float) -> str:
-    try:
-        return _time(seconds)
-    except (ValueError, OverflowError, OSError):  # beyond the calendar of the system
-        return str(seconds)
 
 
 def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
@@ -5754,7 +5715,7 @@ def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
         payload = token.split(".")[1]  # it is signed and well-formed
         claims = json.loads(base64.urlsafe_b64decode(f"{payload}=="))
         _print_claims(claims)
-        return f"it expired at {_date(claims['exp'])}"
+        return f"it expired at {_time(claims['exp'])}"
     return str(error)
 
 
@@ -5782,20 +5743,19 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
     store = open_store(settings.database)
     with store.key_lock():
         keys = load_keys(_with_key_file(settings))
+        if len(keys) == 1:
+            print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
+            return
         signing, seconds, now = key_fingerprint(keys[0]), _accepted_seconds(settings), time.time()
         live = store.count_tokens(seconds, now)
         live.pop(signing, None)
-        broken = sum(live.values()) if len(keys) > 1 else 0
+        broken = sum(live.values())
         if broken and not args.force:
             names = ", ".join(store.users_of_other_keys(signing, seconds, now))
             raise Error(f"older keys have signed tokens that are valid: {broken}, for example of"
                         f" {names}. Wait until they expire, or make these tokens invalid with"
                         " --force (refresh tokens keep working)")
-        if len(keys) > 1:
-            replace_keys(settings, lambda keys: keys[:1])
-    if len(keys) == 1:
-        print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
-        return
+        replace_keys(settings, lambda keys: keys[:1])
     _audit("key_prune")
     print(f"Removed the older keys from {settings.key_file.absolute()}: {len(keys) - 1}. Live"
           f" tokens that they may have signed, and that are no longer valid: {broken}")
@@ -5815,9 +5775,10 @@ _Argument = Tuple[str, Dict[str, Any]]  # what `add_argument` takes
 
 
 def _argument(words: str, help: str, **options: Any) -> _Argument:
-    """An argument such as `--port PORT`: its name, and the name of its value in the help."""
+    """An argument such as `--port PORT`, or a flag without a value such as `--force`."""
     name, _, metavar = words.partition(" ")
-    return name, {"help": help, **({"metavar": metavar} if metavar else {}), **options}
+    kind = {"metavar": metavar} if metavar else {"action": "store_true"}
+    return name, {"help": help, **kind, **options}
 
 
 def _flag_integer(maximum: int, minimum: int = 1) -> Callable[[str], int]:
@@ -5845,8 +5806,7 @@ _COMMON_ARGUMENTS = (
               " JWTSERVER_DATABASE."),
     _argument("--secret-file FILE",
               "Read the signing keys from this file (default: jwtserver.key beside the database)."),
-    _argument("--verbose", "Print the log of a command (default: only warnings).",
-              action="store_true"),
+    _argument("--verbose", "Print the log of a command (default: only warnings)."),
 )
 _COMMON_FLAGS = [name for name, _ in _COMMON_ARGUMENTS]
 _NAME = _argument("name NAME", "The name of the user.")
@@ -5855,19 +5815,17 @@ _SCOPE = _argument(
     default="")
 _NEW_SCOPE = _argument("scope SCOPE", "One scope or more, or '' for none.", nargs="+")
 _PASSWORD_STDIN = _argument(
-    "--password-stdin", "Read the password from standard input (default: ask for it).",
-    action="store_true")
+    "--password-stdin", "Read the password from standard input (default: ask for it).")
 _CSV_FILE = _argument("file FILE", "A file with username,password_hash[,scope] on each line; -"
                       " reads standard input.")
 _NEW_NAME = _argument("new_name NEW", "The new name.")
-_REMOVE = _argument("--remove", "Remove the second factor (default: turn it on).",
-                    action="store_true")
+_REMOVE = _argument("--remove", "Remove the second factor (default: turn it on).")
 _SESSION = _argument("id ID", "The ID that `session list` and `token issue` print.")
 _TOKEN_SCOPE = _argument("--scope SCOPES", "Give the token only these scopes of the user (default:"
                          " all of them).")
 _LABEL = _argument("--label TEXT", "Show this note in `session list` (default: none).")
 _FORCE = _argument("--force", "Remove them even if tokens that they have signed are valid"
-                   " (default: refuse).", action="store_true")
+                   " (default: refuse).")
 _LIFETIME = _argument(
     "--lifetime SECONDS",
     "Let the token expire after so many seconds (default: JWTSERVER_TOKEN_LIFETIME).",
@@ -5896,7 +5854,7 @@ _SERVE_ARGUMENTS = (
     _argument("--tls-key FILE",
               "Read the private key from this file (default: the file of the certificate)."),
     _argument("--access-log", "Print a line for each request, in the combined log format"
-              " (default: no).", action="store_true"),
+              " (default: no)."),
 )
 _GROUPS = {
     "user": "Manage users", "session": "Manage the sessions of users",
@@ -5944,6 +5902,12 @@ _COMMANDS = (
 class _CommandParser(argparse.ArgumentParser):
     """A parser that reports a mistake with the usage of its own command, and a suggestion."""
 
+    def __init__(self, *, examples: Sequence[str], **options: Any) -> None:
+        lines = [line if "PROGRAM" in line else f"PROGRAM {line}".rstrip() for line in examples]
+        epilog = "\n  ".join(["examples:", *lines]).replace("PROGRAM", _program())
+        super().__init__(epilog=epilog.replace("%", "%%"), allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
         """Parse the arguments, and refuse any that are left over."""
         namespace, unknown = super().parse_known_args(*args)
@@ -5953,7 +5917,7 @@ class _CommandParser(argparse.ArgumentParser):
                 hint = "; to change scopes, write: user scope NAME read write"
             elif flag.startswith("-"):
                 hint = _did_you_mean(flag, self._option_string_actions, len("--"))
-            elif flag in _WORDS:
+            elif flag in ("serve", *_GROUPS):
                 hint = f"; write the command {flag} before its flags"
             else:
                 hint = "; put quotes around a value that contains spaces"
@@ -5976,18 +5940,6 @@ class _CommandParser(argparse.ArgumentParser):
         self.exit(2, f"jwtserver: {message}\n")
 
 
-_WORDS = {command.words.split()[0] for command in _COMMANDS}
-
-
-def _parser_options(description: str, examples: Sequence[str]) -> Dict[str, Any]:
-    program = _program()
-    lines = [(line if "PROGRAM" in line else f"PROGRAM {line}").replace("PROGRAM", program).rstrip()
-             for line in examples]
-    epilog = "\n  ".join(["examples:", *lines]).replace("%", "%%")
-    return {"description": description, "epilog": epilog,
-            "allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-
-
 def _add_arguments(
     parser: "argparse._ActionsContainer", arguments: Sequence[_Argument],
 ) -> None:
@@ -5998,8 +5950,8 @@ def _add_arguments(
 def _build_parser() -> _CommandParser:
     parser = _CommandParser(
         usage="%(prog)s [serve] [FLAG]...\n       %(prog)s COMMAND [--help] ...",
-        **_parser_options("Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
-                          ("", "user add alice", "serve --help")))
+        description="Sign-in with JSON Web Tokens. Without a command, `serve` runs.",
+        examples=["", "user add alice", "serve --help"])
     parser.add_argument("--version", action="version", version=f"jwtserver {__version__}")
     groups = {"": parser.add_subparsers(
         required=True, title="commands", metavar="COMMAND", prog=parser.prog)}
@@ -6014,12 +5966,13 @@ def _build_parser() -> _CommandParser:
                      if other.words.startswith(f"{group} ")]
             inner = groups[""].add_parser(
                 group, help=f"{_GROUPS[group]}: {', '.join(names)}.",
-                **_parser_options(f"{_GROUPS[group]}.", examples[:1]))
+                description=f"{_GROUPS[group]}.", examples=examples[:1])
             groups[group] = inner.add_subparsers(
                 required=True, title="commands", metavar="COMMAND", prog=inner.prog)
         leaf = groups[group].add_parser(
-            name, help=command.help, **_parser_options(command.help, examples))
-        leaf.set_defaults(run=command.run)
+            name, help=command.help, description=command.help, examples=examples)
+        # `event` is the name of the command in the audit log.
+        leaf.set_defaults(run=command.run, event=command.words.replace(" ", "_"))
         _add_arguments(leaf, command.arguments)
     return parser
 
@@ -6046,10 +5999,7 @@ def _read_settings(args: argparse.Namespace) -> Settings:
 
 
 def _in_users_terms(error: SettingsError, args: argparse.Namespace) -> str:
-    """The message, with the flags that were given in place of their variables.
-
-    It names no variable that is not set: then a default cannot be used.
-    """
+    """The message, with the flags and variables that were given, but without those of defaults."""
     given = []
     for name in error.names:
         if getattr(args, name, None) is not None:
@@ -6069,37 +6019,27 @@ def _flush_output() -> None:
         raise
 
 
-def _run_command(args: argparse.Namespace) -> None:
-    handler = _warn_to_stderr()
-    settings = _read_settings(args)
-    if args.run is _serve or args.verbose:
-        logging.getLogger().removeHandler(handler)
-    if args.run is _serve:  # which configures the log after the application
-        with _queued_output():
-            _serve(args, settings)
-    else:
-        if args.verbose:
-            _log_to_stderr()
-        _open_audit_log(settings)
-        args.run(args, settings)
-
-
 def _run(arguments: List[str]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    args = _build_parser().parse_args(_arrange(arguments))
+    handler = _log_to_stderr(logging.WARNING, "jwtserver: warning: %(message)s")
+    handler.setLevel(logging.WARNING)  # the level of the audit log is INFO
     try:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not have all characters
-            sys.stdout.reconfigure(errors="backslashreplace")
-        args = _build_parser().parse_args(_arrange(arguments))
-        try:
-            _run_command(args)
-        except SettingsError as error:
-            raise Error(_in_users_terms(error, args)) from error
-    finally:
-        _flush_output()
+        settings = _read_settings(args)
+        if args.run is _serve or args.verbose:
+            logging.getLogger().removeHandler(handler)
+        if args.run is not _serve:  # it configures the logs after it has loaded the application
+            if args.verbose:
+                _log_to_stderr()
+            _open_audit_log(settings)
+        args.run(args, settings)
+    except SettingsError as error:
+        raise Error(_in_users_terms(error, args)) from error
 
 
 def _arrange(arguments: List[str]) -> List[str]:
-    """Add the command `serve` if there is none. Move the flags of all commands behind the command.
-    """
+    """Add `serve` if there is no command. Move flags of all commands behind the command."""
     flags: List[str] = []
     while arguments and arguments[0].partition("=")[0] in _COMMON_FLAGS:
         count = 1 if "=" in arguments[0] or arguments[0] == "--verbose" else 2
@@ -6118,7 +6058,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         SystemExit: the usage was wrong (code 2), or the help was shown.
     """
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            _flush_output()
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as in a shell
     except OSError as error:  # its own text would begin with an error number

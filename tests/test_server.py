@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 
 import pytest
 
@@ -426,10 +427,12 @@ def test_certificate_is_reloaded_at_a_signal(start, certificate, trusting, tmp_p
 def test_certificate_reloaded_in_this_process(certificate, tmp_path, caplog):
     with serving(tls=jwtserver._tls_context(certificate, None)) as server:
         first = server.tls
-        jwtserver._reload_certificate(server, str(tmp_path / "none.pem"), None, signal.SIGHUP, None)
+        missing = Namespace(tls_cert=str(tmp_path / "none.pem"), tls_key=None)
+        jwtserver._reload_certificate(server, missing, signal.SIGHUP, None)
         assert server.tls is first
 
-        jwtserver._reload_certificate(server, certificate, None, signal.SIGHUP, None)
+        present = Namespace(tls_cert=certificate, tls_key=None)
+        jwtserver._reload_certificate(server, present, signal.SIGHUP, None)
 
         assert server.tls is not first
     assert ["none.pem cannot be used" in message for message in caplog.messages] == [True]
