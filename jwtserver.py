@@ -423,7 +423,8 @@ def _did_you_mean(word: str, words: Iterable[str], prefix: int = 0) -> str:
     """Suggest the most similar word, compared without the first `prefix` characters, if any."""
     import difflib  # rarely needed
     similar = {other[prefix:]: other for other in words}
-    matches = difflib.get_close_matches(word[prefix:], similar, n=1)
+    matches = [other for other in similar if other.startswith(word[prefix:])]
+    matches = matches or difflib.get_close_matches(word[prefix:], similar, n=1)
     return f"; did you mean {similar[matches[0]]!r}?" if matches else ""
 
 
@@ -469,7 +470,9 @@ def _key_file_errors(key_file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "" if isinstance(error, FileNotFoundError) else _file_advice(key_file)
+        advice = _file_advice(key_file)
+        if isinstance(error, FileNotFoundError):
+            advice = "; set JWTSERVER_DATABASE or JWTSERVER_SECRET_FILE as for the server"
         raise SettingsError(f": {key_file}: {error.strerror}{advice}", "secret_file") from error
 
 
@@ -480,7 +483,7 @@ def _file_advice(path: Path) -> str:
     for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
         if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                 and os.stat(place).st_uid != os.getuid()):
-            return f"; the {kind} belongs to another user; run this command as that user"
+            return f"; the {kind} belongs to another user; run this as that user, or use another {kind}"
     return ""
 
 
@@ -576,7 +579,6 @@ def replace_keys(
         SettingsError: the keys are not in a file.
         OSError: the file cannot be replaced.
     """
-    prepare_keys(_with_key_file(settings))
     path = settings.key_file.resolve()  # the file that a link points to
     with _open_folder(path.parent) as folder:
         name = path.name if folder is not None else str(path)
@@ -1367,7 +1369,7 @@ class _PostgreSQL(_Database):
         # As after a slash or an `@` in the password, which must not be shown as a name.
         if "@" in options.get("dbname", "") + options.get("host", ""):
             raise SettingsError(" must be postgresql://user:password@host/database, with special"
-                                " characters percent-encoded (/ is %2F)", "database")
+                                " characters percent-encoded (@ is %40, / is %2F)", "database")
         defaults = {option.keyword.decode(): (option.val or b"").decode()
                     for option in self.psycopg.pq.Conninfo.get_defaults()}  # PGHOST, PGSERVICE, …
         known = {**defaults, **options}
@@ -1375,6 +1377,12 @@ class _PostgreSQL(_Database):
         # Of several hosts, use the one that can write. A standby may not know the latest logout.
         self._options = {"connect_timeout": int(BUSY_TIMEOUT), "target_session_attrs": "read-write",
                          "tcp_user_timeout": int(1000 * BUSY_TIMEOUT), **options}
+
+    def store_error(self, problem: object) -> StoreError:
+        text = str(problem).partition("\nLINE ")[0]  # without the statement
+        if "permission denied" in text:
+            text += "; the role must own the database and its tables"
+        return super().store_error(text)
 
     def connect(self) -> DatabaseConnection:
         return _PostgreSQLConnection(self.psycopg, self._options)
@@ -1642,14 +1650,13 @@ class Store:
                     _COUNT_FAILURE, [counter, now + attempt.seconds, name, *valid, *valid])
             self._check_lockout(connection, attempt, now, own_failures=1)
 
-    def seconds_locked(self, name: str, rate: Rate, now: float) -> float:
-        """Seconds until the user can sign in at every address that is not locked out, or 0."""
-        attempt = Attempt.of(name, "", rate)
-        (expires,) = self._fetch_one(
-            "SELECT max(expires) FROM failures WHERE expires <= ?"
-            " AND (name = ? AND count >= ? OR id = ? AND count >= ?)", attempt.latest_expiry(now),
-            attempt.name, rate.limit, attempt.name, attempt.limits[attempt.name])
-        return max(0.0, (expires or 0) - now)
+    def lockouts(self, rate: Rate, now: float) -> Dict[str, float]:
+        """Seconds for which users are locked out, at one address or more, by their counters."""
+        with self.database.connection() as connection:
+            return {counter: expires - now for counter, expires in connection.execute(
+                "SELECT CASE name WHEN '' THEN id ELSE name END, max(expires) FROM failures"
+                " WHERE expires > ? AND expires <= ? AND (name <> '' AND count >= ? OR count >= ?)"
+                " GROUP BY 1", [now, now + 2 * rate.seconds, rate.limit, 20 * rate.limit])}
 
     def unlock(self, name: str) -> None:
         """Forget the failed sign-ins of a user."""
@@ -3107,11 +3114,12 @@ def _open_store_for_app(settings: Settings) -> Store:
 
 
 def _prepare_keys_for(store: Store, settings: Settings) -> None:
-    """Create the key file if it is missing; warn if another one must exist elsewhere."""
-    if prepare_keys(settings) and store.count_tokens(_accepted_seconds(settings), time.time()):
-        logger.warning("The key in %s is new, but %s has sessions: their tokens are invalid here."
-                       " All servers of a database need the same key file",
-                       settings.key_file.absolute(), store.name)
+    """Create the key file if it is missing; warn if other servers may have another key."""
+    if prepare_keys(settings) and (
+            _is_postgresql(settings.database)
+            or store.count_tokens(_accepted_seconds(settings), time.time())):
+        logger.warning("The key in %s is new: tokens of other keys are invalid here. All servers"
+                       " of %s need the same key file", settings.key_file.absolute(), store.name)
 
 
 def _with_guard(
@@ -3146,7 +3154,7 @@ def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
         method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
         if not trusted and ("HTTP_X_FORWARDED_METHOD" in environ
                             or "HTTP_X_FORWARDED_URI" in environ):
-            _warn_about_ignored_proxy()
+            _warn_once(_IGNORED_PROXY)
         _apply_forwarded_method(environ, method)
         guard = optional if options.optional else required
         if (options.login and settings.cookie and method in ("GET", "HEAD")
@@ -3234,17 +3242,20 @@ def _with_proxy_headers(app: WSGIApplication, proxies: int) -> WSGIApplication:
         if proxies:
             _apply_forwarded(environ, proxies)
         elif "HTTP_X_FORWARDED_FOR" in environ:
-            _warn_about_ignored_proxy()
+            _warn_once(_IGNORED_PROXY)
         return app(environ, start_response)
 
     return _respond
 
 
-@lru_cache(maxsize=None)  # once per process
-def _warn_about_ignored_proxy() -> None:
-    logger.warning("A proxy or a client sends X-Forwarded-…, but JWTSERVER_TRUSTED_PROXIES is 0:"
-                   " these headers are ignored, and /verify accepts no cookie. Behind a proxy, set"
-                   " it to the number of proxies")
+_IGNORED_PROXY = (
+    "A proxy or a client sends X-Forwarded-…, but JWTSERVER_TRUSTED_PROXIES is 0: these headers are"
+    " ignored. All clients of a proxy count as one address, and /verify accepts no cookie. Behind a"
+    " proxy, set it to the number of proxies")
+_FEW_PROXIES = (
+    "X-Forwarded-For has fewer addresses than JWTSERVER_TRUSTED_PROXIES: the request has not passed"
+    " through all proxies, or their number is wrong. It counts as a request of the last proxy")
+_warn_once = lru_cache(maxsize=None)(logger.warning)  # in each process
 
 
 def _apply_forwarded(environ: Environ, proxies: int) -> None:
@@ -3262,6 +3273,8 @@ def _apply_forwarded(environ: Environ, proxies: int) -> None:
         with suppress(ValueError):  # a proxy may hide the address
             environ["REMOTE_ADDR"] = str(ipaddress.ip_address(
                 (match[1] or match[2]) if match else address))
+    else:
+        _warn_once(_FEW_PROXIES)
     scheme, host = [
         environ.get(f"HTTP_X_FORWARDED_{name}", "").split(",")[-proxies:][0].strip()
         for name in ("PROTO", "HOST")]
@@ -5082,6 +5095,7 @@ def _queued_output() -> Iterator[None]:
 # wrong folder, an empty database would hide the mistake.
 
 
+MAX_CODES = 3  # that `user otp` asks for
 MIN_PASSWORD_LENGTH = 8  # characters; NIST SP 800-63B §5.1.1.1
 MIN_PBKDF2_ITERATIONS = 1000  # RFC 8018 §4.2; anything less is a mistake or a test
 
@@ -5248,8 +5262,8 @@ def _program(settings: Settings = Settings(), *, absolute: bool = False) -> str:
     if settings.secret_file:
         words += ["--secret-file", path(settings.secret_file)]
     command = shlex.join(words)
-    if _is_postgresql(settings.database):  # the URL may contain a password
-        return f'{command} --database "$JWTSERVER_DATABASE"'
+    if _is_postgresql(settings.database):  # others would see the password of a URL in a flag
+        return command
     if absolute or settings.database != Settings().database:
         command += f" --database {shlex.quote(path(settings.database))}"
     return command
@@ -5423,9 +5437,9 @@ def _has_database(settings: Settings) -> bool:
 
 def _open_existing_store(settings: Settings) -> Store:
     if not _has_database(settings):
-        raise Error(f"there is no database {Path(settings.database).absolute()};"
-                    " `user add` creates it")
-    return open_store(settings.database)
+        raise Error(f"there is no database {Path(settings.database).absolute()}; set"
+                    " JWTSERVER_DATABASE as for the server, or create one with `user add`")
+    return open_store(settings.database, settings.leeway)
 
 
 def _open_or_create_store(settings: Settings) -> Store:
@@ -5506,8 +5520,10 @@ def _user_list(args: argparse.Namespace, settings: Settings) -> None:
     store = _open_existing_store(settings)
     if store.is_empty():
         print(f"{store.name} has no users", file=sys.stderr)
+    lockouts = store.lockouts(settings.login_failures, time.time())
     for user in store.all_users():
-        state = "disabled" if user.disabled else "enabled"
+        state = "locked" if _counter(user.name, None) in lockouts else "enabled"
+        state = "disabled" if user.disabled else state
         factor = "otp" if user.otp_secret else ""
         print(f"{user.name:24} {state:8} {factor:3} {user.scope}".rstrip())
 
@@ -5532,24 +5548,26 @@ def _change_user(
 
 def _print_lockout(store: Store, name: str, settings: Settings) -> None:
     """Say that failed sign-ins have locked a user out, if so."""
-    seconds = math.ceil(store.seconds_locked(name, settings.login_failures, time.time()))
+    lockouts = store.lockouts(settings.login_failures, time.time())
+    seconds = math.ceil(lockouts.get(_counter(name, None), 0))
     if seconds:
         print(f"{name} is locked out for {seconds} seconds, at one address or more. To end this:"
               f" {_program(settings)} user unlock {shlex.quote(name)}")
 
 
 _user_remove = partial(_change_user, change=Store.remove_user,
-                       outcome="Removed the user {} and ended the user's sessions")
+                       outcome="Removed the user {} and ended the user's sessions and tokens")
 _user_disable = partial(_change_user, change=Store.disable_user,
-                        outcome="Disabled the user {} and ended the user's sessions")
+                        outcome="Disabled the user {} and ended the user's sessions and tokens")
 _user_enable = partial(_change_user, change=Store.enable_user, outcome="Enabled the user {}")
-_user_logout = partial(_change_user, change=Store.end_sessions, outcome="Ended the sessions of {}")
+_user_logout = partial(_change_user, change=Store.end_sessions, outcome="Ended the sessions and tokens of {}")
 
 
 def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
     store, user = _find_existing_user(settings, args.name)
-    is_locked = store.seconds_locked(user.name, settings.login_failures, time.time())
-    outcome = "Ended the lock-outs of {}" if is_locked else "{} was not locked out"
+    outcome = "{} was not locked out" + (", but is disabled" if user.disabled else "")
+    if _counter(user.name, None) in store.lockouts(settings.login_failures, time.time()):
+        outcome = "Ended the lock-outs of {}"
     _change_user(args, settings, Store.unlock,
                  f"{outcome}. An address with too many failures stays locked out")
 
@@ -5558,22 +5576,23 @@ def _user_password(args: argparse.Namespace, settings: Settings) -> None:
     _change_user(
         args, settings,
         lambda store, name: store.set_password(name, _ask_password_hash(args, settings, name)),
-        "Changed the password of {} and ended the user's sessions")
+        "Changed the password of {} and ended the user's sessions and tokens")
 
 
 def _user_scope(args: argparse.Namespace, settings: Settings) -> None:
     scope = _clean_scope(" ".join(args.scope))
+    shown = "'{scope}'" if scope else "none"
     _change_user(
         args, settings, lambda store, name: store.set_scope(name, scope),
-        f"Changed the scopes of {{}} to {'{scope}' if scope else 'none'} and ended the user's"
-        " sessions", scope=scope)
+        f"Changed the scopes of {{}} to {shown} and ended the user's sessions and tokens",
+        scope=scope)
 
 
 def _user_rename(args: argparse.Namespace, settings: Settings) -> None:
     new_name = _new_user(args.new_name, "").name
     _change_user(
         args, settings, lambda store, name: store.rename_user(name, new_name),
-        "Renamed {} to {new_name} and ended the user's sessions", new_name=new_name)
+        "Renamed {} to {new_name} and ended the user's sessions and tokens", new_name=new_name)
 
 
 def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
@@ -5593,10 +5612,14 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
     print(f"Secret: {secret}\n{otp_uri(user.name, secret, settings.issuer or 'jwtserver')}\n"
           "Add one of these lines to an authenticator app, and enter the code that it shows.",
           flush=True)
-    print("Code: ", end="", file=sys.stderr, flush=True)
-    step = find_otp_step(secret, _read_line().strip(), time.time())
-    if step < 0:
-        raise Error("the code is wrong; nothing has changed")
+    step = -1
+    for attempt in range(MAX_CODES):
+        print("Wrong. Code: " if attempt else "Code: ", end="", file=sys.stderr, flush=True)
+        step = find_otp_step(secret, _read_line().strip(), time.time())
+        if step >= 0:
+            break
+    else:
+        raise Error("the code is wrong; nothing has changed. The next run makes a new secret")
     _check_changed(store.set_otp(user.name, secret, step), user)
     _audit("user_otp", user=user.name)
     print(f"Turned on the second factor of {user.name}. The code cannot be used again")
@@ -5660,34 +5683,37 @@ def _session_list(args: argparse.Namespace, settings: Settings) -> None:
     if not sessions:
         print(f"{user.name} has no sessions", file=sys.stderr)
     for session in sessions:
-        kind = "token" if session.machine else "session"
-        print(f"{session.id} {kind:7} created {_time(session.created)}, last used"
-              f" {_time(session.refreshed)}, expires {_time(session.expires)}"
-              + (f", {json.dumps(session.label, ensure_ascii=False)}" if session.label else ""))
+        parts = [f"{session.id} {'token' if session.machine else 'session':7} created"
+                 f" {_time(session.created)}", f"expires {_time(session.expires)}"]
+        if session.refresh_hash:
+            parts.insert(1, f"last refreshed {_time(session.refreshed)}")
+        if session.scope is not None:
+            parts.append(f"scope '{session.scope}'")
+        if session.label:
+            parts.append(json.dumps(session.label, ensure_ascii=False))
+        print(", ".join(parts))
 
 
-def _end_session(args: argparse.Namespace, settings: Settings, outcome: str) -> None:
+def _session_end(args: argparse.Namespace, settings: Settings) -> None:
     store = _open_existing_store(settings)
     session = store.find_session(args.id, time.time()) if _SESSION_ID.fullmatch(args.id) else None
-    if session is None or not store.end_session(session.id):
-        raise Error(f"there is no session {args.id!r} in {store.name}")
+    if session is None or not store.end_session(session.id):  # perhaps it is a token: do not show
+        raise Error(f"there is no session with this ID in {store.name}; `session list` shows the"
+                    " IDs of a user")
     _audit(args.event, user=session.user_name, session=session.id)
-    print(outcome.format(session.user_name))
-
-
-_session_end = partial(_end_session, outcome="Ended a session of {}")
-_token_revoke = partial(_end_session, outcome="Revoked a token of {}")
+    kind = "Revoked a token" if session.machine else "Ended a session"
+    print(f"{kind} of {session.user_name}")
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
     text = " ".join(args.token) or _read_line()
     token = re.sub(r"(authorization:)?\s*bearer\s+", "", text.strip(), count=1, flags=re.I)
-    signer = make_signer(settings)
+    signer = _load_signer(settings, time.time)
     try:
         claims = signer.verify(token)
     except InvalidTokenError as error:
         raise Error(f"the token is not valid: {_explain(error, token, settings)}") from None
-    store = open_store(settings.database, settings.leeway)
+    store = _open_existing_store(settings)
     if Service(store, signer, settings, time.time).is_revoked(claims):
         raise Error("the token is not valid: Token has been revoked")
     _print_claims(claims)
@@ -5720,8 +5746,10 @@ def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
 
 
 def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
-    with open_store(settings.database).key_lock():
+    with _open_existing_store(_with_key_file(settings)).key_lock():
         keys = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
+    if _is_postgresql(settings.database):
+        _warn("servers on other machines refuse the new tokens until they have this key")
     _audit("key_rotate")
     print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
           f" stay valid: {len(keys)}. To remove them when no valid token needs them:"
@@ -5740,9 +5768,9 @@ def _key_list(args: argparse.Namespace, settings: Settings) -> None:
 
 
 def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
-    store = open_store(settings.database)
+    store = _open_existing_store(_with_key_file(settings))
     with store.key_lock():
-        keys = load_keys(_with_key_file(settings))
+        keys = load_keys(settings)
         if len(keys) == 1:
             print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
             return
@@ -5889,7 +5917,7 @@ _COMMANDS = (
              "Print a token for a program of a user, without the password.",
              [_NAME, _LIFETIME, _TOKEN_SCOPE, _LABEL],
              ["token issue alice --label ci --lifetime 31536000 --scope read"]),
-    _Command("token revoke", _token_revoke, "Revoke a token of `token issue`.", [_SESSION],
+    _Command("token revoke", _session_end, "Revoke a token of `token issue`.", [_SESSION],
              ["token revoke 0123456789abcdef0123456789abcdef"]),
     _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [_TOKEN],
              ["PROGRAM token issue alice | PROGRAM token inspect"]),
@@ -5915,6 +5943,8 @@ class _CommandParser(argparse.ArgumentParser):
             flag = unknown[0].partition("=")[0]
             if flag == "--scope":
                 hint = "; to change scopes, write: user scope NAME read write"
+            elif flag.strip("-").replace("-", "_") in _PARSERS:
+                hint = f"; set {_variable(flag.strip('-').replace('-', '_'))} in the environment"
             elif flag.startswith("-"):
                 hint = _did_you_mean(flag, self._option_string_actions, len("--"))
             elif flag in ("serve", *_GROUPS):

@@ -378,9 +378,11 @@ def test_commands_that_find_nothing_to_change_say_so(command, client, caplog):
 
 
 def test_wrong_code_does_not_turn_it_on(command, client):
-    code, _, errors = command("user otp alice", "000000\n")
+    code, _, errors = command("user otp alice", "000000\n1\n")
 
-    assert code == 1 and "the code is wrong; nothing has changed" in errors
+    assert code == 1 and errors == (
+        "Code: Wrong. Code: Wrong. Code: jwtserver: the code is wrong; nothing has changed. The"
+        " next run makes a new secret\n")
     sign_in_with(client)
 
 
@@ -423,7 +425,7 @@ def test_rename_ends_sessions_and_keeps_password_and_scopes(command, client):
     token = sign_in(client).json["token"]
 
     assert command("user rename alice carol")[1] == (
-        "Renamed alice to carol and ended the user's sessions\n")
+        "Renamed alice to carol and ended the user's sessions and tokens\n")
     client.get("/protected", headers=bearer(token), status=401)
     sign_in(client, status=401)
     assert decode(sign_in(client, "carol").json["token"], KEY, now=Clock()())["scope"] == (
@@ -449,9 +451,9 @@ def test_new_key_beside_open_sessions_causes_a_warning(
     sign_in(client)
 
     create_app(of_machine[1])
-    assert "b.key is new, but " in caplog.text and "need the same key file" in caplog.text
+    assert "b.key is new: " in caplog.text and "need the same key file" in caplog.text
     command("token issue alice --secret-file c.key")
-    assert "c.key is new, but " in caplog.text
+    assert "c.key is new: " in caplog.text
     caplog.clear()
     create_app(of_machine[1])
     assert "is new" not in caplog.text

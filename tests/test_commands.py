@@ -101,7 +101,7 @@ def test_example_shows_the_command_as_it_was_called(tmp_path, line, shown):
     (["jwtserver.py"], None, Settings(database="a b.db", secret_file="$x"),
      "py jwtserver.py --secret-file '$x' --database 'a b.db'"),
     (["jwtserver.py"], None, Settings(database="postgresql://u:secret@h/d"),
-     'py jwtserver.py --database "$JWTSERVER_DATABASE"'),
+     "py jwtserver.py"),
 ])
 def test_command_in_a_message_has_the_files_in_use(monkeypatch, argv, module, settings, shown):
     monkeypatch.setattr(sys, "orig_argv", ["py"], raising=False)
@@ -270,7 +270,7 @@ def test_unknown_variable_causes_the_same_line_in_all_commands(tmp_path):
 
         assert result.stderr.splitlines()[0] == (
             "jwtserver: warning: jwtserver has no such setting:"
-            " JWTSERVER_PROT; did you mean 'JWTSERVER_PORT'?")
+            " JWTSERVER_PROT; did you mean 'JWTSERVER_PROTECT'?")
         assert result.returncode == 1 and result.stderr.count("\n") == 2
 
 
@@ -284,7 +284,9 @@ def test_unknown_variable_causes_the_same_line_in_all_commands(tmp_path):
     ("useradd alice", "unknown command 'useradd'; did you mean 'user add'?"),
     ("xyzzy", "unknown command 'xyzzy'"),
     ("user list --databse x", "unrecognized arguments: --databse x; did you mean '--database'?"),
-    ("--prot=1", "unrecognized arguments: --prot=1; did you mean '--port'?"),
+    ("--prot=1", "unrecognized arguments: --prot=1; did you mean '--protect'?"),
+    ("--rate-limit=1", "unrecognized arguments: --rate-limit=1; set JWTSERVER_RATE_LIMIT in the"
+     " environment"),
     ("--xyzzy", "unrecognized arguments: --xyzzy"),
     ("--port 1 user list",
      "unrecognized arguments: user list; write the command user before its flags"),
@@ -381,11 +383,11 @@ def test_files_of_another_user_are_named_as_such():
                                 timeout=20, input="long secret")
 
     folder = os.path.realpath(folder)
-    advice = "belongs to another user; run this command as that user"
+    advice = "belongs to another user; run this as that user, or use another"
     assert result.stderr.splitlines()[1:] == [
-        f"jwtserver: {folder}/jwtserver.db: unable to open database file; the file {advice}",
-        f"jwtserver: jwtserver.key: Permission denied; the file {advice}",
-        f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice}"]
+        f"jwtserver: {folder}/jwtserver.db: unable to open database file; the file {advice} file",
+        f"jwtserver: jwtserver.key: Permission denied; the file {advice} file",
+        f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice} folder"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
@@ -405,23 +407,8 @@ def test_files_in_a_closed_folder_of_another_user_are_named_as_such():
 
     assert result.stderr.splitlines()[1:] == [
         f"jwtserver: {flag}: {path}: Permission denied; the folder belongs to another user; run"
-        " this command as that user" for flag in ("--database", "--database", "--secret-file")]
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
-def test_key_file_that_does_not_exist_is_of_another_user_only_if_it_must_be_created():
-    code = (f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport jwtserver\n"
-            # The other user may not be able to read Python's modules.
-            "jwtserver.main(['key', 'list', '--database', 'none'])\n"
-            "os.setgroups([])\nos.setuid(65534)\n"
-            "jwtserver.main(['key', 'list', '--secret-file', '/nonexist'])\n"
-            "jwtserver.main(['token', 'inspect', 'x', '--secret-file', '/nonexist'])\n")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-    assert result.stderr.splitlines()[1:] == [
-        "jwtserver: --secret-file: /nonexist: No such file or directory",
-        "jwtserver: --secret-file: /nonexist: Permission denied; the folder belongs to another"
-        " user; run this command as that user"]
+        " this as that user, or use another folder"
+        for flag in ("--database", "--database", "--secret-file")]
 
 
 @pytest.mark.sqlite
@@ -430,7 +417,7 @@ def test_database_of_another_user_is_named_as_such(command, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything
     monkeypatch.setattr(os, "getuid", lambda: os.stat("jwtserver.db").st_uid + 1)
 
-    assert refused(command("user list"), "the file belongs to another user; run this command as")
+    assert refused(command("user list"), "; the file belongs to another user; run this as that user")
 
 
 APPLICATIONS = """
@@ -537,13 +524,16 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("token issue bob", "", "there is no user 'bob'"),
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
-    ("user list --database no/such.db", "", "no/such.db; `user add` creates it"),
+    ("user list --database no/such.db", "", "no/such.db; set JWTSERVER_DATABASE as for the server"),
+    ("session end eyJ.eyJ.x", "", "jwtserver: there is no session with this ID in /"),
     ("user add bob --password-stdin --database no/such.db", "long secret",
      "no/such.db: No such file"),
     ("user list --database users.csv/x", "", "users.csv/x: Not a directory"),
     (["user", "scope", "alice", "a,b"], "", "separate scopes with spaces, not commas: 'a,b'"),
     ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
-    ("key rotate --secret-file no/such.key", "", "no/such"),
+    ("key rotate --secret-file no/such.key", "", "No such file or directory"),
+    ("key rotate --secret-file such.key", "",
+     "such.key: No such file or directory; set JWTSERVER_DATABASE or JWTSERVER_SECRET_FILE as for"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
     before = store.all_users()
@@ -694,10 +684,12 @@ def test_user_list_without_users_names_the_database(command, database):
 @pytest.mark.sqlite
 @for_each("line", [
     "user list", "user remove bob", "user enable bob", "user scope bob read", "user password bob",
-    "token issue bob"])
+    "token issue bob", "key list --secret-file keys", "key rotate", "key prune"])
 def test_command_in_a_wrong_folder_creates_nothing(command, line):
+    Path("keys").write_text("k" * 32)
+
     assert refused(command(line), f"there is no database {os.getcwd()}/jwtserver.db")
-    assert os.listdir() == []
+    assert os.listdir() == ["keys"]
 
 
 def test_user_password_disable_enable_scope_remove_change_the_user(command, store):
@@ -705,20 +697,20 @@ def test_user_password_disable_enable_scope_remove_change_the_user(command, stor
         return command(line, stdin) == (0, f"{outcome}\n", "")
 
     assert done("user password alice --password-stdin",
-                "Changed the password of alice and ended the user's sessions", "other secret\n")
+                "Changed the password of alice and ended the user's sessions and tokens", "other secret\n")
     assert verify_password("other secret", store.find_user("alice").password_hash)
-    assert done("user disable alice", "Disabled the user alice and ended the user's sessions")
+    assert done("user disable alice", "Disabled the user alice and ended the user's sessions and tokens")
     assert store.find_user("alice").disabled
     assert done("user enable alice", "Enabled the user alice")
     assert not store.find_user("alice").disabled
     assert done(["user", "scope", "alice", "read admin"],
-                "Changed the scopes of alice to read admin and ended the user's sessions")
+                "Changed the scopes of alice to 'read admin' and ended the user's sessions and tokens")
     assert store.find_user("alice").scope == "read admin"
     assert done(["user", "scope", "alice", ""],
-                "Changed the scopes of alice to none and ended the user's sessions")
+                "Changed the scopes of alice to none and ended the user's sessions and tokens")
     assert store.find_user("alice").scope == ""
-    assert done("user logout alice", "Ended the sessions of alice")
-    assert done("user remove alice", "Removed the user alice and ended the user's sessions")
+    assert done("user logout alice", "Ended the sessions and tokens of alice")
+    assert done("user remove alice", "Removed the user alice and ended the user's sessions and tokens")
     assert store.all_users() == []
 
 
@@ -881,6 +873,7 @@ def test_token_inspect_prints_the_claims(command, store):
     ("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x", "Signature verification failed"),
 ])
 def test_token_inspect_of_an_invalid_token_is_refused(command, token, words):
+    jwtserver.prepare_keys(Settings())
     assert refused(command("token inspect", token), words)
 
 
@@ -918,6 +911,7 @@ def test_token_inspect_of_an_expired_token_prints_its_claims_and_the_time(comman
 ])
 def test_token_inspect_without_the_environment_of_the_server_says_what_differs(
         command, store, monkeypatch, issue, inspect, words):
+    jwtserver.prepare_keys(Settings())
     with monkeypatch.context() as context:
         for name, value in issue.items():
             context.setenv(f"JWTSERVER_{name}", value)

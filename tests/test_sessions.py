@@ -951,6 +951,7 @@ def test_token_issue_for_a_user_who_is_removed_meanwhile_is_refused(store, capsy
 
 
 def test_key_rotations_at_once_are_all_kept(store):
+    jwtserver.prepare_keys(Settings())
     processes = [
         subprocess.Popen(program("key", "rotate"), stdout=subprocess.DEVNULL) for _ in range(5)]
 

@@ -402,6 +402,7 @@ def test_replace_keys_removes_the_drafts_of_killed_processes():
     stale_draft("jwtserver.key.00000000000000aa", age=50)  # its process may still run
     os.mkdir("jwtserver.key.00000000000000bb")
     os.utime("jwtserver.key.00000000000000bb", (0, 0))
+    prepare_keys(Settings())
 
     replace_keys(Settings(), lambda keys: [OTHER.encode()])
 
@@ -507,6 +508,7 @@ def test_replace_keys_where_files_have_no_owner_replaces_them(monkeypatch):
     monkeypatch.delattr(os, "fchown")
     monkeypatch.setattr(os, "supports_dir_fd", set())
     stale_draft("jwtserver.key.0123456789abcdef")
+    prepare_keys(Settings())
 
     replace_keys(Settings(), lambda keys: [OTHER.encode()])
 

@@ -167,7 +167,7 @@ def test_person_without_the_scope_gets_a_page(ask, tokens):
     ("/health", {"X-Forwarded-Method": "GET"}, 0, 0), ("/verify", {}, 0, 0)])
 def test_headers_of_a_proxy_that_is_not_trusted_are_logged_once(
         settings, caplog, path, headers, proxies, count):
-    jwtserver._warn_about_ignored_proxy.cache_clear()
+    jwtserver._warn_once.cache_clear()
     caplog.clear()
     client = TestApp(create_app(settings._replace(trusted_proxies=proxies)))
 
