@@ -2944,7 +2944,11 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
 
     def openapi(environ: Environ) -> Response:
         """Describe the endpoints (OpenAPI 3.1)."""
-        return document
+        return document()
+
+    @lru_cache(maxsize=None)
+    def document() -> Response:
+        return Response.of(200, _describe(routes, prefix), no_cache)
 
     document_path = f"{prefix}/openapi.json"
     routes[document_path] = Route({"GET": Operation(openapi, schema={"type": "object"})})
@@ -2954,7 +2958,6 @@ def _routes(service: Service, pages: Pages, prefix: str, demo: bool) -> Dict[str
             {"GET": Operation(index, schema=_object(endpoints=names, openapi=_STRING))},
             is_page=True)
     no_cache = ("Cache-Control", "no-cache")  # a restart with other settings changes both
-    document = Response.of(200, _describe(routes, prefix), no_cache)
     listing = Response.of(200, {
         "endpoints": [f"{'any' if method == '*' else method} {path}"
                       for path, route in routes.items() for method in route.methods],

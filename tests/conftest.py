@@ -1,6 +1,7 @@
 """Fixtures for all tests: a folder and clean settings for each test, databases."""
 
 import functools
+import gc
 import os
 import re
 import shutil
@@ -74,8 +75,8 @@ def pytest_runtest_makereport(item, call):
 # --- Coverage
 #
 # Python calls coverage's trace function for each function of pytest as well, which takes a tenth of
-# the time of the suite. So tracing is on only in tests and fixtures. Python 3.14 and later measure
-# coverage without a trace function.
+# the time of the suite. So tracing is on only in tests. Python 3.14 and later measure coverage
+# without a trace function.
 
 trace = None
 
@@ -85,19 +86,20 @@ def pytest_collection():
     global trace
     trace = sys.gettrace()
     sys.settrace(None)
-    return (yield)
+    gc.disable()  # pytest rewrites 1,600 assertions, and no object of all these trees is garbage
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
-def with_tracing():
+def pytest_pyfunc_call():
     sys.settrace(trace)
     try:
         return (yield)
     finally:
         sys.settrace(None)
-
-
-pytest_fixture_setup = pytest_pyfunc_call = pytest_runtest_teardown = with_tracing
 
 
 # --- The service

@@ -213,6 +213,7 @@ def test_error_of_the_server_has_the_form_of_the_endpoint(status, path, member):
         if status == 408:
             server.await_state("reading body")
             clock.now += 11
+            server._wake()
         ((code, headers, body),) = parse(received(connection))
 
     assert (code, headers["access-control-allow-origin"]) == (status, ORIGIN)
@@ -227,6 +228,7 @@ def test_error_of_the_server_before_the_end_of_the_headers_has_the_form_of_the_e
         connection.sendall(b"POST /authenticate HTTP/1.1\r\norigin:https://a\r\nX: y\r\n")
         server.await_state("reading header")
         clock.now += 11
+        server._wake()
         ((status, headers, body),) = parse(received(connection))
 
     assert (status, headers["access-control-allow-origin"]) == (408, "*")

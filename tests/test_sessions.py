@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ import jwtserver
 import support
 from jwtserver import Settings, create_app, open_store
 from support import (
-    KEY, PASSWORD, PASSWORD_HASH, Clock, bearer, call, for_each, program, python, user,
+    KEY, PASSWORD, PASSWORD_HASH, Clock, bearer, call, for_each, python, python_at_once, user,
 )
 from wsgi_auth import TokenSigner, decode, encode, hash_password, needs_rehash
 
@@ -778,11 +777,11 @@ def test_database_of_release_0_3_keeps_users_sessions_and_lock_outs(clock, datab
 @pytest.mark.parametrize("version", [1, 2])
 def test_processes_that_migrate_at_once_migrate_once(clock, database, version):
     old_database(database, version, clock)
-    code = "import sys, jwtserver; print(len(jwtserver.open_store(sys.argv[1]).all_users()))"
 
-    processes = [python(code, database) for _ in range(4)]
+    lines = python_at_once(
+        4, "print(len(jwtserver.open_store(sys.argv[1]).all_users()))", database)
 
-    assert [process.communicate() for process in processes] == [("2\n", "")] * 4
+    assert lines == ["2"] * 4
     assert len(rows(database)) == version - 1
 
 
@@ -952,8 +951,6 @@ def test_token_issue_for_a_user_who_is_removed_meanwhile_is_refused(store, capsy
 
 def test_key_rotations_at_once_are_all_kept(store):
     jwtserver.prepare_keys(Settings())
-    processes = [
-        subprocess.Popen(program("key", "rotate"), stdout=subprocess.DEVNULL) for _ in range(5)]
+    python_at_once(5, "sys.exit(jwtserver.main(['key', 'rotate']))")
 
-    assert [process.wait() for process in processes] == [0] * 5
     assert len(set(Path("jwtserver.key").read_text().split())) == 6

@@ -13,7 +13,7 @@ import pytest
 import jwtserver
 import wsgi_auth
 from jwtserver import Settings, SettingsError, load_keys, prepare_keys, replace_keys
-from support import KEY, for_each, python
+from support import KEY, for_each, python_at_once
 
 OTHER = KEY[::-1]
 
@@ -363,17 +363,13 @@ def test_key_file_created_by_another_process_meanwhile_is_kept():
 
 
 def test_processes_that_start_at_once_agree_on_one_key():
-    code = (
-        "import sys, jwtserver as j; sys.stdin.read(1);"
-        "j.prepare_keys(j.Settings()); print(j.load_keys(j.Settings()))")
-    processes = [python(code) for _ in range(6)]
+    lines = python_at_once(6, """
+settings = jwtserver.Settings()
+jwtserver.prepare_keys(settings)
+print(jwtserver.load_keys(settings))
+""")
 
-    for process in processes:
-        process.stdin.write("x")
-        process.stdin.flush()
-    outputs = {process.communicate()[0] for process in processes}
-
-    assert len(outputs) == 1
+    assert len(lines) == 6 and len(set(lines)) == 1
     assert os.listdir() == ["jwtserver.key"]
 
 

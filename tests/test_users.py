@@ -14,7 +14,7 @@ import pytest
 
 import jwtserver
 from jwtserver import Error, Rate, SettingsError, StoreError, clean_name, open_store
-from support import for_each, python, standard_input, store_with, user
+from support import for_each, python, python_at_once, standard_input, store_with, user
 
 
 USERS = []  # each test adds its own
@@ -164,17 +164,9 @@ def test_open_store_in_a_read_only_folder_refuses(tmp_path, nobody):
 
 
 def test_open_store_by_processes_at_once_succeeds_in_all():
-    code = ("import sys, jwtserver; sys.stdin.read(1);"
-            "print(jwtserver.open_store('jwtserver.db').is_empty())")
-    processes = [python(code) for _ in range(8)]
+    lines = python_at_once(8, "print(jwtserver.open_store('jwtserver.db').is_empty())")
 
-    for process in processes:
-        process.stdin.write("x")
-        process.stdin.flush()
-    results = [process.communicate() for process in processes]
-
-    assert [errors for _, errors in results] == [""] * 8
-    assert [output for output, _ in results] == ["True\n"] * 8
+    assert lines == ["True"] * 8
 
 
 @pytest.mark.sqlite
