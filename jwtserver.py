@@ -483,7 +483,8 @@ def _file_advice(path: Path) -> str:
     for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
         if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                 and os.stat(place).st_uid != os.getuid()):
-            return f"; the {kind} belongs to another user; run this as that user, or use another {kind}"
+            return (f"; the {kind} belongs to another user; run this as that user, or use another"
+                    f" {kind}")
     return ""
 
 
@@ -5563,7 +5564,8 @@ _user_remove = partial(_change_user, change=Store.remove_user,
 _user_disable = partial(_change_user, change=Store.disable_user,
                         outcome="Disabled the user {} and ended the user's sessions and tokens")
 _user_enable = partial(_change_user, change=Store.enable_user, outcome="Enabled the user {}")
-_user_logout = partial(_change_user, change=Store.end_sessions, outcome="Ended the sessions and tokens of {}")
+_user_logout = partial(_change_user, change=Store.end_sessions,
+                       outcome="Ended the sessions and tokens of {}")
 
 
 def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
@@ -5751,10 +5753,10 @@ def _explain(error: InvalidTokenError, token: str, settings: Settings) -> str:
 def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
     with _open_existing_store(_with_key_file(settings)).key_lock():
         keys = replace_keys(settings, lambda keys: [secrets.token_hex(32).encode(), *keys])
-    if _is_postgresql(settings.database):
-        _warn("servers on other machines refuse the new tokens until they have this key")
     _audit("key_rotate")
-    print(f"Added a new signing key to {settings.key_file.absolute()}. Older keys, whose tokens"
+    others = " Servers on other machines refuse its tokens until they have it too."
+    print(f"Added a new signing key to {settings.key_file.absolute()}."
+          f"{others if _is_postgresql(settings.database) else ''} Older keys, whose tokens"
           f" stay valid: {len(keys)}. To remove them when no valid token needs them:"
           f" {_program(settings)} key prune")
 

@@ -203,13 +203,15 @@ def test_session_of_another_user_is_404_and_stays(client):
 def test_operator_lists_and_ends_sessions(client, command, clock):
     token = sign_in(client).json["token"]
     session_id = decode(token, KEY, now=clock())["sid"]
-    command("token issue alice --label night --lifetime 60")
+    command("token issue alice --label night --lifetime 60 --scope read")
 
     _, output, _ = command("session list alice")
     lines = output.splitlines()
-    assert len(lines) == 2 and lines[0 if "token" in lines[0] else 1].endswith(', "night"')
-    assert any(line.startswith(f"{session_id} session created 2027-01-15 08:00 UTC")
-               for line in lines)
+    assert len(lines) == 2 and lines[0 if "token" in lines[0] else 1].endswith(
+        "token   created 2027-01-15 08:00 UTC, expires 2027-01-15 08:01 UTC, scope 'read',"
+        ' "night"')
+    assert any(line == f"{session_id} session created 2027-01-15 08:00 UTC, last refreshed"
+               " 2027-01-15 08:00 UTC, expires 2027-01-29 08:00 UTC" for line in lines)
 
     assert command(f"session end {session_id}")[:2] == (0, "Ended a session of alice\n")
     client.get("/protected", headers=bearer(token), status=401)
