@@ -783,14 +783,8 @@ def password_iterations(encoded: Optional[str]) -> int:
 # different path from the one the guard saw. So a path is read into its canonical beginning, and the
 # words (folded segments) of each reading that some application could make of it. A rule that
 # certainly matches ends the search. A rule that only may match adds its protection and never
-# exempts. The length of paths that are odd (not canonical) or not ASCII is limited, so matching
-# takes bounded time. It runs in the thread of the request. BearerAuthMiddleware documents the
-# rules. With the rule `/api`:
-#
-#   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
-#   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
-#                   /api/__x__   /y/__x__/api   /default/api
-#   neither         /apix    /x/api      /x//y         the rule has no effect
+# exempts. BearerAuthMiddleware documents this with examples. The length of paths that are odd (not
+# canonical) or not ASCII is limited, so matching takes bounded time.
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
 _RULE = re.compile(
@@ -1260,19 +1254,24 @@ class BearerAuthMiddleware:
 
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
     segments, no `%`, `;`, `?`, `#`, `:$` or backslash, no control characters, no dot or space at
-    the end of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared
-    segment by segment. Some applications ignore letter case, accents, invisible characters,
-    punctuation (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and
-    `/+a`). So a path that differs from a rule only in these is protected by it, but never exempted.
-    CherryPy, Pecan and TurboGears may serve `/default/x`, `/_default/x`, `/index/x` and
-    `/get_one/x` as `/x`, so a rule for `/x` protects these too.
+    the end of a segment, and characters that Unicode normalization (NFKC) keeps. An exemption must
+    be a beginning, in whole segments, of the canonical part of the path. But every path that some
+    application could read as one below a rule is protected by it. For example, with
+    `protect=["/api"]` and `exempt=["/api/docs"]`:
 
-    Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
-    `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
-    with a line end, matches every rule. The scopes of all these rules add up. An exemption must be
-    a beginning, in whole segments, of the canonical part of the path. A path with dot segments has
-    no canonical part. A segment such as `__self__` or `--self--` leads these frameworks from one
-    object to another, so a path with it is not canonical, and only a rule with it can exempt it.
+    - Open: `/apix`, `/x/api`, `/x//y`. No rule covers them.
+    - Open: `/api/docs`, `/api/docs/x//y`, `/api/docs/x;v=1`. The canonical part is exempt.
+    - Protected: `/API`, `/api/Docs`, `/api.json`, `/+api`. Some applications ignore letter case,
+      accents, invisible characters, punctuation (`a-b` and `a_b`), and a suffix or plus sign in
+      the last segment.
+    - Protected: `/default/api`, `/_default/api`, `/index/api`, `/get_one/api`. CherryPy, Pecan and
+      TurboGears may serve them as `/api`.
+    - Protected: `//host/api`, `/x/../api`, `/%61pi`. A path that is not canonical matches each
+      rule whose segments it contains in the same order. The scopes of these rules add up.
+    - Protected: `/api/docs/../x`. A path with dot segments has no canonical part.
+    - Protected: `/api/docs/__self__`, `/api/docs/--self--`. Such a segment leads these frameworks
+      from one object to another. It is not canonical, and only a rule with it can exempt the path.
+    - Protected: `/x\\n`. A path too unusual to read, as with a line end, matches every rule.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
     application looks names up under such a collation, protect the path above the names. If it
