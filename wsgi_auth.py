@@ -793,7 +793,7 @@ _RULE = re.compile(
 _TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
-_TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
+_TARGET_FORM = re.compile(r"/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
 _ODD = re.compile(  # anything that an application could interpret
     f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]|/(?:/|\\.\\.|@@| )|[. ](?:/|\\Z)|:\\$")
@@ -905,8 +905,8 @@ def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
 def _decode_readings(path: str) -> List[str]:
     """Return the texts that applications could read; the first is the path in UTF-8.
 
-    Raises ValueError if they are unpredictable. A path must be empty, `*`, a URL, or begin with a
-    slash: otherwise applications disagree about where it begins.
+    Raises ValueError if they are unpredictable. A path must be `*`, a URL, or begin with a slash:
+    otherwise applications disagree about where it begins.
     """
     if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
         raise ValueError("unpredictable path")
@@ -948,7 +948,7 @@ def _is_canonical(path: str) -> bool:
 
 def _certain_prefix(path: str) -> str:
     """Return the leading segments that are canonical, with a slash before and after each."""
-    names = takewhile(lambda name: _is_canonical(f"/{name}/-"), path.split("/")[1:])
+    names = takewhile(lambda name: _is_canonical(f"/{name}/"), path.split("/")[1:])
     return "/".join(["", *names, ""])
 
 
