@@ -736,21 +736,15 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     except (TypeError, ValueError):
         return False
     stored_hash = _parse_hash(encoded)
-    return any(_matches(form, stored_hash, min_iterations) for form in forms)
-
-
-def _matches(
-    password_bytes: bytes, stored_hash: Optional[_PasswordHash], min_iterations: int,
-) -> bool:
-    iterations_done = 0
-    if stored_hash:
-        checksum = hashlib.pbkdf2_hmac(
-            stored_hash.digest, password_bytes, stored_hash.salt, stored_hash.iterations)
-        if hmac.compare_digest(checksum, stored_hash.checksum):
-            return True
-        iterations_done = stored_hash.iterations
-    if iterations_done < min_iterations:
-        hashlib.pbkdf2_hmac("sha256", password_bytes, b"no user", min_iterations - iterations_done)
+    missing_iterations = min_iterations - (stored_hash.iterations if stored_hash else 0)
+    for form in forms:
+        if stored_hash:
+            checksum = hashlib.pbkdf2_hmac(
+                stored_hash.digest, form, stored_hash.salt, stored_hash.iterations)
+            if hmac.compare_digest(checksum, stored_hash.checksum):
+                return True
+        if missing_iterations > 0:
+            hashlib.pbkdf2_hmac("sha256", form, b"no user", missing_iterations)
     return False
 
 
