@@ -417,10 +417,8 @@ def _check_names(name: str, value: Any) -> StrOrList:
     """Return text or None as it is, and a collection of names as a tuple."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a str or a list of str")
-    names = tuple(value)
-    if not all(isinstance(item, str) for item in names):
+    names = tuple(value) if isinstance(value, Iterable) else (value,)
+    if isinstance(value, bytes) or not all(isinstance(item, str) for item in names):
         raise TypeError(f"{name} must be a str or a list of str")
     return names
 
