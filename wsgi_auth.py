@@ -1562,7 +1562,9 @@ class CORSMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN")
-        if _is_preflight(environ):
+        is_preflight = (environ.get("REQUEST_METHOD") == "OPTIONS" and origin is not None
+                        and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+        if is_preflight:
             cors_headers = self._cors_headers(origin, self._preflight_headers)
             start_response(
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
@@ -1585,11 +1587,6 @@ class CORSMiddleware:
             return [("Vary", "Origin")]
         allowed_origin = "*" if "*" in self._origins else origin
         return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed_origin), *extra]
-
-
-def _is_preflight(environ: Environ) -> bool:
-    return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
-            and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
 
 
 def _check_origin(origin: Any) -> str:
