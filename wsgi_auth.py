@@ -779,9 +779,7 @@ def password_iterations(encoded: Optional[str]) -> int:
 # canonical) or not ASCII is limited, so matching takes bounded time.
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
-_RULE = re.compile(
-    r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?"
-    r"(?P<path>/|(?:/[^\x00-\x1f\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+_RULE = re.compile(r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?(?P<path>/[^\"*<>\[\]^`{|}]*)")
 _TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
@@ -1051,7 +1049,7 @@ def _parse_rule(text: str, access: _Access, scopes: Scopes = ()) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     path = match["path"].rstrip("/") + "/" if match else ""
     words = _words(_fold(path))
-    if (not match or not _is_canonical(path) or _TRAILING_METHODS.search(path)
+    if (not match or not _is_canonical(match["path"]) or _TRAILING_METHODS.search(path)
             or len(words) != path.count("/") - 1 or len(words) > _MAX_DEPTH):
         raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
                          " methods first, decoded, without wildcards")
