@@ -21,8 +21,7 @@ The module defends against forged, expired and malformed tokens (RFC 8725), agai
 passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
 and an application read differently. It needs only the standard library, does no I/O, reads no
 environment variables, and keeps no state except rate-limit counters and caches of recent tokens and
-paths.
-You can copy this one file into any project.
+paths. You can copy this one file into any project.
 
 The chapters. Each one uses only the chapters above it:
 
