@@ -1244,9 +1244,8 @@ class BearerAuthMiddleware:
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
     segments, no `%`, `;`, `?`, `#`, `:$` or backslash, no control characters, no dot or space at
     the end of a segment, and characters that Unicode normalization (NFKC) keeps. An exemption must
-    be a beginning, in whole segments, of the canonical part of the path. But every path that some
-    application could read as one below a rule is protected by it. For example, with
-    `protect=["/api"]` and `exempt=["/api/docs"]`:
+    be a beginning, in whole segments, of the canonical part. But a rule also protects paths that
+    only some applications read as covered by it. With `protect=["/api"]`, `exempt=["/api/docs"]`:
 
     - Open: `/apix`, `/x/api`, `/x//y`. No rule covers them.
     - Open: `/api/docs`, `/api/docs/x//y`, `/api/docs/x;v=1`. The canonical part is exempt.
