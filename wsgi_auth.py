@@ -21,8 +21,7 @@ The module defends against forged, expired and malformed tokens (RFC 8725), agai
 passwords from stolen hashes (OWASP Password Storage Cheat Sheet), and against paths that a guard
 and an application read differently. It needs only the standard library, does no I/O, reads no
 environment variables, and keeps no state except rate-limit counters and caches of recent tokens and
-paths.
-You can copy this one file into any project.
+paths. You can copy this one file into any project.
 
 The chapters. Each one uses only the chapters above it:
 
@@ -417,10 +416,8 @@ def _check_names(name: str, value: Any) -> StrOrList:
     """Return text or None as it is, and a collection of names as a tuple."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a str or a list of str")
-    names = tuple(value)
-    if not all(isinstance(item, str) for item in names):
+    names = tuple(value) if isinstance(value, Iterable) else (value,)
+    if isinstance(value, bytes) or not all(isinstance(item, str) for item in names):
         raise TypeError(f"{name} must be a str or a list of str")
     return names
 
@@ -736,21 +733,15 @@ def verify_password(password: str, encoded: Optional[str], *, min_iterations: in
     except (TypeError, ValueError):
         return False
     stored_hash = _parse_hash(encoded)
-    return any(_matches(form, stored_hash, min_iterations) for form in forms)
-
-
-def _matches(
-    password_bytes: bytes, stored_hash: Optional[_PasswordHash], min_iterations: int,
-) -> bool:
-    iterations_done = 0
-    if stored_hash:
-        checksum = hashlib.pbkdf2_hmac(
-            stored_hash.digest, password_bytes, stored_hash.salt, stored_hash.iterations)
-        if hmac.compare_digest(checksum, stored_hash.checksum):
-            return True
-        iterations_done = stored_hash.iterations
-    if iterations_done < min_iterations:
-        hashlib.pbkdf2_hmac("sha256", password_bytes, b"no user", min_iterations - iterations_done)
+    missing_iterations = min_iterations - (stored_hash.iterations if stored_hash else 0)
+    for form in forms:
+        if stored_hash:
+            checksum = hashlib.pbkdf2_hmac(
+                stored_hash.digest, form, stored_hash.salt, stored_hash.iterations)
+            if hmac.compare_digest(checksum, stored_hash.checksum):
+                return True
+        if missing_iterations > 0:
+            hashlib.pbkdf2_hmac("sha256", form, b"no user", missing_iterations)
     return False
 
 
@@ -783,23 +774,15 @@ def password_iterations(encoded: Optional[str]) -> int:
 # different path from the one the guard saw. So a path is read into its canonical beginning, and the
 # words (folded segments) of each reading that some application could make of it. A rule that
 # certainly matches ends the search. A rule that only may match adds its protection and never
-# exempts. The length of paths that are odd (not canonical) or not ASCII is limited, so matching
-# takes bounded time. It runs in the thread of the request. BearerAuthMiddleware documents the
-# rules. With the rule `/api`:
-#
-#   certain match   /api/x   /api/x//y   /api/x;v=1    the rule protects or exempts
-#   may match       /API/x   //api/x     /x/../api     the rule protects; it does not exempt
-#                   /api/__x__   /y/__x__/api   /default/api
-#   neither         /apix    /x/api      /x//y         the rule has no effect
+# exempts. BearerAuthMiddleware documents this with examples. The length of paths that are odd (not
+# canonical) or not ASCII is limited, so matching takes bounded time.
 
 _METHOD = "(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|QUERY|PROPFIND|MKCOL|COPY|MOVE)"
-_RULE = re.compile(
-    r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?"
-    r"(?P<path>/|(?:/[^\x00-\x1f\x7f-\xa0\"#%*;<>?\[\\\]^`{|}/]+)+/?)")
+_RULE = re.compile(r"(?:(?P<methods>[A-Z]+(?:,[A-Z]+)*) )?(?P<path>/[^\"*<>\[\]^`{|}]*)")
 _TRAILING_METHODS = re.compile(rf" {_METHOD}(?:,{_METHOD})*/?\Z")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 §3.3: scope-token
 
-_TARGET_FORM = re.compile(r"\Z|/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
+_TARGET_FORM = re.compile(r"/|\*\Z|https?://", re.IGNORECASE)  # RFC 9112 §3.2
 _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some applications strip
 _ODD = re.compile(  # anything that an application could interpret
     f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]|/(?:/|\\.\\.|@@| )|[. ](?:/|\\Z)|:\\$")
@@ -911,8 +894,8 @@ def _read_mounted_path(mount: str, path: str, inner: _Path) -> _Path:
 def _decode_readings(path: str) -> List[str]:
     """Return the texts that applications could read; the first is the path in UTF-8.
 
-    Raises ValueError if they are unpredictable. A path must be empty, `*`, a URL, or begin with a
-    slash: otherwise applications disagree about where it begins.
+    Raises ValueError if they are unpredictable. A path must be `*`, a URL, or begin with a slash:
+    otherwise applications disagree about where it begins.
     """
     if len(path) > _MAX_ODD_PATH or not _TARGET_FORM.match(path):
         raise ValueError("unpredictable path")
@@ -954,7 +937,7 @@ def _is_canonical(path: str) -> bool:
 
 def _certain_prefix(path: str) -> str:
     """Return the leading segments that are canonical, with a slash before and after each."""
-    names = takewhile(lambda name: _is_canonical(f"/{name}/-"), path.split("/")[1:])
+    names = takewhile(lambda name: _is_canonical(f"/{name}/"), path.split("/")[1:])
     return "/".join(["", *names, ""])
 
 
@@ -1065,7 +1048,7 @@ def _parse_rule(text: str, access: _Access, scopes: Scopes = ()) -> _Rule:
     match = _RULE.fullmatch(text) if isinstance(text, str) else None
     path = match["path"].rstrip("/") + "/" if match else ""
     words = _words(_fold(path))
-    if (not match or not _is_canonical(path) or _TRAILING_METHODS.search(path)
+    if (not match or not _is_canonical(match["path"]) or _TRAILING_METHODS.search(path)
             or len(words) != path.count("/") - 1 or len(words) > _MAX_DEPTH):
         raise ValueError(f"not a rule: {text!r}; a rule is '/path' or 'GET,POST /path', with the"
                          " methods first, decoded, without wildcards")
@@ -1260,19 +1243,23 @@ class BearerAuthMiddleware:
 
     A path is canonical if an application has nothing to interpret in it: no empty segments, no dot
     segments, no `%`, `;`, `?`, `#`, `:$` or backslash, no control characters, no dot or space at
-    the end of a segment, and characters that Unicode normalization (NFKC) keeps. It is compared
-    segment by segment. Some applications ignore letter case, accents, invisible characters,
-    punctuation (`/a-b` and `/a_b`), and a suffix or plus sign in the last segment (`/a.json` and
-    `/+a`). So a path that differs from a rule only in these is protected by it, but never exempted.
-    CherryPy, Pecan and TurboGears may serve `/default/x`, `/_default/x`, `/index/x` and
-    `/get_one/x` as `/x`, so a rule for `/x` protects these too.
+    the end of a segment, and characters that Unicode normalization (NFKC) keeps. An exemption must
+    be a beginning, in whole segments, of the canonical part. But a rule also protects paths that
+    only some applications read as covered by it. With `protect=["/api"]`, `exempt=["/api/docs"]`:
 
-    Any other path matches each rule whose segments it contains in the same order: `/x/../api`,
-    `/%61pi` and `//host/api` all match `"/api"`. A path that is too unusual to read, such as one
-    with a line end, matches every rule. The scopes of all these rules add up. An exemption must be
-    a beginning, in whole segments, of the canonical part of the path. A path with dot segments has
-    no canonical part. A segment such as `__self__` or `--self--` leads these frameworks from one
-    object to another, so a path with it is not canonical, and only a rule with it can exempt it.
+    - Open: `/apix`, `/x/api`, `/x//y`. No rule covers them.
+    - Open: `/api/docs`, `/api/docs/x//y`, `/api/docs/x;v=1`. The canonical part is exempt.
+    - Protected: `/API`, `/api/Docs`, `/api.json`, `/+api`. Some applications ignore letter case,
+      accents, invisible characters, punctuation (`a-b` and `a_b`), and a suffix or plus sign in
+      the last segment.
+    - Protected: `/default/api`, `/_default/api`, `/index/api`, `/get_one/api`. CherryPy, Pecan and
+      TurboGears may serve them as `/api`.
+    - Protected: `//host/api`, `/x/../api`, `/%61pi`. A path that is not canonical matches each
+      rule whose segments it contains in the same order. The scopes of these rules add up.
+    - Protected: `/api/docs/../x`. A path with dot segments has no canonical part.
+    - Protected: `/api/docs/__self__`, `/api/docs/--self--`. Such a segment leads these frameworks
+      from one object to another. It is not canonical, and only a rule with it can exempt the path.
+    - Protected: `/x\\n`. A path too unusual to read, as with a line end, matches every rule.
 
     No list of equal names is complete: a database may also compare `đ` and `d` as equal. If an
     application looks names up under such a collation, protect the path above the names. If it
@@ -1571,7 +1558,9 @@ class CORSMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN")
-        if _is_preflight(environ):
+        is_preflight = (environ.get("REQUEST_METHOD") == "OPTIONS" and origin is not None
+                        and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
+        if is_preflight:
             cors_headers = self._cors_headers(origin, self._preflight_headers)
             start_response(
                 "204 No Content", [("X-Content-Type-Options", "nosniff"), *cors_headers])
@@ -1594,11 +1583,6 @@ class CORSMiddleware:
             return [("Vary", "Origin")]
         allowed_origin = "*" if "*" in self._origins else origin
         return [("Vary", "Origin"), ("Access-Control-Allow-Origin", allowed_origin), *extra]
-
-
-def _is_preflight(environ: Environ) -> bool:
-    return (environ.get("REQUEST_METHOD") == "OPTIONS" and "HTTP_ORIGIN" in environ
-            and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ)
 
 
 def _check_origin(origin: Any) -> str:

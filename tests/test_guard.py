@@ -442,6 +442,19 @@ def test_longest_match_in_only_some_readings_demands_all_scopes(path):
     assert status(wsgi(path), authorization=bearer(), protect=protect) == FORBIDDEN
 
 
+def test_rules_do_what_the_examples_in_the_docstring_say():
+    rows = re.findall(r"^    - (Open|Protected): (`.*?)\.[ \n]", BearerAuthMiddleware.__doc__, re.M)
+    examples = [(outcome, path.replace("\\n", "\n"))
+                for outcome, listed in rows for path in re.findall("`(.*?)`", listed)]
+    guarded = bare_guard(protect=["/api"], exempt=["/api/docs"])
+
+    outcomes = [("Protected" if guarded.protects({"PATH_INFO": path}) else "Open", path)
+                for _, path in examples]
+
+    assert outcomes == examples
+    assert len(examples) == 21
+
+
 # --- Malformed rules ----------------------------------------------------------------------------
 
 MALFORMED = [
