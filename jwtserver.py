@@ -1028,27 +1028,6 @@ def _close_idle(pools: Dict[int, List[DatabaseConnection]]) -> None:
             pools[os.getpid()].pop().close()
 
 
-class _PooledConnection:
-    """Lends a connection to a `with` block.
-
-    If the block raises anything else than an Error of this module, the connection is closed.
-    """
-
-    __slots__ = ("_database", "_idle", "_connection")
-
-    def __init__(self, database: "_Database") -> None:
-        self._database = database
-
-    def __enter__(self) -> DatabaseConnection:
-        self._idle = self._database.pools[os.getpid()]
-        connection: DatabaseConnection = self._database.take(self._idle)
-        self._connection = connection
-        return connection
-
-    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        self._database.give_back(self._connection, self._idle, error)
-
-
 class _Database(ABC):
     """A database and the idle connections to it. Its methods raise StoreError."""
 
@@ -1111,16 +1090,13 @@ class _Database(ABC):
         except self.driver_error as error:
             raise self.store_error(error) from error
 
-    def give_back(
-        self, connection: Any, idle: List[Any], error: Optional[BaseException] = None,
-    ) -> None:
-        """Put a connection back, or close it after an error that is not one of this module."""
-        if len(idle) < MAX_IDLE_CONNECTIONS and (error is None or isinstance(error, Error)):
+    @staticmethod
+    def give_back(connection: Any, idle: List[Any]) -> None:
+        """Put a connection back, or close it if there are enough."""
+        if len(idle) < MAX_IDLE_CONNECTIONS:
             idle.append(connection)
-            return
-        connection.close()
-        if isinstance(error, self.driver_error):
-            raise self.store_error(error) from error
+        else:
+            connection.close()
 
     def quick_fetch(self, statement: str, values: Sequence[Any]) -> Any:
         """Run a statement and return its first row. It is the quickest way to a single row.
@@ -1141,10 +1117,26 @@ class _Database(ABC):
         """Close the idle connections of this process. A later statement opens a new one."""
         _close_idle(self.pools)
 
-    def connection(self) -> _PooledConnection:
-        """Lend a connection to a `with` block."""
+    @contextmanager
+    def connection(self) -> Iterator[DatabaseConnection]:
+        """Lend a connection to a `with` block.
+
+        If the block raises anything else than an Error of this module, the connection is closed.
+        """
         self.recheck()
-        return _PooledConnection(self)
+        idle = self.pools[os.getpid()]
+        connection = self.take(idle)
+        try:
+            yield connection
+        except Error:
+            self.give_back(connection, idle)
+            raise
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, self.driver_error):
+                raise self.store_error(error) from error
+            raise
+        self.give_back(connection, idle)
 
     @contextmanager
     def transaction(self) -> Iterator[DatabaseConnection]:
