@@ -1073,12 +1073,12 @@ class _Database(ABC):
         SQLite's BEGIN IMMEDIATE already does.
         """
 
-    def recheck(self) -> None:
-        """Let the next `take` check that the database is the same, although it did so just now."""
-
     @abstractmethod
-    def take(self, idle: List[Any]) -> Any:
-        """Take a usable connection from this list, or open one."""
+    def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
+        """Take a usable connection from this list, or open one.
+
+        The database may have been replaced in the last `max_age` seconds.
+        """
 
     def _take_any(self, idle: List[Any]) -> Any:
         try:
@@ -1098,13 +1098,10 @@ class _Database(ABC):
         else:
             connection.close()
 
-    def quick_fetch(self, statement: str, values: Sequence[Any]) -> Any:
-        """Run a statement and return its first row. It is the quickest way to a single row.
-
-        The database may have been replaced in the last half second.
-        """
+    def fetch_one(self, statement: str, values: Sequence[Any], max_age: float = 0.0) -> Any:
+        """Run a statement and return its first row or None, faster than through `connection`."""
         idle = self.pools[os.getpid()]
-        connection = self.take(idle)
+        connection = self.take(idle, max_age)
         try:
             row = connection.execute(statement, values).fetchone()
         except self.driver_error as error:
@@ -1123,7 +1120,6 @@ class _Database(ABC):
 
         If the block raises anything else than an Error of this module, the connection is closed.
         """
-        self.recheck()
         idle = self.pools[os.getpid()]
         connection = self.take(idle)
         try:
@@ -1211,11 +1207,8 @@ class _SQLite(_Database):
     def store_error(self, problem: object) -> StoreError:
         return super().store_error(f"{problem}{_file_advice(self._path)}")
 
-    def recheck(self) -> None:
-        self._checked_at = -math.inf
-
-    def take(self, idle: List[Any]) -> Any:
-        if time.monotonic() - self._checked_at > FILE_INTERVAL:
+    def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
+        if time.monotonic() - self._checked_at >= max_age:
             self._check_file()
         while (connection := self._take_any(idle)).file != self._file:
             self._close_replaced(connection)
@@ -1374,7 +1367,7 @@ class _PostgreSQL(_Database):
     def connect(self) -> DatabaseConnection:
         return _PostgreSQLConnection(self.psycopg, self._options)
 
-    def take(self, idle: List[Any]) -> Any:
+    def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
         while not (connection := self._take_any(idle)).is_usable():
             connection.close()
@@ -1404,7 +1397,7 @@ class _PostgreSQL(_Database):
 # Design: `Store` holds all SQL about users, sessions and failed sign-ins, for both databases.
 # Each method is one statement or one transaction, in the calling thread. Nothing is cached: a
 # change that one process has committed is visible to the next statement of every other process.
-# (If another file replaces an SQLite database, `quick_fetch` may need half a second to notice.)
+# (If another file replaces an SQLite database, `is_open` may need half a second to notice.)
 # PostgreSQL locks rows. Transactions must lock a user before the user's sessions, and counters in
 # the order of their IDs, or they deadlock.
 
@@ -1503,10 +1496,6 @@ class Store:
         """Check that the database can answer."""
         self.is_empty()
 
-    def _fetch_one(self, statement: str, *values: Any) -> Any:
-        with self.database.connection() as connection:
-            return connection.execute(statement, values).fetchone()
-
     def _execute(self, statement: str, *values: Any) -> int:
         """Run one statement as a transaction, and return the number of rows it has changed."""
         with self.database.connection() as connection:
@@ -1520,12 +1509,12 @@ class Store:
             key = normalize_name(name)
         except ValueError:
             return None
-        row = self._fetch_one("SELECT * FROM users WHERE name = ?", key)
+        row = self.database.fetch_one("SELECT * FROM users WHERE name = ?", [key])
         return User(*row) if row else None
 
     def is_empty(self) -> bool:
         """Return whether there are no users."""
-        return self._fetch_one("SELECT name FROM users LIMIT 1") is None
+        return self.database.fetch_one("SELECT name FROM users LIMIT 1", []) is None
 
     def all_users(self) -> List[User]:
         """All users, sorted by name."""
@@ -1640,10 +1629,11 @@ class Store:
     def seconds_locked(self, name: str, rate: Rate, now: float) -> float:
         """Seconds until the user can sign in at every address that is not locked out, or 0."""
         attempt = Attempt.of(name, "", rate)
-        (expires,) = self._fetch_one(
+        (expires,) = self.database.fetch_one(
             "SELECT max(expires) FROM failures WHERE expires <= ?"
-            " AND (name = ? AND count >= ? OR id = ? AND count >= ?)", attempt.latest_expiry(now),
-            attempt.name, rate.limit, attempt.name, attempt.limits[attempt.name])
+            " AND (name = ? AND count >= ? OR id = ? AND count >= ?)",
+            [attempt.latest_expiry(now), attempt.name, rate.limit, attempt.name,
+             attempt.limits[attempt.name]])
         return max(0.0, (expires or 0) - now)
 
     def unlock(self, name: str) -> None:
@@ -1735,10 +1725,10 @@ class Store:
                     self.end_session(session.id)
                 raise
             if rotated == session or self._save_rotation(session, rotated):
-                user = self._fetch_one("SELECT * FROM users WHERE name = ?", session.user_name)
+                user = self.find_user(session.user_name)
                 if user is None:  # removed just now
                     break
-                return Grant(User(*user), rotated, next_token)
+                return Grant(user, rotated, next_token)
             # Another request has refreshed or ended the session meanwhile. Look again. This ends,
             # because each repetition needs another refresh of the session.
         raise RefreshError
@@ -1754,7 +1744,7 @@ class Store:
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
         values = (session_id, now, now + self._leeway)
-        return self.database.quick_fetch(_IS_OPEN, values) is not None
+        return self.database.fetch_one(_IS_OPEN, values, FILE_INTERVAL) is not None
 
     def find_session_of(self, refresh_token: str, now: float) -> Optional[Session]:
         """The session that a refresh token belongs to, even an old token.
@@ -1766,7 +1756,7 @@ class Store:
 
     def find_session(self, session_id: str, now: float) -> Optional[Session]:
         """The session with this ID, or None if it has ended."""
-        row = self._fetch_one(_FIND_OPEN_SESSION, session_id, now, now + self._leeway)
+        row = self.database.fetch_one(_FIND_OPEN_SESSION, [session_id, now, now + self._leeway])
         return Session(*row) if row else None
 
     def sessions_of(self, name: str, now: float) -> List[Session]:
