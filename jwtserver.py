@@ -90,7 +90,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING, Annotated, Any, BinaryIO, Callable, ContextManager, DefaultDict, Deque, Dict,
-    Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Protocol, Sequence, Set,
+    Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set,
     TextIO, Tuple, Type, Union, TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -1012,14 +1012,8 @@ class StoreError(Error):
     """The database cannot do what was asked. The message names the database."""
 
 
-class DatabaseConnection(Protocol):
-    """The methods that the store uses. Connections of `sqlite3` have them."""
-
-    def execute(self, statement: str, values: Any = ..., /) -> Any:
-        """Run a statement, with a value for each `?`, and return a cursor."""
-
-    def close(self) -> None:
-        """Close the connection, which rolls back what is not committed."""
+# Both have `execute(statement, values)`, with a value for each `?`, and `close`, which rolls back.
+DatabaseConnection = Union["_SQLiteConnection", "_PostgreSQLConnection"]
 
 
 def _close_idle(pools: Dict[int, List[DatabaseConnection]]) -> None:
