@@ -909,7 +909,9 @@ class RefreshError(Error):
         self.ended = ended
 
 
-def _rotate(session: Session, token: str, now: float, grace: float) -> Tuple[Session, str]:
+def _rotate(
+    session: Session, token: str, now: float, grace: float, key_fingerprint: str,
+) -> Tuple[Session, str]:
     """Return the session after this refresh token was presented, and the next token.
 
     1. The current token is replaced by its successor, with a fresh salt.
@@ -926,8 +928,9 @@ def _rotate(session: Session, token: str, now: float, grace: float) -> Tuple[Ses
     if secrets.compare_digest(digest, session.refresh_hash):
         salt = secrets.token_hex(16)
         next_token = _successor(token, salt)
-        return session._replace(refreshed=now, refresh_hash=_digest(next_token),
-                                previous_hash=digest, salt=salt), next_token
+        return session._replace(
+            refreshed=now, refresh_hash=_digest(next_token), previous_hash=digest, salt=salt,
+            key_fingerprint=key_fingerprint), next_token
     if not abs(now - session.refreshed) < grace:  # abs: a clock set back extends nothing
         raise RefreshError(session)
     if not secrets.compare_digest(digest, session.previous_hash):
@@ -1708,12 +1711,9 @@ class Store:
         Raises:
             RefreshError: the token is refused, and may have ended its session.
         """
-        match = _REFRESH_TOKEN.fullmatch(token)
-        while match and (session := self.find_session(_session_id(match["family"]), now)):
+        while session := self.find_session_of(token, now):
             try:
-                rotated, next_token = _rotate(session, token, now, grace)
-                if rotated != session:
-                    rotated = rotated._replace(key_fingerprint=fingerprint)
+                rotated, next_token = _rotate(session, token, now, grace, fingerprint)
             except RefreshError as error:
                 if error.ended:
                     self.end_session(session.id)
