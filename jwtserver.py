@@ -2222,10 +2222,19 @@ class Service:
         """
         with self._attempt(
                 name, environ, "sign_in_failed", "Invalid username and password") as attempt:
-            grant = None
-            while grant is None:
-                grant = self._open_session(attempt, name, password, otp, environ, details)
-        self._record("sign_in", environ, grant.user.name, grant.session.id)
+            opened = False
+            # The user may be changed meanwhile, perhaps by a sign-in that upgrades the hash. Then
+            # check the password again. Each repetition needs another change of the user.
+            while not opened:
+                found = self._check_password(attempt, name, password, environ)
+                user = found._replace(otp_step=_check_otp(found, otp, self.clock()))
+                if needs_rehash(user.password_hash, iterations=self.settings.pbkdf2_iterations):
+                    user = user._replace(password_hash=self._hash_password(password, environ))
+                now = self.clock()
+                grant = new_grant(user, self.settings.session_lifetime, now,
+                                  key_fingerprint=self.signer.fingerprint, **details)
+                opened = self.store.open_session(grant, now, attempt=attempt, found=found)
+        self._record("sign_in", environ, user.name, grant.session.id)
         return grant
 
     @contextmanager
@@ -2252,25 +2261,6 @@ class Service:
         except LockedOut as error:
             self._record("locked_out", environ, name, session, locked=error.locked)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
-
-    def _open_session(
-        self, attempt: Attempt, name: str, password: str, otp: str, environ: Environ,
-        details: Mapping[str, Any],
-    ) -> Optional[Grant]:
-        """Open a session if the password is right.
-
-        Return None if the user was changed meanwhile, perhaps by a sign-in that upgraded the hash.
-        Then the password must be checked again. Each repetition needs another change of the user.
-        """
-        found = self._check_password(attempt, name, password, environ)
-        user = found._replace(otp_step=_check_otp(found, otp, self.clock()))
-        if needs_rehash(user.password_hash, iterations=self.settings.pbkdf2_iterations):
-            user = user._replace(password_hash=self._hash_password(password, environ))
-        now = self.clock()
-        grant = new_grant(user, self.settings.session_lifetime, now,
-                          key_fingerprint=self.signer.fingerprint, **details)
-        opened = self.store.open_session(grant, now, attempt=attempt, found=found)
-        return grant if opened else None
 
     def _check_password(
         self, attempt: Attempt, name: str, password: str, environ: Environ,
@@ -2357,7 +2347,7 @@ class Service:
         with self._attempt(
                 name, environ, "password_failed", "Invalid password", session.id) as attempt:
             changed = False
-            while not changed:  # as in `_open_session`
+            while not changed:  # as in `sign_in`
                 user = self._check_password(attempt, name, password, environ)
                 new_hash = self._hash_password(new_password, environ)
                 changed = self.store.change_password(
