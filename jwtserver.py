@@ -2383,12 +2383,11 @@ class Service:
         """End a session of the user."""
         own = self._own_session(environ)
         session_id = environ["PATH_INFO"].rpartition("/")[2]
-        session = (self.store.find_session(session_id, self.clock())
-                   if _SESSION_ID.fullmatch(session_id) else None)
-        if session is None or session.user_name != own.user_name:
+        sessions = self.store.sessions_of(own.user_name, self.clock())
+        if session_id not in [session.id for session in sessions]:
             raise HTTPError(404, "There is no such session")
-        self.store.end_session(session.id)
-        self._record("session_end", environ, own.user_name, session.id)
+        self.store.end_session(session_id)
+        self._record("session_end", environ, own.user_name, session_id)
         return Response.of(204)
 
     def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
