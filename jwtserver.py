@@ -461,10 +461,10 @@ def prepare_keys(settings: Settings) -> bool:
     if settings.secret:
         return False
     with _key_file_errors(settings.key_file):
-        is_missing = not settings.key_file.exists()
-        if is_missing:
-            _create_file(settings.key_file, [secrets.token_hex(32).encode()])
-    return is_missing
+        if settings.key_file.exists():
+            return False
+        _create_file(settings.key_file, [secrets.token_hex(32).encode()])
+    return True
 
 
 @contextmanager
@@ -508,8 +508,7 @@ def _read_keys(path: Path, file: BinaryIO) -> List[bytes]:
         if os.geteuid() == 0 and status.st_uid != 0:
             logger.warning("%s belongs to another user, and so do its keys; run jwtserver as that"
                            " user, not as root", path)
-    text = file.read()
-    text = text[3:] if text.startswith(codecs.BOM_UTF8) else text
+    text = file.read().removeprefix(codecs.BOM_UTF8)
     advice = "" if text else ". Or delete the empty file: the next start then creates a key"
     return _parse_keys(text, f": {path}", "secret_file", advice)
 
@@ -2587,10 +2586,9 @@ def _field(
             f'<input id="{name}" name="{name}" value="{escape(value)}" {attributes}>\n{error}')
 
 
-def _local_page(page: Any) -> str:
+def _local_page(page: str) -> str:
     """Return a path of this site, or `/` for one that is long or may lead to another site."""
-    is_local = isinstance(page, str) and _LOCAL_PAGE.fullmatch(page)
-    return page if is_local and len(page) <= MAX_NEXT_LENGTH else "/"
+    return page if _LOCAL_PAGE.fullmatch(page) and len(page) <= MAX_NEXT_LENGTH else "/"
 
 
 def _wants_page(environ: Environ) -> bool:
@@ -2624,15 +2622,13 @@ class Pages:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
+        self.guard: BearerAuthMiddleware  # `create_app` sets it
         self.login_path = f"{service.settings.prefix}/login"
         self._sign_out_form = _html_form("Sign out", action=f"{service.settings.prefix}/logout")
 
     def _claims(self, environ: Environ) -> Optional[Claims]:
         """The claims of the token in the cookie, if it is valid."""
-        if self.guard is None or environ.get("HTTP_AUTHORIZATION"):
-            return None
-        return self.guard.authenticate(environ)
+        return None if environ.get("HTTP_AUTHORIZATION") else self.guard.authenticate(environ)
 
     def start(self, environ: Environ) -> Response:
         """Explain what this is, and who is signed in."""
@@ -2659,7 +2655,7 @@ class Pages:
         """Show the sign-in form or, to a signed-in user, the account page."""
         claims = self._claims(environ)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
-        next_page = _local_page(query.get("next"))
+        next_page = _local_page(query.get("next", ""))
         # Somebody may have put a token of `token issue` into the cookie.
         if claims is None or self.service.session_of_person(claims) is None:
             return self._form(next_page)
@@ -2672,7 +2668,7 @@ class Pages:
         if is_cross_site(environ):
             raise HTTPError(403, "Cross-origin request refused")
         fields = _read_fields(environ, only_form=True)
-        next_page = _local_page(fields.get("next"))
+        next_page = _local_page(fields.get("next", ""))
         name, password, otp = [
             fields.get(field, "") for field in ("username", "password", "otp")]
         errors = {} if name else {"username": "Enter your user name."}
