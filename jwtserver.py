@@ -1033,7 +1033,6 @@ class _Database(ABC):
     # Where others may write during a transaction: SQL that locks the rows that are read, and SQL
     # that also skips the rows that others have locked.
     for_update = skip_locked = ""
-    integer_type = "INTEGER"  # of 64 bits
 
     def __init__(self) -> None:
         self.pools: DefaultDict[int, List[DatabaseConnection]] = defaultdict(list)  # by process
@@ -1059,7 +1058,7 @@ class _Database(ABC):
             if version > len(migrations):
                 raise self.store_error("was written by a newer version of jwtserver")
             for statement in chain.from_iterable(migrations[version:]):
-                connection.execute(statement.replace("INTEGER", self.integer_type))
+                connection.execute(statement)
             if version < len(migrations):
                 self.write_version(connection, len(migrations))
 
@@ -1334,7 +1333,6 @@ class _PostgreSQL(_Database):
 
     for_update = " FOR UPDATE"
     skip_locked = " FOR UPDATE SKIP LOCKED"
-    integer_type = "BIGINT"
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -1406,19 +1404,19 @@ class NameTaken(Error):
 
 
 # Migration N leads from version N of the tables to N + 1. A release may append one, but must
-# never change an old one.
+# never change an old one. BIGINT: PostgreSQL's INTEGER has 32 bits; to SQLite they are the same.
 _MIGRATIONS = (
     ("""CREATE TABLE users (
         name TEXT NOT NULL PRIMARY KEY,
         password_hash TEXT NOT NULL,
         scope TEXT NOT NULL,
-        disabled INTEGER NOT NULL,
-        created INTEGER NOT NULL
+        disabled BIGINT NOT NULL,
+        created BIGINT NOT NULL
     )""",),
     ("""CREATE TABLE sessions (
         id TEXT NOT NULL PRIMARY KEY,
         user_name TEXT NOT NULL,
-        generation INTEGER NOT NULL,
+        generation BIGINT NOT NULL,
         refresh_hash TEXT NOT NULL,
         previous_hash TEXT NOT NULL,
         rotated DOUBLE PRECISION NOT NULL,
@@ -1428,7 +1426,7 @@ _MIGRATIONS = (
      "CREATE INDEX sessions_by_end ON sessions (expires)",
      """CREATE TABLE failures (
         id TEXT NOT NULL PRIMARY KEY,
-        count INTEGER NOT NULL,
+        count BIGINT NOT NULL,
         expires DOUBLE PRECISION NOT NULL
     )""",
      "CREATE INDEX failures_by_end ON failures (expires)"),
@@ -1440,12 +1438,12 @@ _MIGRATIONS = (
         user_name TEXT NOT NULL,
         created DOUBLE PRECISION NOT NULL,
         refreshed DOUBLE PRECISION NOT NULL,
-        expires INTEGER NOT NULL,
+        expires BIGINT NOT NULL,
         refresh_hash TEXT NOT NULL,
         previous_hash TEXT NOT NULL,
         salt TEXT NOT NULL,
         key_fingerprint TEXT NOT NULL,
-        machine INTEGER NOT NULL,
+        machine BIGINT NOT NULL,
         label TEXT,
         scope TEXT
     )""",
@@ -1456,7 +1454,7 @@ _MIGRATIONS = (
      "CREATE INDEX sessions_by_end ON sessions (expires)",
      "ALTER TABLE failures ADD COLUMN name TEXT NOT NULL DEFAULT ''",
      "ALTER TABLE users ADD COLUMN otp_secret TEXT NOT NULL DEFAULT ''",
-     "ALTER TABLE users ADD COLUMN otp_step INTEGER NOT NULL DEFAULT 0"),
+     "ALTER TABLE users ADD COLUMN otp_step BIGINT NOT NULL DEFAULT 0"),
 )
 # A session that was created in the future, beyond the leeway, was created with a wrong clock.
 _FIND_OPEN_SESSION = "SELECT * FROM sessions WHERE id = ? AND expires > ? AND created <= ?"
