@@ -63,7 +63,6 @@ import math
 import os
 import re
 import secrets
-import select
 import selectors
 import shlex
 import shutil
@@ -1299,9 +1298,9 @@ class _PostgreSQLConnection:
 
     def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
         self._connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
-        if hasattr(select, "poll"):  # not on Windows, where select() takes any socket
-            self._poll = select.poll()
-            self._poll.register(self._connection.fileno(), select.POLLIN)
+        # Windows has no poll(), but its select() takes any socket.
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self._selector.register(self._connection.fileno(), selectors.EVENT_READ)
         _, process_id = self._connection.execute(
             "SELECT set_config('statement_timeout', %s, false), pg_backend_pid()",
             [str(int(1000 * BUSY_TIMEOUT))]).fetchone()
@@ -1319,9 +1318,7 @@ class _PostgreSQLConnection:
 
     def is_usable(self) -> bool:
         """Return whether the server has sent nothing. A server that stops sends an error."""
-        if hasattr(self, "_poll"):
-            return not self._poll.poll(0)
-        return not select.select([self._connection.fileno()], [], [], 0)[0]
+        return not self._selector.select(0)
 
 
 class _PostgreSQL(_Database):

@@ -1,7 +1,7 @@
 """PostgreSQL: its URL, several servers that share it, and restarts."""
 
 import os
-import select
+import selectors
 import shutil
 import socket
 import subprocess
@@ -190,7 +190,7 @@ def test_session_opened_while_the_user_is_disabled_does_not_stay(store):
 def test_connections_that_a_restart_has_cut_are_replaced_silently(
         own_postgresql, monkeypatch, system_has_poll):
     if not system_has_poll:  # Windows
-        monkeypatch.delattr(select, "poll")
+        monkeypatch.delattr(selectors, "PollSelector")
     store = open_store(own_postgresql.url)
     with store.database.connection(), store.database.connection():
         pass  # so that two are idle
