@@ -1650,25 +1650,21 @@ class Store:
         """
         user = grant.user
         with self.database.transaction() as connection:
-            unchanged = self._accept(connection, found or user, attempt, now)
-            if unchanged:
-                self._sweep(connection, "sessions", now)
-                connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
-                                   " ?)", grant.session)
-            if unchanged and found and found != user:
+            if not self._accept(connection, found or user, attempt, now):
+                return False
+            self._sweep(connection, "sessions", now)
+            connection.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", grant.session)
+            if found and found != user:
                 connection.execute(
                     "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
                     [user.password_hash, user.otp_step, user.name])
-        return unchanged
+        return True
 
     def _accept(
         self, connection: DatabaseConnection, user: User, attempt: Optional[Attempt], now: float,
     ) -> bool:
-        """Return whether a user is unchanged. If so, clear the failures. Lock the user's row.
-
-        Raises:
-            LockedOut: too many other sign-ins have failed meanwhile.
-        """
+        """Return whether a user is unchanged. If so, clear the failures. Lock the user's row."""
         if attempt:
             self._check_lockout(connection, attempt, now)
         row = connection.execute(
@@ -1688,13 +1684,13 @@ class Store:
             LockedOut: too many other sign-ins have failed meanwhile.
         """
         with self.database.transaction() as connection:
-            unchanged = self._accept(connection, user, attempt, now)
-            if unchanged:
-                connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
-                                   [password_hash, user.name])
-                connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
-                                   [user.name, session_id])
-        return unchanged
+            if not self._accept(connection, user, attempt, now):
+                return False
+            connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
+                               [password_hash, user.name])
+            connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
+                               [user.name, session_id])
+        return True
 
     def refresh(self, token: str, now: float, grace: float, fingerprint: str) -> Grant:
         """Replace a refresh token, by the rules of `_rotate`.
