@@ -2466,23 +2466,20 @@ class _VerifyOptions(NamedTuple):
 
         Caddy's `uri /verify` passes on the query of the client. So `optional` does not count if the
         client's own query has it as well. The other options cannot help a client.
-
-        Raises:
-            HTTPError: a parameter is malformed, or given twice.
         """
         query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        values = {name: [value for key, value in query if key == name]
-                  for name in ("scope", "optional", "login")}
+        given = [pair for pair in query if pair[0] in ("scope", "optional", "login")]
+        options = dict(given)
         scopes: Sequence[str] = ()
         with suppress(ValueError):
-            scopes = parse_scopes("".join(values["scope"]))
-        if (any(len(given) > 1 for given in values.values()) or values["scope"] and not scopes
-                or any(values["optional"] + values["login"])):
+            scopes = parse_scopes(options.get("scope", ""))
+        if (len(options) < len(given) or "scope" in options and not scopes
+                or options.get("optional") or options.get("login")):
             raise HTTPError(400, "`scope` must be given once, as names separated by spaces;"
                                  " `optional` and `login` once, without a value")
         client_query = environ.get("HTTP_X_FORWARDED_URI", "").partition("?")[2]
         is_the_clients = "optional" in dict(parse_qsl(client_query, keep_blank_values=True))
-        return cls(scopes, bool(values["optional"]) and not is_the_clients, bool(values["login"]))
+        return cls(scopes, "optional" in options and not is_the_clients, "login" in options)
 
 
 _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
