@@ -2535,6 +2535,7 @@ _PAGE_HEADERS = (
     ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
     ("X-Frame-Options", "DENY"),
 )
+_CURRENT_PASSWORD = 'type="password" autocomplete="current-password"'  # attributes of the input
 _PASSWORD_CHANGED = "changed"  # the query with which the account page says so
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
 # Headers that a page has from the answer in its place, in lower case.
@@ -2565,6 +2566,7 @@ def _field(
 ) -> str:
     """An input with its label and the error about it, which screen readers read with it."""
     error = errors.get(name, "")
+    attributes += " required"
     if error:
         attributes += f' aria-invalid="true" aria-describedby="{name}-error"'
         error = f'<p class="error" id="{name}-error">{escape(error)}</p>\n'
@@ -2694,13 +2696,12 @@ class Pages:
         focus = "username" if not name or "username" in errors else "password"
         fields = [
             _field("username", "User name", 'autocomplete="username" autocapitalize="none"'
-                   ' spellcheck="false" required', errors, name, focus),
-            _field("password", "Password", 'type="password" autocomplete="current-password"'
-                   " required", errors, "", focus)]
+                   ' spellcheck="false"', errors, name, focus),
+            _field("password", "Password", _CURRENT_PASSWORD, errors, "", focus)]
         if "otp" in errors:
             fields.append(_field(
-                "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"'
-                " required", errors))
+                "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"',
+                errors))
         hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
         return _page(
             status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
@@ -2722,10 +2723,9 @@ class Pages:
                 "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))
         fields = (
-            _field("password", "Current password", 'type="password"'
-                   ' autocomplete="current-password" required', errors, focus=focus)
-            + _field("new_password", "New password", 'type="password"'
-                     ' autocomplete="new-password" required', errors, focus=focus))
+            _field("password", "Current password", _CURRENT_PASSWORD, errors, focus=focus)
+            + _field("new_password", "New password",
+                     'type="password" autocomplete="new-password"', errors, focus=focus))
         return _page(status, "Your account", (
             f"{notice}{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
