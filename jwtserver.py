@@ -1458,13 +1458,6 @@ _FIND_OPEN_SESSION = "SELECT * FROM sessions WHERE id = ? AND expires > ? AND cr
 _IS_OPEN = _FIND_OPEN_SESSION.replace("*", "1")
 # A session without a refresh token has one token only, which is valid as long as the session.
 _HAS_VALID_TOKEN = "expires > ? AND (refreshed > ? OR refresh_hash = '')"
-# A counter that has expired, or that a wrong clock has written, starts again at 1.
-_COUNT_FAILURE = (
-    "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-    " count = CASE WHEN failures.expires > ? AND failures.expires <= ?"
-    " THEN failures.count + 1 ELSE 1 END,"
-    " expires = CASE WHEN failures.expires > ? AND failures.expires <= ?"
-    " THEN failures.expires ELSE excluded.expires END, name = excluded.name")
 
 
 class Store:
@@ -1610,11 +1603,16 @@ class Store:
         """
         with self.database.transaction() as connection:
             self._sweep(connection, "failures", now)
-            valid = [now, attempt.latest_expiry(now)]
             for counter in sorted(attempt.limits):
+                # One that has expired, or that a wrong clock has written, starts again at 1.
+                connection.execute(
+                    "DELETE FROM failures WHERE id = ? AND (expires <= ? OR expires > ?)",
+                    [counter, now, attempt.latest_expiry(now)])
                 name = attempt.name if counter == attempt.user_at_address else ""
                 connection.execute(
-                    _COUNT_FAILURE, [counter, now + attempt.seconds, name, *valid, *valid])
+                    "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+                    " count = failures.count + 1, name = excluded.name",
+                    [counter, now + attempt.seconds, name])
             self._check_lockout(connection, attempt, now, own_failures=1)
 
     def seconds_locked(self, name: str, rate: Rate, now: float) -> float:
