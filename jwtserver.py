@@ -527,7 +527,7 @@ def _parse_keys(text: bytes, place: str, setting: str, advice: str = "") -> List
 
 def _create_file(path: Path, lines: Sequence[bytes]) -> None:
     """Create a file atomically. If two processes try at once, both continue with the same file."""
-    with _draft(path, lines) as draft:
+    with _draft(str(path), lines) as draft:
         try:
             os.link(draft, path)  # unlike a rename, a link never replaces a file
         except FileExistsError:
@@ -539,7 +539,7 @@ def _create_file(path: Path, lines: Sequence[bytes]) -> None:
 
 @contextmanager
 def _draft(
-    path: Union[str, Path], lines: Iterable[bytes], folder: Optional[int] = None,
+    path: str, lines: Sequence[bytes], folder: Optional[int] = None,
     like: Optional[os.stat_result] = None,
 ) -> Iterator[str]:
     """Write a file beside `path` to the disk. After the `with` block, delete it if it is there.
@@ -1261,7 +1261,7 @@ class _SQLite(_Database):
                 raise self.store_error(os.strerror(errno.EISDIR))
             if not self._path.exists():
                 with suppress(FileExistsError):  # another process was first
-                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                    self._path.touch(0o600, exist_ok=False)
         except OSError as error:
             raise self.store_error(error.strerror) from error
 
@@ -2176,7 +2176,6 @@ def _check_otp(user: User, otp: str, now: float) -> int:
     return step
 
 
-_SESSION_ID = re.compile("[0-9a-f]{32}")
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a header
 
 
@@ -2779,8 +2778,8 @@ class Pages:
         if (from_account and status in (400, 401, 429)
                 and self.service.session_of_person(environ["wsgi_auth.claims"])):
             message = "The current password is wrong" if status == 401 else message
-            return self._account(environ["wsgi_auth.claims"], "/", "", status,
-                                 _sentences(message, headers), kept)
+            return self._account(environ["wsgi_auth.claims"], status=status,
+                                 error=_sentences(message, headers), headers=kept)
         if status == 401:
             message = "You are not signed in"
         if from_account and message == "Insufficient scope":
@@ -5647,7 +5646,8 @@ def _end_session(
     args: argparse.Namespace, settings: Settings, event: str, outcome: str,
 ) -> None:
     store = _open_existing_store(settings)
-    session = store.find_session(args.id, time.time()) if _SESSION_ID.fullmatch(args.id) else None
+    is_id = re.fullmatch("[0-9a-f]{32}", args.id)
+    session = store.find_session(args.id, time.time()) if is_id else None
     if session is None or not store.end_session(session.id):
         raise Error(f"there is no session {args.id!r} in {store.name}")
     _audit(event, user=session.user_name, session=session.id)
