@@ -630,7 +630,7 @@ class FileSigner:
     """A TokenSigner that reloads the key file when it changes, within half a second.
 
     It checks the file at once for a token that no known key signed, because another process may
-    already sign with a newer key. If the file is missing or unusable, the old keys stay in use.
+    already sign with a newer key.
 
     Raises:
         SettingsError: the file cannot be used at the start.
@@ -1998,10 +1998,7 @@ _NO_ROUTE = Route({})
 
 
 class Router:
-    """Serves the routes. It passes requests for other paths on, or answers 404.
-
-    They go to the application in `apps` for that path, otherwise to `fallback`.
-    """
+    """Serves the routes. Other paths go to `apps` or else `fallback`, or get 404."""
 
     def __init__(
         self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
@@ -2230,8 +2227,7 @@ class Service:
     ) -> Iterator[Attempt]:
         """Let a `with` block check a password, and count the failure if it raises _WrongPassword.
 
-        Raises:
-            HTTPError: the password was wrong, or must not be tried now.
+        The caller gets an HTTPError instead, and also if the password must not be tried now.
         """
         attempt = Attempt.of(name, _address(environ), self.settings.login_failures)
         try:
@@ -2252,11 +2248,7 @@ class Service:
     def _check_password(
         self, attempt: Attempt, name: str, password: str, environ: Environ,
     ) -> User:
-        """The user with this name and password. A refusal takes the same time for every name.
-
-        Raises:
-            _WrongPassword: there is no such user, or the user is disabled.
-        """
+        """The user with this name and password. A refusal takes the same time for every name."""
         user = self.store.find_user(name)
         # A disabled user is an unknown one here, or the time would confirm the password.
         stored = user.password_hash if user and not user.disabled else ""
