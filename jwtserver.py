@@ -2268,9 +2268,8 @@ class Service:
         self, event: str, environ: Environ, user: Optional[str] = None,
         session: Optional[str] = None, locked: Optional[str] = None,
     ) -> None:
-        name = user and user[:MAX_NAME_LENGTH]
-        details = {"user": name, "address": _address(environ), "session": session,
-                   "locked": locked}
+        details = {"user": user and user[:MAX_NAME_LENGTH], "address": _address(environ),
+                   "session": session, "locked": locked}
         _audit(event, **{key: value for key, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
@@ -3080,10 +3079,10 @@ def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
 
     def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         options = _VerifyOptions.of(environ)
-        trusted = settings.trusted_proxies > 0
-        method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
-        if not trusted and ("HTTP_X_FORWARDED_METHOD" in environ
-                            or "HTTP_X_FORWARDED_URI" in environ):
+        method = ""
+        if settings.trusted_proxies:
+            method = environ.get("HTTP_X_FORWARDED_METHOD", "")
+        elif "HTTP_X_FORWARDED_METHOD" in environ or "HTTP_X_FORWARDED_URI" in environ:
             _warn_about_ignored_proxy()
         _apply_forwarded_method(environ, method)
         guard = optional if options.optional else required
