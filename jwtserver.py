@@ -618,12 +618,12 @@ def _check_link(key_file: Path, path: Path, owner: int) -> None:
 def _remove_stale_drafts(path: Path, folder: Optional[int]) -> None:
     """Remove the drafts that killed processes have left: they contain keys."""
     pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}")
-    for name in filter(pattern.fullmatch, os.listdir(path.parent if folder is None else folder)):
-        draft = name if folder is not None else str(path.parent / name)
-        with suppress(OSError):  # another process may have removed it
-            age = time.time() - os.stat(draft, dir_fd=folder, follow_symlinks=False).st_mtime
-            if age > MAX_DRAFT_AGE:
-                os.unlink(draft, dir_fd=folder)
+    with os.scandir(path.parent if folder is None else folder) as entries:
+        for entry in filter(lambda entry: pattern.fullmatch(entry.name), entries):
+            with suppress(OSError):  # another process may have removed it
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > MAX_DRAFT_AGE:
+                    os.unlink(entry.path, dir_fd=folder)
 
 
 class FileSigner:
