@@ -63,7 +63,6 @@ import math
 import os
 import re
 import secrets
-import select
 import selectors
 import shlex
 import shutil
@@ -90,7 +89,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING, Annotated, Any, BinaryIO, Callable, ContextManager, DefaultDict, Deque, Dict,
-    Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Protocol, Sequence, Set,
+    Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Set,
     TextIO, Tuple, Type, Union, TypeVar, get_type_hints,
 )
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -459,10 +458,10 @@ def prepare_keys(settings: Settings) -> bool:
     if settings.secret:
         return False
     with _key_file_errors(settings.key_file):
-        is_missing = not settings.key_file.exists()
-        if is_missing:
-            _create_file(settings.key_file, [secrets.token_hex(32).encode()])
-    return is_missing
+        if settings.key_file.exists():
+            return False
+        _create_file(settings.key_file, [secrets.token_hex(32).encode()])
+    return True
 
 
 @contextmanager
@@ -509,8 +508,7 @@ def _read_keys(path: Path, file: BinaryIO) -> List[bytes]:
         if os.geteuid() == 0 and status.st_uid != 0:
             logger.warning("%s belongs to another user, and so do its keys; run jwtserver as that"
                            " user, not as root", path)
-    text = file.read()
-    text = text[3:] if text.startswith(codecs.BOM_UTF8) else text
+    text = file.read().removeprefix(codecs.BOM_UTF8)
     advice = "" if text else ". Or delete the empty file: the next start then creates a key"
     return _parse_keys(text, f": {path}", "secret_file", advice)
 
@@ -530,7 +528,7 @@ def _parse_keys(text: bytes, place: str, setting: str, advice: str = "") -> List
 
 def _create_file(path: Path, lines: Sequence[bytes]) -> None:
     """Create a file atomically. If two processes try at once, both continue with the same file."""
-    with _draft(path, lines) as draft:
+    with _draft(str(path), lines) as draft:
         try:
             os.link(draft, path)  # unlike a rename, a link never replaces a file
         except FileExistsError:
@@ -542,7 +540,7 @@ def _create_file(path: Path, lines: Sequence[bytes]) -> None:
 
 @contextmanager
 def _draft(
-    path: Union[str, Path], lines: Iterable[bytes], folder: Optional[int] = None,
+    path: str, lines: Sequence[bytes], folder: Optional[int] = None,
     like: Optional[os.stat_result] = None,
 ) -> Iterator[str]:
     """Write a file beside `path` to the disk. After the `with` block, delete it if it is there.
@@ -620,19 +618,19 @@ def _check_link(key_file: Path, path: Path, owner: int) -> None:
 def _remove_stale_drafts(path: Path, folder: Optional[int]) -> None:
     """Remove the drafts that killed processes have left: they contain keys."""
     pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}")
-    for name in filter(pattern.fullmatch, os.listdir(path.parent if folder is None else folder)):
-        draft = name if folder is not None else str(path.parent / name)
-        with suppress(OSError):  # another process may have removed it
-            age = time.time() - os.stat(draft, dir_fd=folder, follow_symlinks=False).st_mtime
-            if age > MAX_DRAFT_AGE:
-                os.unlink(draft, dir_fd=folder)
+    with os.scandir(path.parent if folder is None else folder) as entries:
+        for entry in filter(lambda entry: pattern.fullmatch(entry.name), entries):
+            with suppress(OSError):  # another process may have removed it
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > MAX_DRAFT_AGE:
+                    os.unlink(entry.path, dir_fd=folder)
 
 
 class FileSigner:
     """A TokenSigner that reloads the key file when it changes, within half a second.
 
     It checks the file at once for a token that no known key signed, because another process may
-    already sign with a newer key. If the file is missing or unusable, the old keys stay in use.
+    already sign with a newer key.
 
     Raises:
         SettingsError: the file cannot be used at the start.
@@ -909,7 +907,9 @@ class RefreshError(Error):
         self.ended = ended
 
 
-def _rotate(session: Session, token: str, now: float, grace: float) -> Tuple[Session, str]:
+def _rotate(
+    session: Session, token: str, now: float, grace: float, key_fingerprint: str,
+) -> Tuple[Session, str]:
     """Return the session after this refresh token was presented, and the next token.
 
     1. The current token is replaced by its successor, with a fresh salt.
@@ -926,8 +926,9 @@ def _rotate(session: Session, token: str, now: float, grace: float) -> Tuple[Ses
     if secrets.compare_digest(digest, session.refresh_hash):
         salt = secrets.token_hex(16)
         next_token = _successor(token, salt)
-        return session._replace(refreshed=now, refresh_hash=_digest(next_token),
-                                previous_hash=digest, salt=salt), next_token
+        return session._replace(
+            refreshed=now, refresh_hash=_digest(next_token), previous_hash=digest, salt=salt,
+            key_fingerprint=key_fingerprint), next_token
     if not abs(now - session.refreshed) < grace:  # abs: a clock set back extends nothing
         raise RefreshError(session)
     if not secrets.compare_digest(digest, session.previous_hash):
@@ -1012,41 +1013,14 @@ class StoreError(Error):
     """The database cannot do what was asked. The message names the database."""
 
 
-class DatabaseConnection(Protocol):
-    """The methods that the store uses. Connections of `sqlite3` have them."""
-
-    def execute(self, statement: str, values: Any = ..., /) -> Any:
-        """Run a statement, with a value for each `?`, and return a cursor."""
-
-    def close(self) -> None:
-        """Close the connection, which rolls back what is not committed."""
+# Both have `execute(statement, values)`, with a value for each `?`, and `close`, which rolls back.
+DatabaseConnection = Union["_SQLiteConnection", "_PostgreSQLConnection"]
 
 
 def _close_idle(pools: Dict[int, List[DatabaseConnection]]) -> None:
     with suppress(IndexError):
         while True:
             pools[os.getpid()].pop().close()
-
-
-class _PooledConnection:
-    """Lends a connection to a `with` block.
-
-    If the block raises anything else than an Error of this module, the connection is closed.
-    """
-
-    __slots__ = ("_database", "_idle", "_connection")
-
-    def __init__(self, database: "_Database") -> None:
-        self._database = database
-
-    def __enter__(self) -> DatabaseConnection:
-        self._idle = self._database.pools[os.getpid()]
-        connection: DatabaseConnection = self._database.take(self._idle)
-        self._connection = connection
-        return connection
-
-    def __exit__(self, kind: Any, error: Optional[BaseException], traceback: Any) -> None:
-        self._database.give_back(self._connection, self._idle, error)
 
 
 class _Database(ABC):
@@ -1058,7 +1032,6 @@ class _Database(ABC):
     # Where others may write during a transaction: SQL that locks the rows that are read, and SQL
     # that also skips the rows that others have locked.
     for_update = skip_locked = ""
-    integer_type = "INTEGER"  # of 64 bits
 
     def __init__(self) -> None:
         self.pools: DefaultDict[int, List[DatabaseConnection]] = defaultdict(list)  # by process
@@ -1084,7 +1057,7 @@ class _Database(ABC):
             if version > len(migrations):
                 raise self.store_error("was written by a newer version of jwtserver")
             for statement in chain.from_iterable(migrations[version:]):
-                connection.execute(statement.replace("INTEGER", self.integer_type))
+                connection.execute(statement)
             if version < len(migrations):
                 self.write_version(connection, len(migrations))
 
@@ -1094,12 +1067,12 @@ class _Database(ABC):
         SQLite's BEGIN IMMEDIATE already does.
         """
 
-    def recheck(self) -> None:
-        """Let the next `take` check that the database is the same, although it did so just now."""
-
     @abstractmethod
-    def take(self, idle: List[Any]) -> Any:
-        """Take a usable connection from this list, or open one."""
+    def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
+        """Take a usable connection from this list, or open one.
+
+        The database may have been replaced in the last `max_age` seconds.
+        """
 
     def _take_any(self, idle: List[Any]) -> Any:
         try:
@@ -1111,24 +1084,18 @@ class _Database(ABC):
         except self.driver_error as error:
             raise self.store_error(error) from error
 
-    def give_back(
-        self, connection: Any, idle: List[Any], error: Optional[BaseException] = None,
-    ) -> None:
-        """Put a connection back, or close it after an error that is not one of this module."""
-        if len(idle) < MAX_IDLE_CONNECTIONS and (error is None or isinstance(error, Error)):
+    @staticmethod
+    def give_back(connection: Any, idle: List[Any]) -> None:
+        """Put a connection back, or close it if there are enough."""
+        if len(idle) < MAX_IDLE_CONNECTIONS:
             idle.append(connection)
-            return
-        connection.close()
-        if isinstance(error, self.driver_error):
-            raise self.store_error(error) from error
+        else:
+            connection.close()
 
-    def quick_fetch(self, statement: str, values: Sequence[Any]) -> Any:
-        """Run a statement and return its first row. It is the quickest way to a single row.
-
-        The database may have been replaced in the last half second.
-        """
+    def fetch_one(self, statement: str, values: Sequence[Any], max_age: float = 0.0) -> Any:
+        """Run a statement and return its first row or None, faster than through `connection`."""
         idle = self.pools[os.getpid()]
-        connection = self.take(idle)
+        connection = self.take(idle, max_age)
         try:
             row = connection.execute(statement, values).fetchone()
         except self.driver_error as error:
@@ -1141,10 +1108,25 @@ class _Database(ABC):
         """Close the idle connections of this process. A later statement opens a new one."""
         _close_idle(self.pools)
 
-    def connection(self) -> _PooledConnection:
-        """Lend a connection to a `with` block."""
-        self.recheck()
-        return _PooledConnection(self)
+    @contextmanager
+    def connection(self) -> Iterator[DatabaseConnection]:
+        """Lend a connection to a `with` block.
+
+        If the block raises anything else than an Error of this module, the connection is closed.
+        """
+        idle = self.pools[os.getpid()]
+        connection = self.take(idle)
+        try:
+            yield connection
+        except Error:
+            self.give_back(connection, idle)
+            raise
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, self.driver_error):
+                raise self.store_error(error) from error
+            raise
+        self.give_back(connection, idle)
 
     @contextmanager
     def transaction(self) -> Iterator[DatabaseConnection]:
@@ -1219,11 +1201,8 @@ class _SQLite(_Database):
     def store_error(self, problem: object) -> StoreError:
         return super().store_error(f"{problem}{_file_advice(self._path)}")
 
-    def recheck(self) -> None:
-        self._checked_at = -math.inf
-
-    def take(self, idle: List[Any]) -> Any:
-        if time.monotonic() - self._checked_at > FILE_INTERVAL:
+    def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
+        if time.monotonic() - self._checked_at >= max_age:
             self._check_file()
         while (connection := self._take_any(idle)).file != self._file:
             self._close_replaced(connection)
@@ -1282,7 +1261,7 @@ class _SQLite(_Database):
                 raise self.store_error(os.strerror(errno.EISDIR))
             if not self._path.exists():
                 with suppress(FileExistsError):  # another process was first
-                    os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                    self._path.touch(0o600, exist_ok=False)
         except OSError as error:
             raise self.store_error(error.strerror) from error
 
@@ -1319,9 +1298,9 @@ class _PostgreSQLConnection:
 
     def __init__(self, psycopg: Any, options: Mapping[str, Any]) -> None:
         self._connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
-        if hasattr(select, "poll"):  # not on Windows, where select() takes any socket
-            self._poll = select.poll()
-            self._poll.register(self._connection.fileno(), select.POLLIN)
+        # Windows has no poll(), but its select() takes any socket.
+        self._selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self._selector.register(self._connection.fileno(), selectors.EVENT_READ)
         _, process_id = self._connection.execute(
             "SELECT set_config('statement_timeout', %s, false), pg_backend_pid()",
             [str(int(1000 * BUSY_TIMEOUT))]).fetchone()
@@ -1339,9 +1318,7 @@ class _PostgreSQLConnection:
 
     def is_usable(self) -> bool:
         """Return whether the server has sent nothing. A server that stops sends an error."""
-        if hasattr(self, "_poll"):
-            return not self._poll.poll(0)
-        return not select.select([self._connection.fileno()], [], [], 0)[0]
+        return not self._selector.select(0)
 
 
 class _PostgreSQL(_Database):
@@ -1353,7 +1330,6 @@ class _PostgreSQL(_Database):
 
     for_update = " FOR UPDATE"
     skip_locked = " FOR UPDATE SKIP LOCKED"
-    integer_type = "BIGINT"
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -1388,7 +1364,7 @@ class _PostgreSQL(_Database):
     def connect(self) -> DatabaseConnection:
         return _PostgreSQLConnection(self.psycopg, self._options)
 
-    def take(self, idle: List[Any]) -> Any:
+    def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
         """Take a connection, and close idle ones that a restart of the server has cut."""
         while not (connection := self._take_any(idle)).is_usable():
             connection.close()
@@ -1418,7 +1394,7 @@ class _PostgreSQL(_Database):
 # Design: `Store` holds all SQL about users, sessions and failed sign-ins, for both databases.
 # Each method is one statement or one transaction, in the calling thread. Nothing is cached: a
 # change that one process has committed is visible to the next statement of every other process.
-# (If another file replaces an SQLite database, `quick_fetch` may need half a second to notice.)
+# (If another file replaces an SQLite database, `is_open` may need half a second to notice.)
 # PostgreSQL locks rows. Transactions must lock a user before the user's sessions, and counters in
 # the order of their IDs, or they deadlock.
 
@@ -1431,19 +1407,19 @@ class NameTaken(Error):
 
 
 # Migration N leads from version N of the tables to N + 1. A release may append one, but must
-# never change an old one.
+# never change an old one. BIGINT: PostgreSQL's INTEGER has 32 bits; to SQLite they are the same.
 _MIGRATIONS = (
     ("""CREATE TABLE users (
         name TEXT NOT NULL PRIMARY KEY,
         password_hash TEXT NOT NULL,
         scope TEXT NOT NULL,
-        disabled INTEGER NOT NULL,
-        created INTEGER NOT NULL
+        disabled BIGINT NOT NULL,
+        created BIGINT NOT NULL
     )""",),
     ("""CREATE TABLE sessions (
         id TEXT NOT NULL PRIMARY KEY,
         user_name TEXT NOT NULL,
-        generation INTEGER NOT NULL,
+        generation BIGINT NOT NULL,
         refresh_hash TEXT NOT NULL,
         previous_hash TEXT NOT NULL,
         rotated DOUBLE PRECISION NOT NULL,
@@ -1453,7 +1429,7 @@ _MIGRATIONS = (
      "CREATE INDEX sessions_by_end ON sessions (expires)",
      """CREATE TABLE failures (
         id TEXT NOT NULL PRIMARY KEY,
-        count INTEGER NOT NULL,
+        count BIGINT NOT NULL,
         expires DOUBLE PRECISION NOT NULL
     )""",
      "CREATE INDEX failures_by_end ON failures (expires)"),
@@ -1465,12 +1441,12 @@ _MIGRATIONS = (
         user_name TEXT NOT NULL,
         created DOUBLE PRECISION NOT NULL,
         refreshed DOUBLE PRECISION NOT NULL,
-        expires INTEGER NOT NULL,
+        expires BIGINT NOT NULL,
         refresh_hash TEXT NOT NULL,
         previous_hash TEXT NOT NULL,
         salt TEXT NOT NULL,
         key_fingerprint TEXT NOT NULL,
-        machine INTEGER NOT NULL,
+        machine BIGINT NOT NULL,
         label TEXT,
         scope TEXT
     )""",
@@ -1481,20 +1457,13 @@ _MIGRATIONS = (
      "CREATE INDEX sessions_by_end ON sessions (expires)",
      "ALTER TABLE failures ADD COLUMN name TEXT NOT NULL DEFAULT ''",
      "ALTER TABLE users ADD COLUMN otp_secret TEXT NOT NULL DEFAULT ''",
-     "ALTER TABLE users ADD COLUMN otp_step INTEGER NOT NULL DEFAULT 0"),
+     "ALTER TABLE users ADD COLUMN otp_step BIGINT NOT NULL DEFAULT 0"),
 )
 # A session that was created in the future, beyond the leeway, was created with a wrong clock.
 _FIND_OPEN_SESSION = "SELECT * FROM sessions WHERE id = ? AND expires > ? AND created <= ?"
 _IS_OPEN = _FIND_OPEN_SESSION.replace("*", "1")
 # A session without a refresh token has one token only, which is valid as long as the session.
 _HAS_VALID_TOKEN = "expires > ? AND (refreshed > ? OR refresh_hash = '')"
-# A counter that has expired, or that a wrong clock has written, starts again at 1.
-_COUNT_FAILURE = (
-    "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
-    " count = CASE WHEN failures.expires > ? AND failures.expires <= ?"
-    " THEN failures.count + 1 ELSE 1 END,"
-    " expires = CASE WHEN failures.expires > ? AND failures.expires <= ?"
-    " THEN failures.expires ELSE excluded.expires END, name = excluded.name")
 
 
 class Store:
@@ -1517,10 +1486,6 @@ class Store:
         """Check that the database can answer."""
         self.is_empty()
 
-    def _fetch_one(self, statement: str, *values: Any) -> Any:
-        with self.database.connection() as connection:
-            return connection.execute(statement, values).fetchone()
-
     def _execute(self, statement: str, *values: Any) -> int:
         """Run one statement as a transaction, and return the number of rows it has changed."""
         with self.database.connection() as connection:
@@ -1534,12 +1499,12 @@ class Store:
             key = normalize_name(name)
         except ValueError:
             return None
-        row = self._fetch_one("SELECT * FROM users WHERE name = ?", key)
+        row = self.database.fetch_one("SELECT * FROM users WHERE name = ?", [key])
         return User(*row) if row else None
 
     def is_empty(self) -> bool:
         """Return whether there are no users."""
-        return self._fetch_one("SELECT name FROM users LIMIT 1") is None
+        return self.database.fetch_one("SELECT name FROM users LIMIT 1", []) is None
 
     def all_users(self) -> List[User]:
         """All users, sorted by name."""
@@ -1644,11 +1609,16 @@ class Store:
         """
         with self.database.transaction() as connection:
             self._sweep(connection, "failures", now)
-            valid = [now, attempt.latest_expiry(now)]
             for counter in sorted(attempt.limits):
+                # One that has expired, or that a wrong clock has written, starts again at 1.
+                connection.execute(
+                    "DELETE FROM failures WHERE id = ? AND (expires <= ? OR expires > ?)",
+                    [counter, now, attempt.latest_expiry(now)])
                 name = attempt.name if counter == attempt.user_at_address else ""
                 connection.execute(
-                    _COUNT_FAILURE, [counter, now + attempt.seconds, name, *valid, *valid])
+                    "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
+                    " count = failures.count + 1, name = excluded.name",
+                    [counter, now + attempt.seconds, name])
             self._check_lockout(connection, attempt, now, own_failures=1)
 
     def lockouts(self, rate: Rate, now: float) -> Dict[str, float]:
@@ -1682,25 +1652,21 @@ class Store:
         """
         user = grant.user
         with self.database.transaction() as connection:
-            unchanged = self._accept(connection, found or user, attempt, now)
-            if unchanged:
-                self._sweep(connection, "sessions", now)
-                connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,"
-                                   " ?)", grant.session)
-            if unchanged and found and found != user:
+            if not self._accept(connection, found or user, attempt, now):
+                return False
+            self._sweep(connection, "sessions", now)
+            connection.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", grant.session)
+            if found and found != user:
                 connection.execute(
                     "UPDATE users SET password_hash = ?, otp_step = ? WHERE name = ?",
                     [user.password_hash, user.otp_step, user.name])
-        return unchanged
+        return True
 
     def _accept(
         self, connection: DatabaseConnection, user: User, attempt: Optional[Attempt], now: float,
     ) -> bool:
-        """Return whether a user is unchanged. If so, clear the failures. Lock the user's row.
-
-        Raises:
-            LockedOut: too many other sign-ins have failed meanwhile.
-        """
+        """Return whether a user is unchanged. If so, clear the failures. Lock the user's row."""
         if attempt:
             self._check_lockout(connection, attempt, now)
         row = connection.execute(
@@ -1720,13 +1686,13 @@ class Store:
             LockedOut: too many other sign-ins have failed meanwhile.
         """
         with self.database.transaction() as connection:
-            unchanged = self._accept(connection, user, attempt, now)
-            if unchanged:
-                connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
-                                   [password_hash, user.name])
-                connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
-                                   [user.name, session_id])
-        return unchanged
+            if not self._accept(connection, user, attempt, now):
+                return False
+            connection.execute("UPDATE users SET password_hash = ? WHERE name = ?",
+                               [password_hash, user.name])
+            connection.execute("DELETE FROM sessions WHERE user_name = ? AND id <> ?",
+                               [user.name, session_id])
+        return True
 
     def refresh(self, token: str, now: float, grace: float, fingerprint: str) -> Grant:
         """Replace a refresh token, by the rules of `_rotate`.
@@ -1737,21 +1703,18 @@ class Store:
         Raises:
             RefreshError: the token is refused, and may have ended its session.
         """
-        match = _REFRESH_TOKEN.fullmatch(token)
-        while match and (session := self.find_session(_session_id(match["family"]), now)):
+        while session := self.find_session_of(token, now):
             try:
-                rotated, next_token = _rotate(session, token, now, grace)
-                if rotated != session:
-                    rotated = rotated._replace(key_fingerprint=fingerprint)
+                rotated, next_token = _rotate(session, token, now, grace, fingerprint)
             except RefreshError as error:
                 if error.ended:
                     self.end_session(session.id)
                 raise
             if rotated == session or self._save_rotation(session, rotated):
-                user = self._fetch_one("SELECT * FROM users WHERE name = ?", session.user_name)
+                user = self.find_user(session.user_name)
                 if user is None:  # removed just now
                     break
-                return Grant(User(*user), rotated, next_token)
+                return Grant(user, rotated, next_token)
             # Another request has refreshed or ended the session meanwhile. Look again. This ends,
             # because each repetition needs another refresh of the session.
         raise RefreshError
@@ -1767,7 +1730,7 @@ class Store:
     def is_open(self, session_id: str, now: float) -> bool:
         """Return whether a session has not ended. Each guarded request asks this."""
         values = (session_id, now, now + self._leeway)
-        return self.database.quick_fetch(_IS_OPEN, values) is not None
+        return self.database.fetch_one(_IS_OPEN, values, FILE_INTERVAL) is not None
 
     def find_session_of(self, refresh_token: str, now: float) -> Optional[Session]:
         """The session that a refresh token belongs to, even an old token.
@@ -1779,7 +1742,7 @@ class Store:
 
     def find_session(self, session_id: str, now: float) -> Optional[Session]:
         """The session with this ID, or None if it has ended."""
-        row = self._fetch_one(_FIND_OPEN_SESSION, session_id, now, now + self._leeway)
+        row = self.database.fetch_one(_FIND_OPEN_SESSION, [session_id, now, now + self._leeway])
         return Session(*row) if row else None
 
     def sessions_of(self, name: str, now: float) -> List[Session]:
@@ -2039,10 +2002,7 @@ _NO_ROUTE = Route({})
 
 
 class Router:
-    """Serves the routes. It passes requests for other paths on, or answers 404.
-
-    They go to the application in `apps` for that path, otherwise to `fallback`.
-    """
+    """Serves the routes. Other paths go to `apps` or else `fallback`, or get 404."""
 
     def __init__(
         self, routes: Mapping[str, Route], fallback: Optional[WSGIApplication] = None,
@@ -2217,7 +2177,6 @@ def _check_otp(user: User, otp: str, now: float) -> int:
     return step
 
 
-_SESSION_ID = re.compile("[0-9a-f]{32}")
 _UNSENDABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in a header
 
 
@@ -2251,10 +2210,19 @@ class Service:
         """
         with self._attempt(
                 name, environ, "sign_in_failed", "Invalid username and password") as attempt:
-            grant = None
-            while grant is None:
-                grant = self._open_session(attempt, name, password, otp, environ, details)
-        self._record("sign_in", environ, grant.user.name, grant.session.id)
+            opened = False
+            # The user may be changed meanwhile, perhaps by a sign-in that upgrades the hash. Then
+            # check the password again. Each repetition needs another change of the user.
+            while not opened:
+                found = self._check_password(attempt, name, password, environ)
+                user = found._replace(otp_step=_check_otp(found, otp, self.clock()))
+                if needs_rehash(user.password_hash, iterations=self.settings.pbkdf2_iterations):
+                    user = user._replace(password_hash=self._hash_password(password, environ))
+                now = self.clock()
+                grant = new_grant(user, self.settings.session_lifetime, now,
+                                  key_fingerprint=self.signer.fingerprint, **details)
+                opened = self.store.open_session(grant, now, attempt=attempt, found=found)
+        self._record("sign_in", environ, user.name, grant.session.id)
         return grant
 
     @contextmanager
@@ -2263,8 +2231,7 @@ class Service:
     ) -> Iterator[Attempt]:
         """Let a `with` block check a password, and count the failure if it raises _WrongPassword.
 
-        Raises:
-            HTTPError: the password was wrong, or must not be tried now.
+        The caller gets an HTTPError instead, and also if the password must not be tried now.
         """
         attempt = Attempt.of(name, _address(environ), self.settings.login_failures)
         try:
@@ -2282,33 +2249,10 @@ class Service:
             self._record("locked_out", environ, name, session, locked=error.locked)
             raise HTTPError(429, str(error), ("Retry-After", str(error.seconds))) from None
 
-    def _open_session(
-        self, attempt: Attempt, name: str, password: str, otp: str, environ: Environ,
-        details: Mapping[str, Any],
-    ) -> Optional[Grant]:
-        """Open a session if the password is right.
-
-        Return None if the user was changed meanwhile, perhaps by a sign-in that upgraded the hash.
-        Then the password must be checked again. Each repetition needs another change of the user.
-        """
-        found = self._check_password(attempt, name, password, environ)
-        user = found._replace(otp_step=_check_otp(found, otp, self.clock()))
-        if needs_rehash(user.password_hash, iterations=self.settings.pbkdf2_iterations):
-            user = user._replace(password_hash=self._hash_password(password, environ))
-        now = self.clock()
-        grant = new_grant(user, self.settings.session_lifetime, now,
-                          key_fingerprint=self.signer.fingerprint, **details)
-        opened = self.store.open_session(grant, now, attempt=attempt, found=found)
-        return grant if opened else None
-
     def _check_password(
         self, attempt: Attempt, name: str, password: str, environ: Environ,
     ) -> User:
-        """The user with this name and password. A refusal takes the same time for every name.
-
-        Raises:
-            _WrongPassword: there is no such user, or the user is disabled.
-        """
+        """The user with this name and password. A refusal takes the same time for every name."""
         user = self.store.find_user(name)
         # A disabled user is an unknown one here, or the time would confirm the password.
         stored = user.password_hash if user and not user.disabled else ""
@@ -2328,9 +2272,8 @@ class Service:
         self, event: str, environ: Environ, user: Optional[str] = None,
         session: Optional[str] = None, locked: Optional[str] = None,
     ) -> None:
-        name = user and user[:MAX_NAME_LENGTH]
-        details = {"user": name, "address": _address(environ), "session": session,
-                   "locked": locked}
+        details = {"user": user and user[:MAX_NAME_LENGTH], "address": _address(environ),
+                   "session": session, "locked": locked}
         _audit(event, **{key: value for key, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
@@ -2386,7 +2329,7 @@ class Service:
         with self._attempt(
                 name, environ, "password_failed", "Invalid password", session.id) as attempt:
             changed = False
-            while not changed:  # as in `_open_session`
+            while not changed:  # as in `sign_in`
                 user = self._check_password(attempt, name, password, environ)
                 new_hash = self._hash_password(new_password, environ)
                 changed = self.store.change_password(
@@ -2422,12 +2365,11 @@ class Service:
         """End a session of the user."""
         own = self._own_session(environ)
         session_id = environ["PATH_INFO"].rpartition("/")[2]
-        session = (self.store.find_session(session_id, self.clock())
-                   if _SESSION_ID.fullmatch(session_id) else None)
-        if session is None or session.user_name != own.user_name:
+        sessions = self.store.sessions_of(own.user_name, self.clock())
+        if session_id not in [session.id for session in sessions]:
             raise HTTPError(404, "There is no such session")
-        self.store.end_session(session.id)
-        self._record("session_end", environ, own.user_name, session.id)
+        self.store.end_session(session_id)
+        self._record("session_end", environ, own.user_name, session_id)
         return Response.of(204)
 
     def logout_by_refresh_token(self, environ: Environ) -> Optional[Response]:
@@ -2516,23 +2458,20 @@ class _VerifyOptions(NamedTuple):
 
         Caddy's `uri /verify` passes on the query of the client. So `optional` does not count if the
         client's own query has it as well. The other options cannot help a client.
-
-        Raises:
-            HTTPError: a parameter is malformed, or given twice.
         """
         query = parse_qsl(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-        values = {name: [value for key, value in query if key == name]
-                  for name in ("scope", "optional", "login")}
+        given = [pair for pair in query if pair[0] in ("scope", "optional", "login")]
+        options = dict(given)
         scopes: Sequence[str] = ()
         with suppress(ValueError):
-            scopes = parse_scopes("".join(values["scope"]))
-        if (any(len(given) > 1 for given in values.values()) or values["scope"] and not scopes
-                or any(values["optional"] + values["login"])):
+            scopes = parse_scopes(options.get("scope", ""))
+        if (len(options) < len(given) or "scope" in options and not scopes
+                or options.get("optional") or options.get("login")):
             raise HTTPError(400, "`scope` must be given once, as names separated by spaces;"
                                  " `optional` and `login` once, without a value")
         client_query = environ.get("HTTP_X_FORWARDED_URI", "").partition("?")[2]
         is_the_clients = "optional" in dict(parse_qsl(client_query, keep_blank_values=True))
-        return cls(scopes, bool(values["optional"]) and not is_the_clients, bool(values["login"]))
+        return cls(scopes, "optional" in options and not is_the_clients, "login" in options)
 
 
 _WELCOME = Response.of(200, {"message": "Welcome to the protected page"})
@@ -2588,6 +2527,7 @@ _PAGE_HEADERS = (
     ("Referrer-Policy", "same-origin"),  # `no-referrer` makes browsers send `Origin: null`
     ("X-Frame-Options", "DENY"),
 )
+_CURRENT_PASSWORD = 'type="password" autocomplete="current-password"'  # attributes of the input
 _PASSWORD_CHANGED = "changed"  # the query with which the account page says so
 MAX_COOKIE_TOKEN = 4000  # bytes; browsers take 4,096 with the name (RFC 6265 §6.1)
 # Headers that a page has from the answer in its place, in lower case.
@@ -2618,6 +2558,7 @@ def _field(
 ) -> str:
     """An input with its label and the error about it, which screen readers read with it."""
     error = errors.get(name, "")
+    attributes += " required"
     if error:
         attributes += f' aria-invalid="true" aria-describedby="{name}-error"'
         error = f'<p class="error" id="{name}-error">{escape(error)}</p>\n'
@@ -2627,10 +2568,9 @@ def _field(
             f'<input id="{name}" name="{name}" value="{escape(value)}" {attributes}>\n{error}')
 
 
-def _local_page(page: Any) -> str:
+def _local_page(page: str) -> str:
     """Return a path of this site, or `/` for one that is long or may lead to another site."""
-    is_local = isinstance(page, str) and _LOCAL_PAGE.fullmatch(page)
-    return page if is_local and len(page) <= MAX_NEXT_LENGTH else "/"
+    return page if _LOCAL_PAGE.fullmatch(page) and len(page) <= MAX_NEXT_LENGTH else "/"
 
 
 def _wants_page(environ: Environ) -> bool:
@@ -2667,15 +2607,13 @@ class Pages:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.guard: Optional[BearerAuthMiddleware] = None  # `create_app` sets it
+        self.guard: BearerAuthMiddleware  # `create_app` sets it
         self.login_path = f"{service.settings.prefix}/login"
         self._sign_out_form = _html_form("Sign out", action=f"{service.settings.prefix}/logout")
 
     def _claims(self, environ: Environ) -> Optional[Claims]:
         """The claims of the token in the cookie, if it is valid."""
-        if self.guard is None or environ.get("HTTP_AUTHORIZATION"):
-            return None
-        return self.guard.authenticate(environ)
+        return None if environ.get("HTTP_AUTHORIZATION") else self.guard.authenticate(environ)
 
     def start(self, environ: Environ) -> Response:
         """Explain what this is, and who is signed in."""
@@ -2702,7 +2640,7 @@ class Pages:
         """Show the sign-in form or, to a signed-in user, the account page."""
         claims = self._claims(environ)
         query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
-        next_page = _local_page(query.get("next"))
+        next_page = _local_page(query.get("next", ""))
         # Somebody may have put a token of `token issue` into the cookie.
         if claims is None or self.service.session_of_person(claims) is None:
             return self._form(next_page)
@@ -2715,7 +2653,7 @@ class Pages:
         if is_cross_site(environ):
             raise HTTPError(403, "Cross-origin request refused")
         fields = _read_fields(environ, only_form=True)
-        next_page = _local_page(fields.get("next"))
+        next_page = _local_page(fields.get("next", ""))
         name, password, otp = [
             fields.get(field, "") for field in ("username", "password", "otp")]
         errors = {} if name else {"username": "Enter your user name."}
@@ -2753,13 +2691,12 @@ class Pages:
         focus = "username" if not name or "username" in errors else "password"
         fields = [
             _field("username", "User name", 'autocomplete="username" autocapitalize="none"'
-                   ' spellcheck="false" required', errors, name, focus),
-            _field("password", "Password", 'type="password" autocomplete="current-password"'
-                   " required", errors, "", focus)]
+                   ' spellcheck="false"', errors, name, focus),
+            _field("password", "Password", _CURRENT_PASSWORD, errors, "", focus)]
         if "otp" in errors:
             fields.append(_field(
-                "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"'
-                " required", errors))
+                "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"',
+                errors))
         hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
         return _page(
             status, "Sign in", _html_form("Sign in", hidden + "".join(fields)), *headers)
@@ -2781,10 +2718,9 @@ class Pages:
                 "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))
         fields = (
-            _field("password", "Current password", 'type="password"'
-                   ' autocomplete="current-password" required', errors, focus=focus)
-            + _field("new_password", "New password", 'type="password"'
-                     ' autocomplete="new-password" required', errors, focus=focus))
+            _field("password", "Current password", _CURRENT_PASSWORD, errors, focus=focus)
+            + _field("new_password", "New password",
+                     'type="password" autocomplete="new-password"', errors, focus=focus))
         return _page(status, "Your account", (
             f"{notice}{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
@@ -2840,8 +2776,8 @@ class Pages:
         if (from_account and status in (400, 401, 429)
                 and self.service.session_of_person(environ["wsgi_auth.claims"])):
             message = "The current password is wrong" if status == 401 else message
-            return self._account(environ["wsgi_auth.claims"], "/", "", status,
-                                 _sentences(message, headers), kept)
+            return self._account(environ["wsgi_auth.claims"], status=status,
+                                 error=_sentences(message, headers), headers=kept)
         if status == 401:
             message = "You are not signed in"
         if from_account and message == "Insufficient scope":
@@ -3154,10 +3090,10 @@ def _verify_app(route: Route, path: str, pages: Pages) -> WSGIApplication:
 
     def _respond(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         options = _VerifyOptions.of(environ)
-        trusted = settings.trusted_proxies > 0
-        method = environ.get("HTTP_X_FORWARDED_METHOD", "") if trusted else ""
-        if not trusted and ("HTTP_X_FORWARDED_METHOD" in environ
-                            or "HTTP_X_FORWARDED_URI" in environ):
+        method = ""
+        if settings.trusted_proxies:
+            method = environ.get("HTTP_X_FORWARDED_METHOD", "")
+        elif "HTTP_X_FORWARDED_METHOD" in environ or "HTTP_X_FORWARDED_URI" in environ:
             _warn_once(_IGNORED_PROXY)
         _apply_forwarded_method(environ, method)
         guard = optional if options.optional else required
@@ -5701,7 +5637,8 @@ def _session_list(args: argparse.Namespace, settings: Settings) -> None:
 
 def _session_end(args: argparse.Namespace, settings: Settings) -> None:
     store = _open_existing_store(settings)
-    session = store.find_session(args.id, time.time()) if _SESSION_ID.fullmatch(args.id) else None
+    is_id = re.fullmatch("[0-9a-f]{32}", args.id)
+    session = store.find_session(args.id, time.time()) if is_id else None
     if session is None or not store.end_session(session.id):  # perhaps it is a token: do not show
         raise Error(f"there is no session with this ID in {store.name}; `session list` shows the"
                     " IDs of a user")

@@ -471,7 +471,7 @@ def test_enable_and_an_upgraded_hash_end_no_session(client, make, store):
 def test_guard_without_the_database_answers_503(client, store, monkeypatch, database):
     token = sign_in(client)["token"]
 
-    def take(database, idle):
+    def take(database, idle, max_age):
         raise database.store_error("disk I/O error")
 
     monkeypatch.setattr(type(store.database), "take", take)

@@ -567,6 +567,15 @@ def test_transaction_that_our_own_error_ends_is_rolled_back_on_the_same_connecti
     assert [found.name for found in store.all_users()] == ["alice"]
 
 
+def test_other_error_in_a_block_closes_its_connection(store):
+    with pytest.raises(KeyError), store.database.connection() as connection:
+        raise KeyError
+
+    assert store.database.pools[os.getpid()] == []
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child_opens_connections_of_its_own(store):
     store.add_users([user("a")])
