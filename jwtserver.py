@@ -3350,20 +3350,16 @@ MAX_TRAILER_BYTES = 16 * 1024  # of all trailer fields
 RECEIVE_BYTES = 16 * 1024  # at least a TLS record (RFC 8446 §5.1), so that none is left half read
 
 
-class _Request:
-    """A parsed request without its body. It does not change."""
+class _Request(NamedTuple):
+    """A parsed request without its body."""
 
-    def __init__(
-        self, environ: Environ, line: str = "-", length: int = 0, is_chunked: bool = False,
-        received_first: int = 0, keep_alive: bool = False, expects_continue: bool = False,
-    ) -> None:
-        self.environ = environ  # the application gets a copy
-        self.line = line  # the request line as received
-        self.length = length  # of the body, in bytes; 0 if it is chunked
-        self.is_chunked = is_chunked
-        self.received_first = received_first  # bytes received before the application runs
-        self.keep_alive = keep_alive  # the connection may serve another request
-        self.expects_continue = expects_continue  # the client waits for 100 Continue
+    environ: Environ  # the application gets a copy
+    line: str = "-"  # the request line as received
+    length: int = 0  # of the body, in bytes; 0 if it is chunked
+    is_chunked: bool = False
+    received_first: int = 0  # bytes received before the application runs
+    keep_alive: bool = False  # the connection may serve another request
+    expects_continue: bool = False  # the client waits for 100 Continue
 
 
 _NO_REQUEST = _Request({})  # until one has been parsed
@@ -3462,9 +3458,9 @@ def _parse_target(target: str, environ: Environ) -> None:
 
 def _body_length(environ: Environ) -> int:
     """The length of a body that is not chunked, in bytes (RFC 9112 §6.3)."""
-    length = environ.pop("HTTP_CONTENT_LENGTH", None)
-    if length is None:
+    if "HTTP_CONTENT_LENGTH" not in environ:
         return 0
+    length = environ.pop("HTTP_CONTENT_LENGTH")
     if not _CONTENT_LENGTH.fullmatch(length):
         raise HTTPError(400, "The Content-Length must be a number")
     length = length.lstrip("0") or "0"
