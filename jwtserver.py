@@ -3540,18 +3540,17 @@ class _ChunkedDecoder:
     def __init__(self) -> None:
         self.content = bytearray()  # decoded, and not taken yet
         self.is_complete = False
-        self._undecoded = b""  # a part of a line
         self._expected = _CHUNK_SIZE  # the line that follows the data of this chunk
         self._remaining = 0  # bytes of data in this chunk
         self._trailer_bytes = 0
 
     def decode(self, data: bytes) -> bytes:
-        """Decode some bytes; return those after the end of the body.
+        """Decode some bytes; return a part of a line at their end, or those that follow the body.
 
         Raises:
             HTTPError: the body is malformed.
         """
-        data, position = self._undecoded + data, 0
+        position = 0
         while not self.is_complete:
             if self._remaining:
                 piece = data[position:position + self._remaining]
@@ -3565,8 +3564,7 @@ class _ChunkedDecoder:
             position = line_end
         if len(data) - position >= MAX_CHUNK_LINE_BYTES and not self.is_complete:
             raise HTTPError(400, "A line of the chunked body is too long")
-        self._undecoded = b"" if self.is_complete else data[position:]
-        return data[position:] if self.is_complete else b""
+        return data[position:]
 
     def _decode_line(self, data: bytes, start: int, end: int) -> None:
         line = self._expected.fullmatch(data, start, end)
