@@ -3586,8 +3586,7 @@ class _BodyStream(io.RawIOBase):
     """A long request body, received while the application reads it."""
 
     def __init__(
-        self, connection: "_Connection", request: _Request,
-        decoder: Optional[_ChunkedDecoder] = None,
+        self, connection: "_Connection", request: _Request, decoder: Optional[_ChunkedDecoder],
     ) -> None:
         self._connection = connection
         self._decoder = decoder
@@ -3634,11 +3633,9 @@ class _BodyStream(io.RawIOBase):
         return len(data)
 
     def _receive(self, size: int) -> bytes:
-        data = self._take(size)
-        while size and not data and not self.is_complete:
+        while not (data := self._take(size)) and size and not self.is_complete:
             if not self._connection.receive_body(self):
                 raise HTTPError(408, "The request body is incomplete")
-            data = self._take(size)
         return data
 
     def _take(self, size: int) -> bytes:
@@ -3663,10 +3660,7 @@ class _BodyReader(io.BufferedReader):
         if size is None or size <= RECEIVE_BYTES:
             return super().read(size)
         data = bytearray()
-        while len(data) < size:
-            piece = super().read(min(size - len(data), RECEIVE_BYTES))
-            if not piece:
-                break
+        while len(data) < size and (piece := super().read(min(size - len(data), RECEIVE_BYTES))):
             data += piece
         return bytes(data)
 
