@@ -3493,22 +3493,20 @@ def _check_partial_header(data: bytes, searched: int) -> None:
     """
     if _BARE_LINE_END.search(data, max(0, searched - 1)) or not _FIRST_BYTE.match(data):
         raise HTTPError(400, "Malformed request")
-    if len(data) > MAX_HEADER_BYTES:
-        raise HTTPError(431, "The header is too long")
-    line_end = data.rfind(b"\r\n")
-    if line_end < 0 and len(data) > MAX_LINE_BYTES:
-        raise HTTPError(414, "The request line is too long")
-    if line_end >= 0 and len(data) - line_end > MAX_LINE_BYTES + 2:
-        raise HTTPError(431, "A header line is too long")
+    _check_header_size(data)
 
 
 def _check_header_size(header: bytes) -> None:
+    """Reject a header, complete or not, that is too long or has a line that is."""
     if len(header) <= MAX_LINE_BYTES:
         return
-    lengths = [len(line) for line in header.split(b"\r\n")]
+    # No more splits than a valid header needs: a client may send thousands of lines byte by byte.
+    lengths = [len(line) for line in header.split(b"\r\n", MAX_FIELDS + 2)]
     if lengths[0] > MAX_LINE_BYTES:
         raise HTTPError(414, "The request line is too long")
-    if max(lengths) > MAX_LINE_BYTES or len(header) > MAX_HEADER_BYTES:
+    if max(lengths) > MAX_LINE_BYTES:
+        raise HTTPError(431, "A header line is too long")
+    if len(header) > MAX_HEADER_BYTES:
         raise HTTPError(431, "The header is too long")
 
 
