@@ -3713,8 +3713,7 @@ class _Handler:
         self._request_environ = request.environ
         self.environ = environ  # the application may change it
         self._body = body
-        self.status: Optional[str] = None
-        self.headers: Any = None
+        self.status: Optional[str] = None  # until start_response has been called
         self.result: Any = None
         self.headers_sent = False
         self.body_bytes_sent = 0
@@ -3760,7 +3759,7 @@ class _Handler:
                    if name in ("REQUEST_METHOD", "HTTP_ORIGIN")}
         application = _error_application(
             error, self._request_environ["PATH_INFO"], self._connection.server.settings)
-        self.headers, self._write_refused = None, False  # of the response that failed
+        self.status, self._write_refused = None, False  # of the response that failed
         self.result = application(environ, self.start_response)
         self.finish_response()
 
@@ -3775,7 +3774,8 @@ class _Handler:
                     break
             self.finish_content()
         finally:
-            self.close()
+            if hasattr(self.result, "close"):
+                self.result.close()
 
     def start_response(
         self, status: str, headers: List[Tuple[str, str]], exc_info: Any = None,
@@ -3786,12 +3786,12 @@ class _Handler:
                 raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
-        if self.headers is not None and not exc_info:
+        if self.status is not None and not exc_info:
             raise AssertionError("start_response was called twice")
         self._fields, self._length, has_date = _format_fields(status, tuple(headers))
         if not has_date:
             self._fields += _date_field(int(time.time()))
-        self.status, self.headers = status, headers
+        self.status = status
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -3870,11 +3870,6 @@ class _Handler:
         else:
             self.keep_alive = False
         return ""
-
-    def close(self) -> None:
-        """Close the application's iterable."""
-        if hasattr(self.result, "close"):
-            self.result.close()
 
 
 @lru_cache(maxsize=256)  # most applications repeat a few sets of headers
