@@ -3955,7 +3955,7 @@ class _State:
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
 
-_READING_STATES = {_State.IDLE, _State.READING_HEADER, _State.READING_BODY}
+_READING_STATES = {_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY}
 _PACED_STATES = {_State.READING_BODY, _State.SENDING}  # in which the client must keep a pace
 
 
@@ -4039,8 +4039,8 @@ class _TLS:
         """Return whether the handshake is complete."""
         return self._session.version() is not None
 
-    def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
-        """Encrypt bytes of a response."""
+    def encrypt(self, data: Union[bytes, memoryview] = b"") -> bytes:
+        """Encrypt bytes of a response; return them after those that TLS itself wants to send."""
         with self._lock:
             if data:  # OpenSSL 1.1.1 takes no empty write for a success
                 self._session.write(data)
@@ -4050,10 +4050,6 @@ class _TLS:
         """Tell the client that nothing more will be sent."""
         with suppress(self._want_read):
             self._session.unwrap()
-
-    def outgoing(self) -> bytes:
-        """The bytes that the protocol itself wants to send."""
-        return self._outgoing.read()
 
 
 _WOULD_BLOCK = (BlockingIOError, socket.timeout)
@@ -4102,6 +4098,9 @@ class _Connection:
         if (self.received or self.error) and self.has_request():
             return True  # received with the one before; more would fill the memory
         data = self.receive_some()
+        if self.state == _State.HANDSHAKE:
+            self.queue(b"")  # only what TLS itself wants to send
+            self.send_some()
         if data:
             self.received += data
         elif data == b"":
@@ -4162,42 +4161,33 @@ class _Connection:
         self.received, self._searched = data[end:], 0
         return self._cached_request
 
-    def continue_handshake(self) -> bool:
-        """Receive a part of the TLS handshake, and answer it; return whether a request follows.
-
-        Raises:
-            OSError: the handshake has failed.
-        """
-        complete = self.receive()
-        self._in_transit = bytes(self._in_transit) + self.tls.outgoing()  # type: ignore[union-attr]
-        self.send_some()
-        return complete
-
     def reading_state(self) -> str:
         """The state in which the rest of a request is awaited."""
         if self.tls and not self.tls.handshake_done():
             return _State.HANDSHAKE
         if self.request is not _NO_REQUEST:
             return _State.READING_BODY
-        return _State.READING_HEADER if self.received else _State.IDLE
+        # Even after an empty line: it must not restart the timer.
+        if self.received or self.state == _State.READING_HEADER:
+            return _State.READING_HEADER
+        return _State.IDLE
 
     def shut_down_output(self) -> None:
         """Tell the client that nothing more will be sent."""
         with suppress(OSError):
             if self.tls:
                 self.tls.end()
-                self.sock.send(self.tls.outgoing())
+                self.sock.send(self.tls.encrypt())
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket; with RST if the response is incomplete, so that the client sees it."""
-        if self.aborted:
-            with suppress(OSError):
+        with suppress(OSError):
+            if self.aborted:
                 self.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        elif self.tls:
-            with suppress(OSError):
-                self.sock.send(self.tls.outgoing())  # why the handshake has failed
+            elif self.tls:
+                self.sock.send(self.tls.encrypt())  # why the handshake has failed
         self.sock.close()
 
     # These methods run in the thread that answers the request: the event loop's, or a worker.
@@ -4649,7 +4639,7 @@ class _Server:
         if state in _READING_STATES:
             if connection.receive():
                 return True
-            if connection.reading_state() not in (state, _State.IDLE):  # not for an empty line
+            if connection.reading_state() != state:
                 self._enter(connection, connection.reading_state())
             elif state == _State.READING_BODY:
                 self._check_pace(connection, connection.body_bytes_received())
@@ -4657,13 +4647,8 @@ class _Server:
             self._watch(connection, 0)
         elif state == _State.SENDING:
             self._send_queued(connection)
-        elif state == _State.LINGERING:
-            self._discard_input(connection)
         else:
-            complete = connection.continue_handshake()
-            if connection.reading_state() != state:
-                self._enter(connection, connection.reading_state())
-            return complete
+            self._discard_input(connection)
         return False
 
     def _discard_input(self, connection: _Connection) -> None:
@@ -4754,9 +4739,7 @@ class _Server:
         that is reading its response is only closed if there is no other candidate, and one whose
         request is being answered never.
         """
-        waiting = (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY,
-                   _State.LINGERING)
-        for states in (waiting, (_State.SENDING,)):
+        for states in ((*_READING_STATES, _State.LINGERING), (_State.SENDING,)):
             oldest = [next(iter(self._timers[state])) for state in states if self._timers[state]]
             if oldest:
                 self._close(min(oldest, key=attrgetter("state_since")))
