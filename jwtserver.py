@@ -4771,16 +4771,12 @@ class _Server:
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
-        began = self._clock()
-        stream.pace.begin_wait()
-        with self._waiting(connection) as may_wait, suppress(OSError):
-            while stream.pace.record(stream.bytes_received):
+        with self._waiting(connection, stream.pace) as may_wait, suppress(OSError):
+            while may_wait(stream.bytes_received):
                 data = connection.receive_some()
                 if data is not None:
                     stream.pace.record(stream.bytes_received + len(data))
                     return data
-                if self._clock() - began > RECHECK_SECONDS and not may_wait():
-                    break
         return b""
 
     def wait_until_sent(self, connection: _Connection) -> None:
@@ -4790,28 +4786,34 @@ class _Server:
             _ClientGone: the client reads too slowly, or must go.
             OSError: the client has gone.
         """
-        pace, began, finished = self.pace_of(connection), self._clock(), False
-        pace.begin_wait()
-        with self._waiting(connection) as may_wait:
-            while not finished:
-                finished = connection.send_some(1)  # it may block for RECHECK_SECONDS
-                recheck = not finished and self._clock() - began > RECHECK_SECONDS
-                if not pace.record(connection.bytes_sent) or (recheck and not may_wait()):
-                    raise _ClientGone
+        pace = self.pace_of(connection)
+        with self._waiting(connection, pace) as may_wait:
+            while may_wait(connection.bytes_sent):
+                if connection.send_some(1):  # it may block for RECHECK_SECONDS
+                    pace.record(connection.bytes_sent)  # counts in the next wait
+                    return
+        raise _ClientGone
 
     @contextmanager
-    def _waiting(self, connection: _Connection) -> Iterator[Callable[[], bool]]:
+    def _waiting(self, connection: _Connection, pace: _Pace) -> Iterator[Callable[[int], bool]]:
         """Let the socket block for RECHECK_SECONDS; the loop continues in another thread.
 
-        Yields a function that returns whether this thread may wait longer: not if it still has the
+        Yields a function of the bytes moved so far. It returns whether this thread may wait longer:
+        not for a client that is too slow. After RECHECK_SECONDS, it may not if it still has the
         loop, nor if it is the first to see that a client must go.
         """
         with self._lock:
             self._waiting_threads += 1
         self.release_loop()
         connection.sock.settimeout(RECHECK_SECONDS)
+        pace.begin_wait()
+        began = self._clock()
 
-        def _may_wait() -> bool:
+        def _may_wait(bytes_moved: int) -> bool:
+            if not pace.record(bytes_moved):
+                return False
+            if self._clock() - began <= RECHECK_SECONDS:
+                return True
             with self._lock:
                 must_go, self._client_must_go = self._client_must_go, False
                 if must_go:  # and its thread will end
