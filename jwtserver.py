@@ -3590,7 +3590,7 @@ class _BodyStream(io.RawIOBase):
         self._decoder = decoder
         self._remaining = request.length
         self.bytes_received = 0
-        self.pace = connection.server.new_pace(_State.READING_BODY)
+        self.pace = connection.server.new_pace(connection.server.settings.head_timeout)
         self.continue_pending = request.expects_continue
         self._failure: Optional[Tuple[int, str]] = None
         self._lock = threading.Lock()  # held by the thread that reads
@@ -3956,8 +3956,6 @@ class _State:
 
 
 _READING_STATES = {_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY}
-_PACED_STATES = {_State.READING_BODY, _State.SENDING}  # in which the client must keep a pace
-
 
 SEND_BYTES = 16 * 1024  # in one call: a TLS record
 MAX_TLS_ANSWERS = 64 * 1024  # bytes that TLS wants to send, before the next response takes them
@@ -3984,7 +3982,7 @@ class _Pace:
         self._clock = clock
         self._bytes_moved = 0
         self._seconds_waited = 0.0
-        self._checked_at = self._moved_at = 0.0
+        self.begin_wait()
 
     def begin_wait(self) -> None:
         """Start to wait, or start again after a time in which the server did not wait."""
@@ -4698,9 +4696,9 @@ class _Server:
         now = self._clock()
         connection.state, connection.state_since = state, now
         self._timers[state][connection] = now + self._timeouts[state]
-        if state in _PACED_STATES:
-            if state == _State.READING_BODY:
-                connection.pace = None  # that of the response before
+        if state == _State.READING_BODY:
+            connection.pace = self.new_pace(self.settings.head_timeout)
+        elif state == _State.SENDING:
             self.pace_of(connection).begin_wait()
 
     def _close_expired(self) -> None:
@@ -4830,15 +4828,11 @@ class _Server:
     def pace_of(self, connection: _Connection) -> _Pace:
         """The pace of a client that sends a short body, or reads its response."""
         if connection.pace is None:
-            connection.pace = self.new_pace(connection.state)
+            connection.pace = self.new_pace(MAX_READER_PAUSE)
         return connection.pace
 
-    def new_pace(self, state: str) -> _Pace:
-        """A pace with the timeout of a state as its grace.
-
-        A thread that streams is in RESPONDING, which has no timeout; it uses that of SENDING.
-        """
-        grace = self._timeouts[_State.SENDING if state == _State.RESPONDING else state]
+    def new_pace(self, grace: float) -> _Pace:
+        """The pace of a body or a response; the client may pause for `grace` seconds."""
         return _Pace(grace, self.settings.body_rate, self._clock)
 
     def log_access(self, access_log: TextIO, request: _Request, handler: _Handler) -> None:
