@@ -4360,7 +4360,9 @@ class _Server:
         self._max_connections = _connection_limit(self._selector, settings)
         self._accept_again_at = -math.inf  # infinity while connections are accepted
         self._resume_accepting()
-        self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
+        self._selector.register(
+            self._wakeup_receiver, selectors.EVENT_READ,
+            partial(self._wakeup_receiver.recv, RECEIVE_BYTES))
         # Connections with an event, each once, and those whose responses wait to be sent.
         self._active: "OrderedDict[_Connection, None]" = OrderedDict()
         self._finished: Deque[_Connection] = deque()
@@ -4583,9 +4585,6 @@ class _Server:
             self._shut_down()
         else:
             self._resume_accepting()
-
-    def _on_wakeup(self) -> None:
-        self._wakeup_receiver.recv(RECEIVE_BYTES)
 
     def _resume_accepting(self) -> None:
         if self._accept_again_at == math.inf or self._clock() < self._accept_again_at:
