@@ -4616,12 +4616,8 @@ class _Server:
 
     def _open_connection(self, sock: socket.socket, address: Any, environ: Environ) -> None:
         sock.setblocking(False)
-        try:
-            if sock.family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except OSError:  # the client has gone
-            sock.close()
-            return
+        with suppress(OSError):  # it is a Unix socket, or the client has gone
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         if sum(map(len, self._timers.values())) >= self._max_connections \
                 and not self._evict_oldest():
             sock.close()
