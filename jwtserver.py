@@ -3624,6 +3624,8 @@ class _BodyStream(io.RawIOBase):
                 data = b"" if self._failure else self._receive(len(buffer))
             except HTTPError as error:
                 self._failure = error.status, error.message
+            except OSError:
+                self._failure = 408, "The request body is incomplete"
         if self._failure:
             raise _BodyError(*self._failure)
         buffer[:len(data)] = data
@@ -3631,9 +3633,14 @@ class _BodyStream(io.RawIOBase):
         return len(data)
 
     def _receive(self, size: int) -> bytes:
+        connection = self._connection
         while not (data := self._take(size)) and size and not self.is_complete:
-            if not self._connection.receive_body(self):
-                raise HTTPError(408, "The request body is incomplete")
+            received = connection.receive_some()
+            if received is None:
+                received = connection.server.wait_for_body(connection, self)
+            if not received:
+                raise ConnectionAbortedError
+            connection.received += received
         return data
 
     def _take(self, size: int) -> bytes:
@@ -4222,17 +4229,6 @@ class _Connection:
         stream = _BodyStream(self, request, decoder)
         return stream, _BodyReader(stream)
 
-    def receive_body(self, stream: "_BodyStream") -> bool:
-        """Receive bytes of a body; return False if the client has gone or is too slow."""
-        try:
-            data = self.receive_some()
-        except OSError:
-            return False
-        if data is None:
-            data = self.server.wait_for_body(self, stream)
-        self.received += data
-        return bool(data)
-
     def send(self, data: bytes) -> None:
         """Send a piece of the response before the application continues (PEP 3333).
 
@@ -4764,7 +4760,7 @@ class _Server:
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
-        with self._waiting(connection, stream.pace) as may_wait, suppress(OSError):
+        with self._waiting(connection, stream.pace) as may_wait:
             while may_wait(stream.bytes_received):
                 data = connection.receive_some()
                 if data is not None:
