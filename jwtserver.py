@@ -3300,8 +3300,8 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 # Design: wsgiref parses headers with an e-mail parser, which is lenient. On a connection that stays
 # open, leniency becomes request smuggling: what one parser takes for a body, another takes for a
 # request (RFC 9112 §11.2). So headers and chunks are parsed by RFC 9112's grammar, or rejected with
-# an error that closes the connection. Parsing does no I/O and runs in the event loop. A short body
-# is received there as well. A longer one is a stream, received while the application reads it.
+# an HTTPError, which closes the connection. Parsing does no I/O and runs in the event loop. A short
+# body is received there as well. A longer one is received while the application reads it.
 
 _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # RFC 9112 §3: request-line = method SP request-target SP HTTP-version
@@ -3366,11 +3366,7 @@ _NO_REQUEST = _Request({})  # until one has been parsed
 
 
 def _parse_request(header: bytes, environ: Environ) -> _Request:
-    """Parse a request line and fields, and add them to `environ`.
-
-    Raises:
-        HTTPError: they are malformed, or ask for something that is not supported.
-    """
+    """Parse a request line and fields, and add them to `environ`."""
     text = header.decode("latin-1")
     line = _REQUEST_LINE.match(text)
     if not line:
@@ -3487,9 +3483,6 @@ def _check_partial_header(data: bytes, searched: int) -> None:
     """Reject a malformed or oversized header before it is complete.
 
     The first `searched` bytes have been checked before.
-
-    Raises:
-        HTTPError: it can never become a valid request.
     """
     if _BARE_LINE_END.search(data, max(0, searched - 1)) or not _FIRST_BYTE.match(data):
         raise HTTPError(400, "Malformed request")
@@ -3543,11 +3536,7 @@ class _ChunkedDecoder:
         self._trailer_bytes = 0
 
     def decode(self, data: bytes) -> bytes:
-        """Decode some bytes; return a part of a line at their end, or those that follow the body.
-
-        Raises:
-            HTTPError: the body is malformed.
-        """
+        """Decode some bytes; return those of an incomplete line, or those that follow the body."""
         position = 0
         while not self.is_complete:
             if self._remaining:
@@ -4022,11 +4011,7 @@ class _TLS:
         self._lock = threading.Lock()
 
     def decrypt(self, data: bytes) -> Optional[bytes]:
-        """Decrypt received bytes. Return None if they contain no data, and b"" at the end.
-
-        Raises:
-            ssl.SSLError: they violate the protocol.
-        """
+        """Decrypt received bytes. Return None if they contain no data, and b"" at the end."""
         decrypted = b""
         if data:
             with self._lock, suppress(self._want_read):
@@ -4061,7 +4046,10 @@ _WOULD_BLOCK = (BlockingIOError, socket.timeout)
 
 
 class _Connection:
-    """A client's connection: received bytes, the request, and unsent bytes of the response."""
+    """A client's connection: received bytes, the request, and unsent bytes of the response.
+
+    Methods that receive or send raise OSError if the client has gone, or violates TLS.
+    """
 
     def __init__(
         self, sock: socket.socket, address: Any, server: "_Server", environ: Environ,
@@ -4095,11 +4083,7 @@ class _Connection:
     # These methods run in the event loop.
 
     def receive(self) -> bool:
-        """Receive some bytes; return whether a request is ready to be answered.
-
-        Raises:
-            OSError: the client has closed the connection between two requests.
-        """
+        """Receive some bytes; return whether a request is ready to be answered."""
         if (self.received or self.error) and self.has_request():
             return True  # received with the one before; more would fill the memory
         data = self.receive_some()
@@ -4249,11 +4233,7 @@ class _Connection:
         self._unsent.extend(pieces)
 
     def receive_some(self) -> Optional[bytes]:
-        """Some bytes, b"" at their end, or None if there are none now.
-
-        Raises:
-            OSError: the client has closed the connection, or violates TLS.
-        """
+        """Some bytes, b"" at their end, or None if there are none now."""
         try:
             data = self.sock.recv(RECEIVE_BYTES)
         except _WOULD_BLOCK:
@@ -4261,11 +4241,7 @@ class _Connection:
         return self.tls.decrypt(data) if self.tls else data
 
     def send_some(self, max_sends: int = MAX_SENDS) -> bool:
-        """Send unsent bytes until the socket takes no more; return whether all have been sent.
-
-        Raises:
-            OSError: the client has closed the connection.
-        """
+        """Send unsent bytes until the socket takes no more; return whether all have been sent."""
         for _ in range(max_sends):
             if not self._in_transit:
                 if not self._unsent:
