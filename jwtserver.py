@@ -4523,14 +4523,13 @@ class _Server:
         except Exception:
             logger.exception("A fault in the server")
             connection.aborted = True
-        with self._lock:
-            moved = self._loop_thread is not me
-            if not moved:
-                self._response_began, self._client_must_go = None, False
         self._finished.append(connection)
-        if moved:
-            self._wake()
-        return not moved
+        with self._lock:
+            if self._loop_thread is me:
+                self._response_began, self._client_must_go = None, False
+                return True
+        self._wake()
+        return False
 
     def _try_step(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
         """Take a step and return its result, or False if it failed."""
