@@ -4013,17 +4013,16 @@ class _TLS:
     def decrypt(self, data: bytes) -> Optional[bytes]:
         """Decrypt received bytes. Return None if they contain no data, and b"" at the end."""
         decrypted = b""
-        if data:
-            with self._lock, suppress(self._want_read):
-                self._incoming.write(data)
-                while self._incoming.pending:
-                    piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
-                    if not piece:
-                        return decrypted
-                    decrypted += piece
-            if self._outgoing.pending > MAX_TLS_ANSWERS:
-                raise ConnectionAbortedError("the client sends too many KeyUpdate messages")
-        return decrypted or (None if data else b"")
+        with self._lock, suppress(self._want_read):
+            self._incoming.write(data)
+            while self._incoming.pending:
+                piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
+                if not piece:
+                    return decrypted
+                decrypted += piece
+        if self._outgoing.pending > MAX_TLS_ANSWERS:
+            raise ConnectionAbortedError("the client sends too many KeyUpdate messages")
+        return decrypted or None
 
     def handshake_done(self) -> bool:
         """Return whether the handshake is complete."""
@@ -4238,7 +4237,7 @@ class _Connection:
             data = self.sock.recv(RECEIVE_BYTES)
         except _WOULD_BLOCK:
             return None
-        return self.tls.decrypt(data) if self.tls else data
+        return self.tls.decrypt(data) if self.tls and data else data
 
     def send_some(self, max_sends: int = MAX_SENDS) -> bool:
         """Send unsent bytes until the socket takes no more; return whether all have been sent."""
