@@ -3539,11 +3539,10 @@ class _ChunkedDecoder:
         """Decode some bytes; return those of an incomplete line, or those that follow the body."""
         position = 0
         while not self.is_complete:
-            if self._remaining:
-                piece = data[position:position + self._remaining]
-                self.content += piece
-                self._remaining -= len(piece)
-                position += len(piece)
+            piece = data[position:position + self._remaining]
+            self.content += piece
+            self._remaining -= len(piece)
+            position += len(piece)
             line_end = data.find(b"\n", position, position + MAX_CHUNK_LINE_BYTES) + 1
             if not line_end:
                 break
