@@ -4455,9 +4455,7 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
-        if not self.has_free_thread():
-            return False
-        if self._clock() < self._retry_thread_at:
+        if not self.has_free_thread() or self._clock() < self._retry_thread_at:
             return False
         if self._waiting_threads > MAX_WAITING_THREADS:
             self._client_must_go = True
