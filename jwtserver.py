@@ -3721,11 +3721,7 @@ class _Handler:
         self.keep_alive = request.keep_alive
 
     def run(self, application: WSGIApplication) -> None:
-        """Call the application, and answer with 500 if it fails before it has sent anything.
-
-        Raises:
-            _ClientGone: the client has closed the connection, or is too slow.
-        """
+        """Call the application, and answer with 500 if it fails before it has sent anything."""
         try:
             self.result = application(self.environ, self.start_response)
             self.finish_response()
@@ -3958,7 +3954,7 @@ MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
 class _ClientGone(BaseException):
-    """The client has closed the connection, or reads too slowly.
+    """Sending fails, because the client has closed the connection, or reads too slowly.
 
     It is a BaseException, so that `except Exception` in an application does not catch it.
     """
@@ -4212,11 +4208,7 @@ class _Connection:
         return stream, _BodyReader(stream)
 
     def send(self, data: bytes) -> None:
-        """Send a piece of the response before the application continues (PEP 3333).
-
-        Raises:
-            _ClientGone: the client has closed the connection, or reads too slowly.
-        """
+        """Send a piece of the response before the application continues (PEP 3333)."""
         try:
             self.queue(data)
             if not self.send_some():
@@ -4740,12 +4732,7 @@ class _Server:
         return b""
 
     def wait_until_sent(self, connection: _Connection) -> None:
-        """Wait until the client has taken all unsent bytes.
-
-        Raises:
-            _ClientGone: the client reads too slowly, or must go.
-            OSError: the client has gone.
-        """
+        """Wait until the client has taken all unsent bytes, or raise _ClientGone."""
         pace = self.pace_of(connection)
         with self._waiting(connection, pace) as may_wait:
             while may_wait(connection.bytes_sent):
