@@ -3480,10 +3480,7 @@ def _check_chunked(environ: Environ) -> None:
 
 
 def _check_partial_header(data: bytes, searched: int) -> None:
-    """Reject a malformed or oversized header before it is complete.
-
-    The first `searched` bytes have been checked before.
-    """
+    """Reject a header before it is complete. Its first `searched` bytes were checked before."""
     if _BARE_LINE_END.search(data, max(0, searched - 1)) or not _FIRST_BYTE.match(data):
         raise HTTPError(400, "Malformed request")
     _check_header_size(data)
@@ -3516,8 +3513,7 @@ def _rejected_request(received: bytes) -> _Request:
     environ = {"REQUEST_METHOD": line[1], "PATH_INFO": ""}
     with suppress(HTTPError):
         _parse_target(line[2], environ)
-    origin = _ORIGIN_FIELD.search(text, line.end() - 2)
-    if origin:
+    if origin := _ORIGIN_FIELD.search(text, line.end() - 2):
         environ["HTTP_ORIGIN"] = origin[1]
     return _Request(environ, line[0])
 
@@ -4101,8 +4097,7 @@ class _Connection:
                 return self._has_chunks()
         except HTTPError as error:
             self.reject(error)
-        request = self.request
-        return request is not _NO_REQUEST and len(self.received) >= request.received_first
+        return self.request is not _NO_REQUEST and len(self.received) >= self.request.received_first
 
     def _has_chunks(self) -> bool:
         """Decode chunks; return whether the application can run: with a whole body or a stream."""
