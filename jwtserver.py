@@ -4492,13 +4492,13 @@ class _Server:
         self._poll()
         self._newest_first = not self._newest_first
         end = self._clock() + POLL_INTERVAL
-        while self._active and self._clock() < end:
+        while self._active and self._loop_thread is me and self._clock() < end:
             connection, _ = self._active.popitem(self._newest_first)
-            if self._try_step(self._on_event, connection) and not self._answer(connection, me):
-                return
+            if self._try_step(self._on_event, connection):
+                self._answer(connection, me)
 
-    def _answer(self, connection: _Connection, me: threading.Thread) -> bool:
-        """Answer a request; return whether this thread still has the loop."""
+    def _answer(self, connection: _Connection, me: threading.Thread) -> None:
+        """Answer a request. Meanwhile, the loop may move to another thread."""
         self._enter(connection, _State.RESPONDING)
         self._response_began = connection.state_since
         try:
@@ -4510,9 +4510,8 @@ class _Server:
         with self._lock:
             if self._loop_thread is me:
                 self._response_began, self._client_must_go = None, False
-                return True
+                return
         self._wake()
-        return False
 
     def _try_step(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
         """Take a step and return its result, or False if it failed."""
