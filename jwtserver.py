@@ -3337,8 +3337,6 @@ _CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:{_EXTENSION})*\r\n".encode()
 _CHUNK_END = re.compile(rb"\r\n")
 _TRAILER = re.compile(_FIELD.encode() + rb"\r\n|(\r\n)")
 
-_COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
@@ -3436,7 +3434,8 @@ _cached_field = lru_cache(FIELD_CACHE_SIZE)(_parse_field)
 def _parse_target(target: str, environ: Environ) -> None:
     environ["REQUEST_URI"] = environ["RAW_URI"] = target  # the names in Apache and in gunicorn
     if environ["REQUEST_METHOD"] == "CONNECT":  # RFC 9110 §9.3.6: it asks for a tunnel
-        raise HTTPError(405, "CONNECT is not supported", ("Allow", _COMMON_METHODS))
+        raise HTTPError(405, "CONNECT is not supported", (
+            "Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     if target == "*" and environ["REQUEST_METHOD"] == "OPTIONS":  # RFC 9112 §3.2.4
         environ["PATH_INFO"] = "*"
         return
