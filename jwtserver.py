@@ -4394,9 +4394,8 @@ class _Server:
         keep the loop.
         """
         released = self.release_loop()
-        is_worker = released and not self._main_thread_serves
-        if is_worker and sys.platform == "linux":  # where each thread has a priority of its own
-            with suppress(OSError):
+        if released and not self._main_thread_serves and sys.platform == "linux":
+            with suppress(OSError):  # on Linux, each thread has a priority of its own
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HASH_NICENESS)
         return released
 
