@@ -4618,11 +4618,9 @@ class _Server:
             self._watch(connection, selectors.EVENT_READ)
         else:
             self._watch(connection, selectors.EVENT_READ)
+            self._enter(connection, _State.READING_HEADER if connection.received else _State.IDLE)
             if connection.received:  # perhaps the next request
-                self._enter(connection, _State.READING_HEADER)
                 self._active[connection] = None
-            else:
-                self._enter(connection, _State.IDLE)
 
     def _watch(self, connection: _Connection, events: int) -> None:
         """Let the selector watch the socket for these events; for none if 0."""
