@@ -3253,8 +3253,8 @@ def application(environ: Environ, start_response: StartResponse) -> Iterable[byt
 # Design: wsgiref parses headers with an e-mail parser, which is lenient. On a connection that stays
 # open, leniency becomes request smuggling: what one parser takes for a body, another takes for a
 # request (RFC 9112 §11.2). So headers and chunks are parsed by RFC 9112's grammar, or rejected with
-# an error that closes the connection. Parsing does no I/O and runs in the event loop. A short body
-# is received there as well. A longer one is a stream, received while the application reads it.
+# an HTTPError, which closes the connection. Parsing does no I/O and runs in the event loop. A short
+# body is received there as well. A longer one is received while the application reads it.
 
 _TCHAR = "[!#$%&'*+.^_`|~0-9A-Za-z-]"
 # RFC 9112 §3: request-line = method SP request-target SP HTTP-version
@@ -3290,8 +3290,6 @@ _CHUNK_SIZE = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:{_EXTENSION})*\r\n".encode()
 _CHUNK_END = re.compile(rb"\r\n")
 _TRAILER = re.compile(_FIELD.encode() + rb"\r\n|(\r\n)")
 
-_COMMON_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all fields
 MAX_LINE_BYTES = 16 * 1024
 MAX_FIELDS = 100
@@ -3303,31 +3301,23 @@ MAX_TRAILER_BYTES = 16 * 1024  # of all trailer fields
 RECEIVE_BYTES = 16 * 1024  # at least a TLS record (RFC 8446 §5.1), so that none is left half read
 
 
-class _Request:
-    """A parsed request without its body. It does not change."""
+class _Request(NamedTuple):
+    """A parsed request without its body."""
 
-    def __init__(
-        self, environ: Environ, line: str = "-", length: int = 0, is_chunked: bool = False,
-        received_first: int = 0, keep_alive: bool = False, expects_continue: bool = False,
-    ) -> None:
-        self.environ = environ  # the application gets a copy
-        self.line = line  # the request line as received
-        self.length = length  # of the body, in bytes; 0 if it is chunked
-        self.is_chunked = is_chunked
-        self.received_first = received_first  # bytes received before the application runs
-        self.keep_alive = keep_alive  # the connection may serve another request
-        self.expects_continue = expects_continue  # the client waits for 100 Continue
+    environ: Environ  # the application gets a copy
+    line: str = "-"  # the request line as received
+    length: int = 0  # of the body, in bytes; 0 if it is chunked
+    is_chunked: bool = False
+    received_first: int = 0  # bytes received before the application runs
+    keep_alive: bool = False  # the connection may serve another request
+    expects_continue: bool = False  # the client waits for 100 Continue
 
 
 _NO_REQUEST = _Request({})  # until one has been parsed
 
 
 def _parse_request(header: bytes, environ: Environ) -> _Request:
-    """Parse a request line and fields, and add them to `environ`.
-
-    Raises:
-        HTTPError: they are malformed, or ask for something that is not supported.
-    """
+    """Parse a request line and fields, and add them to `environ`."""
     text = header.decode("latin-1")
     line = _REQUEST_LINE.match(text)
     if not line:
@@ -3397,7 +3387,8 @@ _cached_field = lru_cache(FIELD_CACHE_SIZE)(_parse_field)
 def _parse_target(target: str, environ: Environ) -> None:
     environ["REQUEST_URI"] = environ["RAW_URI"] = target  # the names in Apache and in gunicorn
     if environ["REQUEST_METHOD"] == "CONNECT":  # RFC 9110 §9.3.6: it asks for a tunnel
-        raise HTTPError(405, "CONNECT is not supported", ("Allow", _COMMON_METHODS))
+        raise HTTPError(405, "CONNECT is not supported", (
+            "Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"))
     if target == "*" and environ["REQUEST_METHOD"] == "OPTIONS":  # RFC 9112 §3.2.4
         environ["PATH_INFO"] = "*"
         return
@@ -3415,9 +3406,9 @@ def _parse_target(target: str, environ: Environ) -> None:
 
 def _body_length(environ: Environ) -> int:
     """The length of a body that is not chunked, in bytes (RFC 9112 §6.3)."""
-    length = environ.pop("HTTP_CONTENT_LENGTH", None)
-    if length is None:
+    if "HTTP_CONTENT_LENGTH" not in environ:
         return 0
+    length = environ.pop("HTTP_CONTENT_LENGTH")
     if not _CONTENT_LENGTH.fullmatch(length):
         raise HTTPError(400, "The Content-Length must be a number")
     length = length.lstrip("0") or "0"
@@ -3441,31 +3432,23 @@ def _check_chunked(environ: Environ) -> None:
 
 
 def _check_partial_header(data: bytes, searched: int) -> None:
-    """Reject a malformed or oversized header before it is complete.
-
-    The first `searched` bytes have been checked before.
-
-    Raises:
-        HTTPError: it can never become a valid request.
-    """
+    """Reject a header before it is complete. Its first `searched` bytes were checked before."""
     if _BARE_LINE_END.search(data, max(0, searched - 1)) or not _FIRST_BYTE.match(data):
         raise HTTPError(400, "Malformed request")
-    if len(data) > MAX_HEADER_BYTES:
-        raise HTTPError(431, "The header is too long")
-    line_end = data.rfind(b"\r\n")
-    if line_end < 0 and len(data) > MAX_LINE_BYTES:
-        raise HTTPError(414, "The request line is too long")
-    if line_end >= 0 and len(data) - line_end > MAX_LINE_BYTES + 2:
-        raise HTTPError(431, "A header line is too long")
+    _check_header_size(data)
 
 
 def _check_header_size(header: bytes) -> None:
+    """Reject a header, complete or not, that is too long or has a line that is."""
     if len(header) <= MAX_LINE_BYTES:
         return
-    lengths = [len(line) for line in header.split(b"\r\n")]
+    # No more splits than a valid header needs: a client may send thousands of lines byte by byte.
+    lengths = [len(line) for line in header.split(b"\r\n", MAX_FIELDS + 2)]
     if lengths[0] > MAX_LINE_BYTES:
         raise HTTPError(414, "The request line is too long")
-    if max(lengths) > MAX_LINE_BYTES or len(header) > MAX_HEADER_BYTES:
+    if max(lengths) > MAX_LINE_BYTES:
+        raise HTTPError(431, "A header line is too long")
+    if len(header) > MAX_HEADER_BYTES:
         raise HTTPError(431, "The header is too long")
 
 
@@ -3482,8 +3465,7 @@ def _rejected_request(received: bytes) -> _Request:
     environ = {"REQUEST_METHOD": line[1], "PATH_INFO": ""}
     with suppress(HTTPError):
         _parse_target(line[2], environ)
-    origin = _ORIGIN_FIELD.search(text, line.end() - 2)
-    if origin:
+    if origin := _ORIGIN_FIELD.search(text, line.end() - 2):
         environ["HTTP_ORIGIN"] = origin[1]
     return _Request(environ, line[0])
 
@@ -3497,24 +3479,18 @@ class _ChunkedDecoder:
     def __init__(self) -> None:
         self.content = bytearray()  # decoded, and not taken yet
         self.is_complete = False
-        self._undecoded = b""  # a part of a line
         self._expected = _CHUNK_SIZE  # the line that follows the data of this chunk
         self._remaining = 0  # bytes of data in this chunk
         self._trailer_bytes = 0
 
     def decode(self, data: bytes) -> bytes:
-        """Decode some bytes; return those after the end of the body.
-
-        Raises:
-            HTTPError: the body is malformed.
-        """
-        data, position = self._undecoded + data, 0
+        """Decode some bytes; return those of an incomplete line, or those that follow the body."""
+        position = 0
         while not self.is_complete:
-            if self._remaining:
-                piece = data[position:position + self._remaining]
-                self.content += piece
-                self._remaining -= len(piece)
-                position += len(piece)
+            piece = data[position:position + self._remaining]
+            self.content += piece
+            self._remaining -= len(piece)
+            position += len(piece)
             line_end = data.find(b"\n", position, position + MAX_CHUNK_LINE_BYTES) + 1
             if not line_end:
                 break
@@ -3522,8 +3498,7 @@ class _ChunkedDecoder:
             position = line_end
         if len(data) - position >= MAX_CHUNK_LINE_BYTES and not self.is_complete:
             raise HTTPError(400, "A line of the chunked body is too long")
-        self._undecoded = b"" if self.is_complete else data[position:]
-        return data[position:] if self.is_complete else b""
+        return data[position:]
 
     def _decode_line(self, data: bytes, start: int, end: int) -> None:
         line = self._expected.fullmatch(data, start, end)
@@ -3545,14 +3520,13 @@ class _BodyStream(io.RawIOBase):
     """A long request body, received while the application reads it."""
 
     def __init__(
-        self, connection: "_Connection", request: _Request,
-        decoder: Optional[_ChunkedDecoder] = None,
+        self, connection: "_Connection", request: _Request, decoder: Optional[_ChunkedDecoder],
     ) -> None:
         self._connection = connection
         self._decoder = decoder
         self._remaining = request.length
         self.bytes_received = 0
-        self.pace = connection.server.new_pace(_State.READING_BODY)
+        self.pace = connection.server.new_pace(connection.server.settings.head_timeout)
         self.continue_pending = request.expects_continue
         self._failure: Optional[Tuple[int, str]] = None
         self._lock = threading.Lock()  # held by the thread that reads
@@ -3586,6 +3560,8 @@ class _BodyStream(io.RawIOBase):
                 data = b"" if self._failure else self._receive(len(buffer))
             except HTTPError as error:
                 self._failure = error.status, error.message
+            except OSError:
+                self._failure = 408, "The request body is incomplete"
         if self._failure:
             raise _BodyError(*self._failure)
         buffer[:len(data)] = data
@@ -3593,11 +3569,14 @@ class _BodyStream(io.RawIOBase):
         return len(data)
 
     def _receive(self, size: int) -> bytes:
-        data = self._take(size)
-        while size and not data and not self.is_complete:
-            if not self._connection.receive_body(self):
-                raise HTTPError(408, "The request body is incomplete")
-            data = self._take(size)
+        connection = self._connection
+        while not (data := self._take(size)) and size and not self.is_complete:
+            received = connection.receive_some()
+            if received is None:
+                received = connection.server.wait_for_body(connection, self)
+            if not received:
+                raise ConnectionAbortedError
+            connection.received += received
         return data
 
     def _take(self, size: int) -> bytes:
@@ -3622,10 +3601,7 @@ class _BodyReader(io.BufferedReader):
         if size is None or size <= RECEIVE_BYTES:
             return super().read(size)
         data = bytearray()
-        while len(data) < size:
-            piece = super().read(min(size - len(data), RECEIVE_BYTES))
-            if not piece:
-                break
+        while len(data) < size and (piece := super().read(min(size - len(data), RECEIVE_BYTES))):
             data += piece
         return bytes(data)
 
@@ -3680,8 +3656,7 @@ class _Handler:
         self._request_environ = request.environ
         self.environ = environ  # the application may change it
         self._body = body
-        self.status: Optional[str] = None
-        self.headers: Any = None
+        self.status: Optional[str] = None  # until start_response has been called
         self.result: Any = None
         self.headers_sent = False
         self.body_bytes_sent = 0
@@ -3694,11 +3669,7 @@ class _Handler:
         self.keep_alive = request.keep_alive
 
     def run(self, application: WSGIApplication) -> None:
-        """Call the application, and answer with 500 if it fails before it has sent anything.
-
-        Raises:
-            _ClientGone: the client has closed the connection, or is too slow.
-        """
+        """Call the application, and answer with 500 if it fails before it has sent anything."""
         try:
             self.result = application(self.environ, self.start_response)
             self.finish_response()
@@ -3727,7 +3698,7 @@ class _Handler:
                    if name in ("REQUEST_METHOD", "HTTP_ORIGIN")}
         application = _error_application(
             error, self._request_environ["PATH_INFO"], self._connection.server.settings)
-        self.headers, self._write_refused = None, False  # of the response that failed
+        self.status, self._write_refused = None, False  # of the response that failed
         self.result = application(environ, self.start_response)
         self.finish_response()
 
@@ -3742,7 +3713,8 @@ class _Handler:
                     break
             self.finish_content()
         finally:
-            self.close()
+            if hasattr(self.result, "close"):
+                self.result.close()
 
     def start_response(
         self, status: str, headers: List[Tuple[str, str]], exc_info: Any = None,
@@ -3753,12 +3725,12 @@ class _Handler:
                 raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
-        if self.headers is not None and not exc_info:
+        if self.status is not None and not exc_info:
             raise AssertionError("start_response was called twice")
         self._fields, self._length, has_date = _format_fields(status, tuple(headers))
         if not has_date:
             self._fields += _date_field(int(time.time()))
-        self.status, self.headers = status, headers
+        self.status = status
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -3837,11 +3809,6 @@ class _Handler:
         else:
             self.keep_alive = False
         return ""
-
-    def close(self) -> None:
-        """Close the application's iterable."""
-        if hasattr(self.result, "close"):
-            self.result.close()
 
 
 @lru_cache(maxsize=256)  # most applications repeat a few sets of headers
@@ -3927,9 +3894,7 @@ class _State:
     LINGERING = "lingering"  # the response is sent; input is discarded until the client closes
 
 
-_READING_STATES = {_State.IDLE, _State.READING_HEADER, _State.READING_BODY}
-_PACED_STATES = {_State.READING_BODY, _State.SENDING}  # in which the client must keep a pace
-
+_READING_STATES = {_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY}
 
 SEND_BYTES = 16 * 1024  # in one call: a TLS record
 MAX_TLS_ANSWERS = 64 * 1024  # bytes that TLS wants to send, before the next response takes them
@@ -3937,7 +3902,7 @@ MAX_SENDS = 8  # calls, before the event loop serves another connection
 
 
 class _ClientGone(BaseException):
-    """The client has closed the connection, or reads too slowly.
+    """Sending fails, because the client has closed the connection, or reads too slowly.
 
     It is a BaseException, so that `except Exception` in an application does not catch it.
     """
@@ -3956,7 +3921,7 @@ class _Pace:
         self._clock = clock
         self._bytes_moved = 0
         self._seconds_waited = 0.0
-        self._checked_at = self._moved_at = 0.0
+        self.begin_wait()
 
     def begin_wait(self) -> None:
         """Start to wait, or start again after a time in which the server did not wait."""
@@ -3989,30 +3954,25 @@ class _TLS:
         self._lock = threading.Lock()
 
     def decrypt(self, data: bytes) -> Optional[bytes]:
-        """Decrypt received bytes. Return None if they contain no data, and b"" at the end.
-
-        Raises:
-            ssl.SSLError: they violate the protocol.
-        """
+        """Decrypt received bytes. Return None if they contain no data, and b"" at the end."""
         decrypted = b""
-        if data:
-            with self._lock, suppress(self._want_read):
-                self._incoming.write(data)
-                while self._incoming.pending:
-                    piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
-                    if not piece:
-                        return decrypted
-                    decrypted += piece
-            if self._outgoing.pending > MAX_TLS_ANSWERS:
-                raise ConnectionAbortedError("the client sends too many KeyUpdate messages")
-        return decrypted or (None if data else b"")
+        with self._lock, suppress(self._want_read):
+            self._incoming.write(data)
+            while self._incoming.pending:
+                piece = self._session.read(RECEIVE_BYTES)  # also makes the handshake
+                if not piece:
+                    return decrypted
+                decrypted += piece
+        if self._outgoing.pending > MAX_TLS_ANSWERS:
+            raise ConnectionAbortedError("the client sends too many KeyUpdate messages")
+        return decrypted or None
 
     def handshake_done(self) -> bool:
         """Return whether the handshake is complete."""
         return self._session.version() is not None
 
-    def encrypt(self, data: Union[bytes, memoryview]) -> bytes:
-        """Encrypt bytes of a response."""
+    def encrypt(self, data: Union[bytes, memoryview] = b"") -> bytes:
+        """Encrypt bytes of a response; return them after those that TLS itself wants to send."""
         with self._lock:
             if data:  # OpenSSL 1.1.1 takes no empty write for a success
                 self._session.write(data)
@@ -4023,16 +3983,15 @@ class _TLS:
         with suppress(self._want_read):
             self._session.unwrap()
 
-    def outgoing(self) -> bytes:
-        """The bytes that the protocol itself wants to send."""
-        return self._outgoing.read()
-
 
 _WOULD_BLOCK = (BlockingIOError, socket.timeout)
 
 
 class _Connection:
-    """A client's connection: received bytes, the request, and unsent bytes of the response."""
+    """A client's connection: received bytes, the request, and unsent bytes of the response.
+
+    Methods that receive or send raise OSError if the client has gone, or violates TLS.
+    """
 
     def __init__(
         self, sock: socket.socket, address: Any, server: "_Server", environ: Environ,
@@ -4066,14 +4025,13 @@ class _Connection:
     # These methods run in the event loop.
 
     def receive(self) -> bool:
-        """Receive some bytes; return whether a request is ready to be answered.
-
-        Raises:
-            OSError: the client has closed the connection between two requests.
-        """
+        """Receive some bytes; return whether a request is ready to be answered."""
         if (self.received or self.error) and self.has_request():
             return True  # received with the one before; more would fill the memory
         data = self.receive_some()
+        if self.state == _State.HANDSHAKE:
+            self.queue(b"")  # only what TLS itself wants to send
+            self.send_some()
         if data:
             self.received += data
         elif data == b"":
@@ -4091,8 +4049,7 @@ class _Connection:
                 return self._has_chunks()
         except HTTPError as error:
             self.reject(error)
-        request = self.request
-        return request is not _NO_REQUEST and len(self.received) >= request.received_first
+        return self.request is not _NO_REQUEST and len(self.received) >= self.request.received_first
 
     def _has_chunks(self) -> bool:
         """Decode chunks; return whether the application can run: with a whole body or a stream."""
@@ -4134,42 +4091,33 @@ class _Connection:
         self.received, self._searched = data[end:], 0
         return self._cached_request
 
-    def continue_handshake(self) -> bool:
-        """Receive a part of the TLS handshake, and answer it; return whether a request follows.
-
-        Raises:
-            OSError: the handshake has failed.
-        """
-        complete = self.receive()
-        self._in_transit = bytes(self._in_transit) + self.tls.outgoing()  # type: ignore[union-attr]
-        self.send_some()
-        return complete
-
     def reading_state(self) -> str:
         """The state in which the rest of a request is awaited."""
         if self.tls and not self.tls.handshake_done():
             return _State.HANDSHAKE
         if self.request is not _NO_REQUEST:
             return _State.READING_BODY
-        return _State.READING_HEADER if self.received else _State.IDLE
+        # Even after an empty line: it must not restart the timer.
+        if self.received or self.state == _State.READING_HEADER:
+            return _State.READING_HEADER
+        return _State.IDLE
 
     def shut_down_output(self) -> None:
         """Tell the client that nothing more will be sent."""
         with suppress(OSError):
             if self.tls:
                 self.tls.end()
-                self.sock.send(self.tls.outgoing())
+                self.sock.send(self.tls.encrypt())
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the socket; with RST if the response is incomplete, so that the client sees it."""
-        if self.aborted:
-            with suppress(OSError):
+        with suppress(OSError):
+            if self.aborted:
                 self.sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        elif self.tls:
-            with suppress(OSError):
-                self.sock.send(self.tls.outgoing())  # why the handshake has failed
+            elif self.tls:
+                self.sock.send(self.tls.encrypt())  # why the handshake has failed
         self.sock.close()
 
     # These methods run in the thread that answers the request: the event loop's, or a worker.
@@ -4206,23 +4154,8 @@ class _Connection:
         stream = _BodyStream(self, request, decoder)
         return stream, _BodyReader(stream)
 
-    def receive_body(self, stream: "_BodyStream") -> bool:
-        """Receive bytes of a body; return False if the client has gone or is too slow."""
-        try:
-            data = self.receive_some()
-        except OSError:
-            return False
-        if data is None:
-            data = self.server.wait_for_body(self, stream)
-        self.received += data
-        return bool(data)
-
     def send(self, data: bytes) -> None:
-        """Send a piece of the response before the application continues (PEP 3333).
-
-        Raises:
-            _ClientGone: the client has closed the connection, or reads too slowly.
-        """
+        """Send a piece of the response before the application continues (PEP 3333)."""
         try:
             self.queue(data)
             if not self.send_some():
@@ -4237,23 +4170,15 @@ class _Connection:
         self._unsent.extend(pieces)
 
     def receive_some(self) -> Optional[bytes]:
-        """Some bytes, b"" at their end, or None if there are none now.
-
-        Raises:
-            OSError: the client has closed the connection, or violates TLS.
-        """
+        """Some bytes, b"" at their end, or None if there are none now."""
         try:
             data = self.sock.recv(RECEIVE_BYTES)
         except _WOULD_BLOCK:
             return None
-        return self.tls.decrypt(data) if self.tls else data
+        return self.tls.decrypt(data) if self.tls and data else data
 
     def send_some(self, max_sends: int = MAX_SENDS) -> bool:
-        """Send unsent bytes until the socket takes no more; return whether all have been sent.
-
-        Raises:
-            OSError: the client has closed the connection.
-        """
+        """Send unsent bytes until the socket takes no more; return whether all have been sent."""
         for _ in range(max_sends):
             if not self._in_transit:
                 if not self._unsent:
@@ -4344,7 +4269,9 @@ class _Server:
         self._max_connections = _connection_limit(self._selector, settings)
         self._accept_again_at = -math.inf  # infinity while connections are accepted
         self._resume_accepting()
-        self._selector.register(self._wakeup_receiver, selectors.EVENT_READ, self._on_wakeup)
+        self._selector.register(
+            self._wakeup_receiver, selectors.EVENT_READ,
+            partial(self._wakeup_receiver.recv, RECEIVE_BYTES))
         # Connections with an event, each once, and those whose responses wait to be sent.
         self._active: "OrderedDict[_Connection, None]" = OrderedDict()
         self._finished: Deque[_Connection] = deque()
@@ -4420,9 +4347,8 @@ class _Server:
         keep the loop.
         """
         released = self.release_loop()
-        is_worker = released and not self._main_thread_serves
-        if is_worker and sys.platform == "linux":  # where each thread has a priority of its own
-            with suppress(OSError):
+        if released and not self._main_thread_serves and sys.platform == "linux":
+            with suppress(OSError):  # on Linux, each thread has a priority of its own
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), HASH_NICENESS)
         return released
 
@@ -4467,9 +4393,7 @@ class _Server:
 
     def _start_thread(self) -> bool:
         """Start a thread and give it the loop; return whether that succeeded. Needs the lock."""
-        if not self.has_free_thread():
-            return False
-        if self._clock() < self._retry_thread_at:
+        if not self.has_free_thread() or self._clock() < self._retry_thread_at:
             return False
         if self._waiting_threads > MAX_WAITING_THREADS:
             self._client_must_go = True
@@ -4519,13 +4443,13 @@ class _Server:
         self._poll()
         self._newest_first = not self._newest_first
         end = self._clock() + POLL_INTERVAL
-        while self._active and self._clock() < end:
+        while self._active and self._loop_thread is me and self._clock() < end:
             connection, _ = self._active.popitem(self._newest_first)
-            if self._try_step(self._on_event, connection) and not self._answer(connection, me):
-                return
+            if self._try_step(self._on_event, connection):
+                self._answer(connection, me)
 
-    def _answer(self, connection: _Connection, me: threading.Thread) -> bool:
-        """Answer a request; return whether this thread still has the loop."""
+    def _answer(self, connection: _Connection, me: threading.Thread) -> None:
+        """Answer a request. Meanwhile, the loop may move to another thread."""
         self._enter(connection, _State.RESPONDING)
         self._response_began = connection.state_since
         try:
@@ -4533,14 +4457,12 @@ class _Server:
         except Exception:
             logger.exception("A fault in the server")
             connection.aborted = True
-        with self._lock:
-            moved = self._loop_thread is not me
-            if not moved:
-                self._response_began, self._client_must_go = None, False
         self._finished.append(connection)
-        if moved:
-            self._wake()
-        return not moved
+        with self._lock:
+            if self._loop_thread is me:
+                self._response_began, self._client_must_go = None, False
+                return
+        self._wake()
 
     def _try_step(self, step: Callable[[_Connection], Any], connection: _Connection) -> bool:
         """Take a step and return its result, or False if it failed."""
@@ -4567,9 +4489,6 @@ class _Server:
             self._shut_down()
         else:
             self._resume_accepting()
-
-    def _on_wakeup(self) -> None:
-        self._wakeup_receiver.recv(RECEIVE_BYTES)
 
     def _resume_accepting(self) -> None:
         if self._accept_again_at == math.inf or self._clock() < self._accept_again_at:
@@ -4601,12 +4520,8 @@ class _Server:
 
     def _open_connection(self, sock: socket.socket, address: Any, environ: Environ) -> None:
         sock.setblocking(False)
-        try:
-            if sock.family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except OSError:  # the client has gone
-            sock.close()
-            return
+        with suppress(OSError):  # it is a Unix socket, or the client has gone
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         if sum(map(len, self._timers.values())) >= self._max_connections \
                 and not self._evict_oldest():
             sock.close()
@@ -4621,7 +4536,7 @@ class _Server:
         if state in _READING_STATES:
             if connection.receive():
                 return True
-            if connection.reading_state() not in (state, _State.IDLE):  # not for an empty line
+            if connection.reading_state() != state:
                 self._enter(connection, connection.reading_state())
             elif state == _State.READING_BODY:
                 self._check_pace(connection, connection.body_bytes_received())
@@ -4629,13 +4544,8 @@ class _Server:
             self._watch(connection, 0)
         elif state == _State.SENDING:
             self._send_queued(connection)
-        elif state == _State.LINGERING:
-            self._discard_input(connection)
         else:
-            complete = connection.continue_handshake()
-            if connection.reading_state() != state:
-                self._enter(connection, connection.reading_state())
-            return complete
+            self._discard_input(connection)
         return False
 
     def _discard_input(self, connection: _Connection) -> None:
@@ -4661,11 +4571,9 @@ class _Server:
             self._watch(connection, selectors.EVENT_READ)
         else:
             self._watch(connection, selectors.EVENT_READ)
+            self._enter(connection, _State.READING_HEADER if connection.received else _State.IDLE)
             if connection.received:  # perhaps the next request
-                self._enter(connection, _State.READING_HEADER)
                 self._active[connection] = None
-            else:
-                self._enter(connection, _State.IDLE)
 
     def _watch(self, connection: _Connection, events: int) -> None:
         """Let the selector watch the socket for these events; for none if 0."""
@@ -4685,9 +4593,9 @@ class _Server:
         now = self._clock()
         connection.state, connection.state_since = state, now
         self._timers[state][connection] = now + self._timeouts[state]
-        if state in _PACED_STATES:
-            if state == _State.READING_BODY:
-                connection.pace = None  # that of the response before
+        if state == _State.READING_BODY:
+            connection.pace = self.new_pace(self.settings.head_timeout)
+        elif state == _State.SENDING:
             self.pace_of(connection).begin_wait()
 
     def _close_expired(self) -> None:
@@ -4726,9 +4634,7 @@ class _Server:
         that is reading its response is only closed if there is no other candidate, and one whose
         request is being answered never.
         """
-        waiting = (_State.HANDSHAKE, _State.IDLE, _State.READING_HEADER, _State.READING_BODY,
-                   _State.LINGERING)
-        for states in (waiting, (_State.SENDING,)):
+        for states in ((*_READING_STATES, _State.LINGERING), (_State.SENDING,)):
             oldest = [next(iter(self._timers[state])) for state in states if self._timers[state]]
             if oldest:
                 self._close(min(oldest, key=attrgetter("state_since")))
@@ -4760,47 +4666,44 @@ class _Server:
 
     def wait_for_body(self, connection: _Connection, stream: _BodyStream) -> bytes:
         """Wait for bytes of a body; none if the client has gone, is too slow, or must go."""
-        began = self._clock()
-        stream.pace.begin_wait()
-        with self._waiting(connection) as may_wait, suppress(OSError):
-            while stream.pace.record(stream.bytes_received):
+        with self._waiting(connection, stream.pace) as may_wait:
+            while may_wait(stream.bytes_received):
                 data = connection.receive_some()
                 if data is not None:
                     stream.pace.record(stream.bytes_received + len(data))
                     return data
-                if self._clock() - began > RECHECK_SECONDS and not may_wait():
-                    break
         return b""
 
     def wait_until_sent(self, connection: _Connection) -> None:
-        """Wait until the client has taken all unsent bytes.
-
-        Raises:
-            _ClientGone: the client reads too slowly, or must go.
-            OSError: the client has gone.
-        """
-        pace, began, finished = self.pace_of(connection), self._clock(), False
-        pace.begin_wait()
-        with self._waiting(connection) as may_wait:
-            while not finished:
-                finished = connection.send_some(1)  # it may block for RECHECK_SECONDS
-                recheck = not finished and self._clock() - began > RECHECK_SECONDS
-                if not pace.record(connection.bytes_sent) or (recheck and not may_wait()):
-                    raise _ClientGone
+        """Wait until the client has taken all unsent bytes, or raise _ClientGone."""
+        pace = self.pace_of(connection)
+        with self._waiting(connection, pace) as may_wait:
+            while may_wait(connection.bytes_sent):
+                if connection.send_some(1):  # it may block for RECHECK_SECONDS
+                    pace.record(connection.bytes_sent)  # counts in the next wait
+                    return
+        raise _ClientGone
 
     @contextmanager
-    def _waiting(self, connection: _Connection) -> Iterator[Callable[[], bool]]:
+    def _waiting(self, connection: _Connection, pace: _Pace) -> Iterator[Callable[[int], bool]]:
         """Let the socket block for RECHECK_SECONDS; the loop continues in another thread.
 
-        Yields a function that returns whether this thread may wait longer: not if it still has the
+        Yields a function of the bytes moved so far. It returns whether this thread may wait longer:
+        not for a client that is too slow. After RECHECK_SECONDS, it may not if it still has the
         loop, nor if it is the first to see that a client must go.
         """
         with self._lock:
             self._waiting_threads += 1
         self.release_loop()
         connection.sock.settimeout(RECHECK_SECONDS)
+        pace.begin_wait()
+        began = self._clock()
 
-        def _may_wait() -> bool:
+        def _may_wait(bytes_moved: int) -> bool:
+            if not pace.record(bytes_moved):
+                return False
+            if self._clock() - began <= RECHECK_SECONDS:
+                return True
             with self._lock:
                 must_go, self._client_must_go = self._client_must_go, False
                 if must_go:  # and its thread will end
@@ -4817,15 +4720,11 @@ class _Server:
     def pace_of(self, connection: _Connection) -> _Pace:
         """The pace of a client that sends a short body, or reads its response."""
         if connection.pace is None:
-            connection.pace = self.new_pace(connection.state)
+            connection.pace = self.new_pace(MAX_READER_PAUSE)
         return connection.pace
 
-    def new_pace(self, state: str) -> _Pace:
-        """A pace with the timeout of a state as its grace.
-
-        A thread that streams is in RESPONDING, which has no timeout; it uses that of SENDING.
-        """
-        grace = self._timeouts[_State.SENDING if state == _State.RESPONDING else state]
+    def new_pace(self, grace: float) -> _Pace:
+        """The pace of a body or a response; the client may pause for `grace` seconds."""
         return _Pace(grace, self.settings.body_rate, self._clock)
 
     def log_access(self, access_log: TextIO, request: _Request, handler: _Handler) -> None:

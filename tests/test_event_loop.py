@@ -340,11 +340,13 @@ def test_connections_beyond_those_accepted_at_once_follow(monkeypatch):
 
 
 def test_client_that_has_gone_before_its_options_are_set_costs_nothing():
-    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # has no TCP_NODELAY either
+    ours, theirs = socket.socketpair()  # has no TCP_NODELAY either
+    theirs.close()
     with serving() as server:
-        server._open_connection(datagrams, ("192.0.2.1", 1), {})
+        server._open_connection(ours, ("192.0.2.1", 1), {})
 
-    assert datagrams.fileno() == -1
+        assert server.closed.acquire(timeout=10)
+        assert ours.fileno() == -1
 
 
 def test_accept_and_receive_without_anything_to_do_do_nothing():

@@ -357,9 +357,10 @@ def test_chunked_decoder_gives_the_content_and_the_rest(size, length):
     original = dice.randbytes(length)
     data = chunked(original, size=size).partition(b"\r\n\r\n")[2] + b"rest"
 
+    rest = b""
     while not decoder.is_complete:
         piece, data = data[:9_999], data[9_999:]
-        rest = decoder.decode(piece)
+        rest = decoder.decode(rest + piece)
         content += decoder.content
         decoder.content.clear()
 

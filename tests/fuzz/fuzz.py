@@ -238,7 +238,7 @@ def decoded(pieces):
     decoder, rest = jwtserver._ChunkedDecoder(), b""
     for piece in pieces:
         try:
-            rest += decoder.decode(piece)
+            rest = decoder.decode(rest + piece)
         except jwtserver.HTTPError:
             return ("error",)
     return decoder.is_complete, bytes(decoder.content), rest
