@@ -2382,7 +2382,7 @@ class Service:
         if environ["REQUEST_METHOD"] != "POST" or not has_body:
             return None
         fields = _read_fields(environ)
-        if not fields.get("refresh_token"):
+        if fields.get("refresh_token", "") == "":
             return None
         token = _required_field(fields, "refresh_token")
         session = self.store.find_session_of(token, self.clock())

@@ -913,11 +913,15 @@ def _decode_fully(data: bytes, encoding: str) -> str:
     """Undo all percent-encoding, normalize, and drop invisible characters and invalid bytes."""
     previous = data.decode(encoding, "replace")
     for _ in range(_MAX_ENCODINGS + 1):
-        text = unquote_to_bytes(data).decode(encoding, "ignore")
+        unquoted = unquote_to_bytes(data)
+        text = unquoted.decode(encoding, "ignore")
+        is_lossy = encoding == "utf-8" and text.encode() != unquoted
         if _LINE_END_OR_NUL.search(text) or _MANY_MARKS.search(text):
             break
         text = _INVISIBLE.sub("", _nfkc(text))  # NFKC may expand
         if len(text) > _MAX_ODD_PATH or len(_SEPARATOR.findall(text)) > _MAX_DEPTH:
+            break
+        if is_lossy and "%" in text:  # what is lost may be a letter with an encoded byte after it
             break
         if text == previous:
             return text

@@ -509,6 +509,8 @@ def test_logout_with_an_unknown_refresh_token_ends_nothing(client, caplog, token
     (b"{}", 401, "An authorization header is required"),
     (b'{"refresh_token": ""}', 401, "An authorization header is required"),
     (b'{"refresh_token": 1}', 400, "`refresh_token` must be a string"),
+    (b'{"refresh_token": null}', 400, "`refresh_token` must be a string"),
+    (b'{"refresh_token": []}', 400, "`refresh_token` must be a string"),
     (b"{", 400, "Malformed body: Invalid JSON"),
 ])
 def test_logout_without_a_usable_token_is_refused(client, body, status, error):

@@ -744,6 +744,13 @@ def test_name_in_another_form_of_unicode_is_refused(rule, path):
     assert status(wsgi(path), protect=[rule]) == REFUSED
 
 
+@for_each("path", [
+    "/ma\xc3%b%31ana", "/ma%c3%25b1ana", "/ma%25c3%b%31ana", "/ma\xc3\xef\xbc\x85b1ana"])
+def test_letter_with_bytes_in_different_layers_of_encoding_is_refused(path):
+    """An application that decodes bytes twice, and only then reads UTF-8, finds /mañana."""
+    assert status(path, protect=["/mañana"]) == REFUSED
+
+
 def test_name_of_latin1_with_other_punctuation_is_refused():
     assert status("/a\xf1o-nuevo", protect=["/año_nuevo"]) == REFUSED
 
