@@ -121,6 +121,7 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_NAME_LENGTH = 150  # characters, as in Django
 MAX_NAME_INPUT = 4 * MAX_NAME_LENGTH  # NFC joins up to 4 characters, in quadratic time
 MAX_LABEL = 100  # characters
+MIN_PASSWORD_LENGTH = 8  # characters; NIST SP 800-63B §5.1.1.1. A shorter one causes a warning
 MAX_SCOPE_LENGTH = 2048  # characters: with the longest name, a token fits into 8 KiB of headers
 # Bytes of Remote-User and Remote-Scope. nginx accepts 4 KiB for all headers of /verify.
 MAX_VERIFY_BYTES = 3072
@@ -2157,7 +2158,7 @@ def issue_token(grant: Grant, signer: Signer, lifetime: float, now: float) -> Tu
 
 
 class _WrongPassword(Exception):
-    """The user, the password or the one-time password of an attempt is wrong."""
+    """The user, the password or the one-time password of an attempt is wrong; says which."""
 
 
 def _check_otp(user: User, otp: str, now: float) -> int:
@@ -2173,7 +2174,7 @@ def _check_otp(user: User, otp: str, now: float) -> int:
         raise HTTPError(401, "A one-time password is required", otp_required=True)
     step = find_otp_step(user.otp_secret, otp, now)
     if step <= user.otp_step:
-        raise _WrongPassword
+        raise _WrongPassword("wrong code" if step < 0 else "used code")
     return step
 
 
@@ -2241,9 +2242,9 @@ class Service:
                 raise _too_many_sign_ins()
             try:
                 yield attempt
-            except _WrongPassword:
+            except _WrongPassword as error:
                 self.store.count_failure(attempt, self.clock())
-                self._record(event, environ, name, session)
+                self._record(event, environ, name, session, reason=str(error))
                 raise HTTPError(401, message) from None
         except LockedOut as error:
             self._record("locked_out", environ, name, session, locked=error.locked)
@@ -2260,8 +2261,10 @@ class Service:
             self.store.check_attempt(attempt, self.clock())  # others may have failed meanwhile
             self._iterations = max(self._iterations, password_iterations(stored))
             matches = verify_password(password, stored, min_iterations=self._iterations)
-        if user is None or not matches:
-            raise _WrongPassword
+        if user is None:
+            raise _WrongPassword("unknown user")
+        if not matches:
+            raise _WrongPassword("disabled user" if user.disabled else "wrong password")
         return user
 
     def _hash_password(self, password: str, environ: Environ) -> str:
@@ -2270,10 +2273,10 @@ class Service:
 
     def _record(
         self, event: str, environ: Environ, user: Optional[str] = None,
-        session: Optional[str] = None, locked: Optional[str] = None,
+        session: Optional[str] = None, **more: str,
     ) -> None:
         details = {"user": user and user[:MAX_NAME_LENGTH], "address": _address(environ),
-                   "session": session, "locked": locked}
+                   "session": session, **more}
         _audit(event, **{key: value for key, value in details.items() if value is not None})
 
     def refresh(self, environ: Environ) -> Response:
@@ -2695,7 +2698,8 @@ class Pages:
             _field("password", "Password", _CURRENT_PASSWORD, errors, "", focus)]
         if "otp" in errors:
             fields.append(_field(
-                "otp", "One-time password", 'autocomplete="one-time-code" inputmode="numeric"',
+                "otp", "Code of your authenticator app",
+                'autocomplete="one-time-code" inputmode="numeric"',
                 errors))
         hidden = f'<input type="hidden" name="next" value="{escape(next_page)}">\n'
         return _page(
@@ -2713,19 +2717,40 @@ class Pages:
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
         sessions = "".join(
-            f"<li>{escape(session.label or 'Sign-in')}, {_time(session.created)}"
+            f"<li>{escape(session.label or ('token' if session.machine else 'sign-in'))},"
+            f" {_time(session.created)}"
             + (" (this one)" if session.id == claims.get("sid") else _html_form(
                 "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))
         fields = (
             _field("password", "Current password", _CURRENT_PASSWORD, errors, focus=focus)
             + _field("new_password", "New password",
-                     'type="password" autocomplete="new-password"', errors, focus=focus))
+                     'type="password" autocomplete="new-password"'
+                     f' minlength="{MIN_PASSWORD_LENGTH}"', errors, focus=focus))
         return _page(status, "Your account", (
             f"{notice}{_signed_in_as(claims)}<p><a href=\"{link}\">Continue to {link}</a></p>\n"
             f"{self._sign_out_form}<h2>Sessions</h2>\n<ul>\n{sessions}</ul>\n"
             "<h2>Change password</h2>\n"
             + _html_form("Change password", fields, f"{prefix}/password")), *headers)
+
+    def _no_access(self, claims: Claims, headers: Sequence[Tuple[str, str]]) -> Response:
+        """The page in place of one that needs a scope which this user does not have."""
+        return _page(403, "Forbidden", (
+            f'<p class="error">You are signed in as {escape(claims["sub"])}, but have no access to'
+            f" this page.</p>\n{self._sign_out_form}"
+            f'<p><a href="{self.login_path}">Go to your account</a></p>\n'), *headers)
+
+    def refuse(
+        self, environ: Environ, start_response: StartResponse, status: str, message: str,
+        *headers: Tuple[str, str],
+    ) -> Iterable[bytes]:
+        """Answer a request that the guard refuses: with a page for a person without a scope."""
+        error = HTTPError(int(status[:3]), message, *headers)
+        response = _NO_ROUTE.error_response(error)
+        if (error.status == 403 and environ["REQUEST_METHOD"] in ("GET", "HEAD")
+                and _wants_page(environ) and (claims := self._claims(environ))):
+            response = self._no_access(claims, headers)
+        return _send_response(response, environ, start_response)
 
     def with_pages(self, app: WSGIApplication, router: Router) -> WSGIApplication:
         """Answer people with pages where endpoints, the guard or the rate limit answer programs.
@@ -2779,10 +2804,9 @@ class Pages:
             return self._account(environ["wsgi_auth.claims"], status=status,
                                  error=_sentences(message, headers), headers=kept)
         if status == 401:
-            message = "You are not signed in"
+            message = "You are not signed in. Nothing has changed"
         if from_account and message == "Insufficient scope":
-            name = environ["wsgi_auth.claims"]["sub"]
-            message = f"You are signed in as {name}, but this page needs another scope"
+            return self._no_access(environ["wsgi_auth.claims"], kept)
         can_sign_out = status == 405 and environ["PATH_INFO"].endswith("/logout")
         return _page(status, title, (
             f'<p class="error">{escape(_sentences(message, headers))}</p>\n'
@@ -2797,7 +2821,7 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
     if error.status == 429:
         message = _sentences(error.message, error.headers)
     elif otp:
-        message = "The user name, the password or the code is wrong."
+        message = "The user name, the password or the code is wrong. Each code works only once."
     else:
         message = "The user name or the password is wrong."
     return {"password": message, **({"otp": ""} if otp else {})}
@@ -3072,7 +3096,8 @@ def _with_guard(
         return BearerAuthMiddleware(
             app, service.signer, protect={**dict.fromkeys(own_paths, ()), **rules},
             exempt=settings.exempt, optional=settings.optional, is_revoked=service.is_revoked,
-            cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None)
+            cookie=settings.cookie, login_path=pages.login_path if settings.cookie else None,
+            refuse=pages.refuse)
     except ValueError as error:
         names = ("protect", "exempt", "optional", "prefix")
         used = [name for name in names if getattr(settings, name)]
@@ -4935,7 +4960,6 @@ def _queued_output() -> Iterator[None]:
 
 
 MAX_CODES = 3  # that `user otp` asks for
-MIN_PASSWORD_LENGTH = 8  # characters; NIST SP 800-63B §5.1.1.1
 MIN_PBKDF2_ITERATIONS = 1000  # RFC 8018 §4.2; anything less is a mistake or a test
 
 

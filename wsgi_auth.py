@@ -1240,6 +1240,8 @@ class BearerAuthMiddleware:
       that it is a path of this site before you redirect to it. The login page must be exempt. The
       path is used as given: for a page of an application below the mount `/app`, write
       `login_path="/app/login"` and `exempt=["/login", "/app/login"]`.
+    - `refuse`: answers refused requests, for example with a page; with JSON by default. It is
+      called with the environ, `start_response`, the status, a message, and headers to send.
 
     In a mounted application, both `PATH_INFO` and `SCRIPT_NAME + PATH_INFO` are compared with the
     rules. If both are protected, the token needs the scopes of both. An exemption must hold for
@@ -1288,6 +1290,7 @@ class BearerAuthMiddleware:
         exempt: Sequence[str] = (), optional: Sequence[str] = (), realm: str = "api",
         is_revoked: Optional[Callable[[Claims], bool]] = None,
         cookie: Optional[str] = None, login_path: Optional[str] = None,
+        refuse: Callable[..., Iterable[bytes]] = _send_error,
     ) -> None:
         if not callable(app) or not hasattr(signer, "verify"):
             raise TypeError("app must be a WSGI application, and signer a TokenSigner")
@@ -1303,6 +1306,7 @@ class BearerAuthMiddleware:
         self.is_revoked = is_revoked
         self.cookie = cookie
         self.login_path = login_path
+        self.refuse = refuse
         self._rules = _parse_rules(protect, optional, exempt)
         self._cached_access = lru_cache(PATH_CACHE_SIZE)(self._access_of_path)
 
@@ -1426,8 +1430,7 @@ class BearerAuthMiddleware:
             f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parameters.items())
         # After a cross-origin request, another token would not help.
         headers = [] if refusal is _CROSS_ORIGIN else [("WWW-Authenticate", challenge)]
-        return _send_error(
-            environ, start_response, refusal.status, refusal.message, *headers)
+        return self.refuse(environ, start_response, refusal.status, refusal.message, *headers)
 
 
 # --- The rate limit -----------------------------------------------------------------------------

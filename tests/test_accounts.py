@@ -388,6 +388,20 @@ def test_wrong_code_does_not_turn_it_on(command, client):
     sign_in_with(client)
 
 
+def test_log_says_why_a_sign_in_has_failed(client, store, caplog, clock):
+    store.disable_user("bob")
+    store.set_otp("alice", SECRET, 0)
+    code = code_at(clock())
+    for fields in ({"username": "nobody"}, {"username": "bob"}, {"password": "wrong"},
+                   {"otp": "000000"}, {"otp": code}, {"otp": code}):
+        client.post_json("/authenticate", {
+            "username": "alice", "password": PASSWORD, **fields}, status="*")
+
+    reasons = [line.partition("reason=")[2] for line in caplog.messages]
+    assert reasons == ['"unknown user"', '"disabled user"', '"wrong password"', '"wrong code"', "",
+                       '"used code"']
+
+
 def test_new_secret_has_160_bits():
     assert re.fullmatch("[A-Z2-7]{32}", jwtserver.new_otp_secret())
 

@@ -1115,7 +1115,7 @@ def test_audit_log_file_gets_the_lines_of_commands_and_server(command, store, mo
     assert os.name != "posix" or os.stat("audit.log").st_mode & 0o777 == 0o600
     assert [line.partition(" ")[2] for line in old] == ['user_disable user="alice"']
     assert [line.partition(" ")[2] for line in new] == [
-        'user_enable user="alice"', 'sign_in_failed user="x\\ny" address=""']
+        'user_enable user="alice"', 'sign_in_failed user="x\\ny" address="" reason="unknown user"']
 
 
 def test_audit_log_that_cannot_be_written_is_an_error(command, store, monkeypatch):

@@ -81,8 +81,9 @@ def test_address_of_a_unix_socket_is_that_of_the_header_or_empty(make, caplog):
     sign_in(client, password="wrong", status=401)
     sign_in(client, password="wrong", status=401, headers={"X-Forwarded-For": "198.51.100.1"})
 
-    assert caplog.messages == ['sign_in_failed user="alice" address=""',
-                               'sign_in_failed user="alice" address="198.51.100.1"']
+    assert caplog.messages == [
+        'sign_in_failed user="alice" address="" reason="wrong password"',
+        'sign_in_failed user="alice" address="198.51.100.1" reason="wrong password"']
 
 
 @for_each("proxies, forwarded, scheme", [

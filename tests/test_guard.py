@@ -142,6 +142,17 @@ def test_realm_given_is_shown():
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="the demo\'s [1]"'
 
 
+def test_refused_request_is_answered_by_the_function_given():
+    def refuse(environ, start_response, status, message, *headers):
+        start_response(status, [("Content-Type", "text/plain"), *headers])
+        return [message.encode()]
+
+    answer = call(guard(refuse=refuse))
+
+    assert (answer.status, answer.body) == (REFUSED, b"An authorization header is required")
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="api"'
+
+
 @for_each("realm", ['a"b', "a\\b", "a\r\nb", "a\tb", "a\x7f", "é"])
 def test_realm_that_cannot_be_quoted_is_refused(realm):
     with pytest.raises(ValueError, match=re.escape(f"not a realm: {realm!r}")):

@@ -111,7 +111,7 @@ def test_every_page_has_a_language_a_title_and_labels_and_no_script(browser):
 def test_error_page_says_what_is_wrong_and_leads_to_the_sign_in_page(browse):
     browser = browse(prefix="/auth")
     for response, message in [
-        (browser.post("/auth/logout", status=401), "You are not signed in."),
+        (browser.post("/auth/logout", status=401), "You are not signed in. Nothing has changed."),
         (browser.post("/auth/login", headers=CROSS_SITE, status=403),
          "Cross-origin request refused."),
     ]:
@@ -464,6 +464,22 @@ def test_application_behind_the_guard_sees_the_person(browse):
     response = browser.post("/any", status=200)
     assert response.body == b"alice"
     assert (response.headers["Vary"], response.headers["Cache-Control"]) == ("Cookie", "private")
+
+
+def test_person_without_a_scope_gets_a_page_and_a_program_gets_json(browse):
+    browser = browse(hello, protect={"/": (), "/admin": "admin"})
+    submit(browser)
+
+    page = browser.get("/admin/x", status=403)
+
+    assert "You are signed in as alice, but have no access to this page." in page
+    assert page.headers["WWW-Authenticate"].endswith('scope="admin"')
+    assert page.form.action == "/logout" and '<a href="/login">Go to your account</a>' in page
+    for send, headers in [(browser.get, {"Accept": "*/*"}), (browser.post, {}),
+                          (browser.get, bearer(browser.cookies["jwtserver"]))]:
+        answer = send("/admin/x", headers=headers, status=403)
+        assert answer.json == {"success": False, "error": "Insufficient scope"}
+        assert answer.headers["WWW-Authenticate"] == page.headers["WWW-Authenticate"]
 
 
 def test_post_without_a_session_is_refused_and_not_redirected(browse):

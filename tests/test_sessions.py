@@ -884,7 +884,7 @@ def test_audit_has_a_line_for_each_event_and_no_secrets(client, clock, caplog):
 
     assert audit(caplog) == [
         'sign_in user="alice" address="192.0.2.1" session=S',
-        r'sign_in_failed user="a\n\u001b[31m\u007f\u2028\u00e9" address=""',
+        r'sign_in_failed user="a\n\u001b[31m\u007f\u2028\u00e9" address="" reason="unknown user"',
         'refresh user="alice" address="" session=S',
         'refresh_failed address=""',
         'logout user="alice" address="" session=S',
@@ -897,7 +897,8 @@ def test_audit_has_a_line_for_each_event_and_no_secrets(client, clock, caplog):
 def test_audit_truncates_a_name_that_is_too_long(client, caplog):
     client.post_json("/authenticate", {"username": "x" * 60_000, "password": "y"}, status=401)
 
-    assert audit(caplog) == [f'sign_in_failed user="{"x" * 150}" address=""']
+    assert audit(caplog) == [
+        f'sign_in_failed user="{"x" * 150}" address="" reason="unknown user"']
 
 
 def test_audit_of_commands_has_a_line_for_each_change(store, caplog, monkeypatch, capsys):

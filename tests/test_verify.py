@@ -153,7 +153,7 @@ def test_person_without_the_scope_gets_a_page(ask, tokens):
 
     page = ask("?login&scope=admin", headers)
     assert page.status_int == 403 and page.headers["WWW-Authenticate"].endswith('scope="admin"')
-    assert "You are signed in as alice, but this page needs another scope." in page
+    assert "You are signed in as alice, but have no access to this page." in page
     assert '<a href="/login">Go to your account</a>' in page
     head = ask("?login&scope=admin", {**headers, "X-Forwarded-Method": "HEAD"}, "HEAD")
     assert (head.status_int, head.content_type, head.body) == (403, "text/html", b"")

@@ -543,7 +543,7 @@ def test_nginx_says_what_is_denied_for_lack_of_a_scope_and_to_whom(browser, prox
     for page in ("/staff/", "/api/admin/?scope=read&login"):
         status, headers, answer = browser(page)
         assert (status, headers["Cache-Control"]) == (403, "no-store")
-        assert b"You are signed in as alice, but this page needs another scope" in answer
+        assert b"You are signed in as alice, but have no access to this page" in answer
     assert browser("/api/admin/", {"a": "b"})[2]["error"] == "Insufficient scope"
 
     # These are refused for other reasons than a scope.
@@ -681,7 +681,7 @@ def test_chromium_signs_in_behind_nginx_over_https(chromium, proxy, backend):
     chromium.get(site)
     assert chromium.text == "a page"
     chromium.get(f"{site}staff/")
-    assert "You are signed in as alice, but this page needs another scope" in chromium.text
+    assert "You are signed in as alice, but have no access to this page" in chromium.text
 
     chromium.get(f"{site}login")
     chromium.press("Sign out")
