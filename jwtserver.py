@@ -211,6 +211,9 @@ def _open_audit_log(settings: "Settings") -> None:
         except OSError as error:
             raise SettingsError(f": {path}: {error.strerror}", "audit_log") from error
         _audit_path = path
+        if os.name == "posix" and os.geteuid() == 0 and os.stat(os.path.dirname(path)).st_uid != 0:
+            logger.warning("The folder of %s belongs to another user, who may not be able to write"
+                           " this file; run jwtserver as that user, not as root", path)
 
 
 # --- Settings -----------------------------------------------------------------------------------

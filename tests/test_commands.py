@@ -1125,6 +1125,22 @@ def test_audit_log_that_cannot_be_written_is_an_error(command, store, monkeypatc
 
 
 @pytest.mark.sqlite
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there is no root")
+def test_audit_log_of_root_in_the_folder_of_another_user_causes_a_warning(
+    command, store, monkeypatch, caplog,
+):
+    os.mkdir("logs")
+    if os.geteuid() == 0:
+        os.chown("logs", 65534, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("JWTSERVER_AUDIT_LOG", "logs/audit.log")
+
+    assert command("user list")[0] == 0
+
+    assert "/logs/audit.log belongs to another user, who may not be able to write" in caplog.text
+
+
+@pytest.mark.sqlite
 def test_audit_log_that_cannot_be_written_later_fails_nothing(
     command, store, monkeypatch, tmp_path, caplog,
 ):

@@ -200,7 +200,7 @@ def test_readme_flask_example_guards(tmp_path, monkeypatch):
 
     exec(example_with("Flask"), example)
 
-    assert status_of(example["application"], "/api/me") == "401 Unauthorized"
+    assert status_of(example["app"], "/api/me") == "401 Unauthorized"
 
 
 DJANGO_PROJECT = """
