@@ -787,7 +787,7 @@ _KEPT_SPACES = "\u1680\u2028\u2029"  # white space that NFKC keeps and some appl
 _ODD = re.compile(  # anything that an application could interpret
     f"[\\x00-\\x1f\\x7f-\\x9f#%;?\\\\\ufffd{_KEPT_SPACES}]|/(?:/|\\.\\.|@@| )|[. ](?:/|\\Z)|:\\$")
 _SEPARATOR = re.compile(r"[/\\;?#]|:{1,2}\$")  # on Windows, `name::$DATA` is the file `name`
-_VIEW_PREFIX = re.compile(r"^(?:@@\s*)+")  # Pyramid serves the view `name` at `@@name`
+_VIEW_PREFIX = re.compile(r"^(?:@@\s*|\+)+")  # Pyramid reads `@@a` as `a`, and Morepath `+a`
 _LINE_END_OR_NUL = re.compile(r"[\0\r\n]")  # NUL ends a path in C, a line end in some patterns
 # Sorting the combining marks of one character takes quadratic time; honest clients send at most 30
 # (Unicode Standard Annex #15 §13). Some symbols count as well, but not emoji.
@@ -970,7 +970,7 @@ def _stems(name: str) -> Iterable[str]:
         return (name,)
     parts = (name, name.partition(".")[0], name.rpartition(".")[0])
     stems = [*parts, *(part.rstrip(_TRAILING_DOTS).strip() for part in parts)]
-    return dict.fromkeys(stems + [stem.lstrip("+") for stem in stems])
+    return dict.fromkeys(stems + [_VIEW_PREFIX.sub("", stem) for stem in stems])
 
 
 def _words(folded_path: str) -> _Words:

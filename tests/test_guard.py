@@ -690,6 +690,7 @@ def test_rule_of_many_segments_covers_what_is_below():
     "/protected.json#/x", "/protected.json/#;x", "/protected.json?x/y", "/protected.tar.gz%3f/x",
     "/@@%40%40protected", "/+protected", "/++Protected/", "/+protected.json", "/%2Bprotected",
     "/x/../+protected", "xprotected", "xprotected/deeper", "http:xprotected", "xhttp://h/protected",
+    "/+@@protected",
     "/pr\u00f3tected", "/PR\u00d3TECTED", "/prot\u00e9cted.json", "/pro\u0301tected",
     "/@@protected/", "/@@Protected.json", "//@@protected", "/x/../@@protected", "/%40@protected",
     "/pRotected", "//protected", "///protected", "/protected//", "/./protected", "/../protected",
