@@ -154,6 +154,7 @@ def _always_enabled(logger: logging.Logger) -> logging.Logger:
 logger = _always_enabled(logging.getLogger("jwtserver"))
 audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
+_warn_once = lru_cache(maxsize=256)(logger.warning)  # the same warning, in each process
 _audit_path = ""  # the file of JWTSERVER_AUDIT_LOG, if it is set
 
 
@@ -211,9 +212,9 @@ def _open_audit_log(settings: "Settings") -> None:
         except OSError as error:
             raise SettingsError(f": {path}: {error.strerror}", "audit_log") from error
         _audit_path = path
-        if os.name == "posix" and os.geteuid() == 0 and os.stat(os.path.dirname(path)).st_uid != 0:
-            logger.warning("The folder of %s belongs to another user, who may not be able to write"
-                           " this file; run jwtserver as that user, not as root", path)
+        if os.stat(path).st_uid == 0 != os.stat(os.path.dirname(path)).st_uid:
+            logger.warning("%s belongs to root, but its folder to another user, who may not be able"
+                           " to write it; change its owner with chown", path)
 
 
 # --- Settings -----------------------------------------------------------------------------------
@@ -508,10 +509,10 @@ def _read_keys(path: Path, file: BinaryIO) -> List[bytes]:
     status = os.fstat(file.fileno())
     if os.name == "posix" and stat.S_ISREG(status.st_mode):
         if status.st_mode & 0o077:
-            logger.warning("%s can be read by others; run: chmod 600 %s", path, path)
+            _warn_once("%s can be read by others; run: chmod 600 %s", path, path)
         if os.geteuid() == 0 and status.st_uid != 0:
-            logger.warning("%s belongs to another user, and so do its keys; run jwtserver as that"
-                           " user, not as root", path)
+            _warn_once("%s belongs to another user, and so do its keys; run jwtserver as that user,"
+                       " not as root", path)
     text = file.read().removeprefix(codecs.BOM_UTF8)
     advice = "" if text else ". Or delete the empty file: the next start then creates a key"
     return _parse_keys(text, f": {path}", "secret_file", advice)
@@ -2245,6 +2246,10 @@ class Service:
                 raise _too_many_sign_ins()
             try:
                 yield attempt
+            except HTTPError as error:
+                if "otp_required" in error.members:
+                    self._record("otp_required", environ, name, session)
+                raise
             except _WrongPassword as error:
                 self.store.count_failure(attempt, self.clock())
                 self._record(event, environ, name, session, reason=str(error))
@@ -3223,7 +3228,6 @@ _IGNORED_PROXY = (
 _FEW_PROXIES = (
     "X-Forwarded-For has fewer addresses than JWTSERVER_TRUSTED_PROXIES: the request has not passed"
     " through all proxies, or their number is wrong. It counts as a request of the last proxy")
-_warn_once = lru_cache(maxsize=None)(logger.warning)  # in each process
 
 
 def _apply_forwarded(environ: Environ, proxies: int) -> None:
@@ -5128,6 +5132,8 @@ def _program(settings: Settings = Settings(), *, absolute: bool = False) -> str:
     if settings.secret_file:
         words += ["--secret-file", path(settings.secret_file)]
     command = shlex.join(words)
+    if settings.audit_log:
+        command = f"JWTSERVER_AUDIT_LOG={shlex.quote(path(settings.audit_log))} {command}"
     if _is_postgresql(settings.database):  # others would see the password of a URL in a flag
         return command
     if absolute or settings.database != Settings().database:
@@ -5568,13 +5574,16 @@ def _session_end(args: argparse.Namespace, settings: Settings) -> None:
     if session is None or not store.end_session(session.id):  # perhaps it is a token: do not show
         raise Error(f"there is no session with this ID in {store.name}; `session list` shows the"
                     " IDs of a user")
-    _audit(args.event, user=session.user_name, session=session.id)
-    kind = "Revoked a token" if session.machine else "Ended a session"
-    print(f"{kind} of {session.user_name}")
+    event, outcome = "session_end", "Ended a session"
+    if session.machine:
+        event, outcome = "token_revoke", "Revoked a token"
+    _audit(event, user=session.user_name, session=session.id)
+    print(f"{outcome} of {session.user_name}")
 
 
 def _token_inspect(args: argparse.Namespace, settings: Settings) -> None:
-    text = " ".join(args.token) or _read_line()
+    text = " ".join(args.token)
+    text = _read_line() if text in ("", "-") else text
     token = re.sub(r"(authorization:)?\s*bearer\s+", "", text.strip(), count=1, flags=re.I)
     signer = _load_signer(settings, time.time)
     try:
@@ -5631,8 +5640,11 @@ def _key_list(args: argparse.Namespace, settings: Settings) -> None:
         fingerprint = key_fingerprint(key)
         print(f"{fingerprint} {'verifies only' if number else 'signs':13} live sessions:"
               f" {live.pop(fingerprint, 0)}")
+    unrecorded = live.pop("", 0)
+    if unrecorded:
+        print(f"Live sessions from before an upgrade, whose key was not recorded: {unrecorded}")
     if live:
-        print(f"Live sessions of unknown keys: {sum(live.values())}")
+        print(f"Live sessions whose key is not here: {sum(live.values())}")
 
 
 def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
@@ -5761,7 +5773,7 @@ _COMMANDS = (
     _Command("user add", _user_add, "Add a user.", [_NAME, _SCOPE, _PASSWORD_STDIN],
              ["user add alice --scope 'read write'",
               "echo 'correct horse' | PROGRAM user add alice --password-stdin"]),
-    _Command("user list", _user_list, "List all users."),
+    _Command("user list", _user_list, "List all users: who is disabled or locked out, scopes."),
     _Command("user remove", _user_remove, "Remove a user and end the sessions.", [_NAME]),
     _Command("user password", _user_password, "Change the password of a user and end the sessions.",
              [_NAME, _PASSWORD_STDIN]),
@@ -5779,13 +5791,13 @@ _COMMANDS = (
     _Command("user import", _user_import, "Add all users of a CSV file, or none.", [_CSV_FILE],
              ["user import users.csv"]),
     _Command("session list", _session_list, "List the sessions and tokens of a user.", [_NAME]),
-    _Command("session end", _session_end, "End a session.", [_SESSION],
+    _Command("session end", _session_end, "End a session, or revoke a token.", [_SESSION],
              ["session end 0123456789abcdef0123456789abcdef"]),
     _Command("token issue", _token_issue,
              "Print a token for a program of a user, without the password.",
              [_NAME, _LIFETIME, _TOKEN_SCOPE, _LABEL],
              ["token issue alice --label ci --lifetime 31536000 --scope read"]),
-    _Command("token revoke", _session_end, "Revoke a token of `token issue`.", [_SESSION],
+    _Command("token revoke", _session_end, "Revoke a token, or end a session.", [_SESSION],
              ["token revoke 0123456789abcdef0123456789abcdef"]),
     _Command("token inspect", _token_inspect, "Verify a token and print its claims.", [_TOKEN],
              ["PROGRAM token issue alice | PROGRAM token inspect"]),

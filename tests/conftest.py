@@ -46,6 +46,7 @@ def clean_environment(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("JWTSERVER_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("JWTSERVER_PBKDF2_ITERATIONS", "1000")
+    jwtserver._warn_once.cache_clear()
     monkeypatch.chdir(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -393,13 +394,14 @@ def test_log_says_why_a_sign_in_has_failed(client, store, caplog, clock):
     store.set_otp("alice", SECRET, 0)
     code = code_at(clock())
     for fields in ({"username": "nobody"}, {"username": "bob"}, {"password": "wrong"},
-                   {"otp": "000000"}, {"otp": code}, {"otp": code}):
+                   {}, {"otp": "000000"}, {"otp": code}, {"otp": code}):
         client.post_json("/authenticate", {
             "username": "alice", "password": PASSWORD, **fields}, status="*")
 
     reasons = [line.partition("reason=")[2] for line in caplog.messages]
-    assert reasons == ['"unknown user"', '"disabled user"', '"wrong password"', '"wrong code"', "",
-                       '"used code"']
+    assert reasons == ['"unknown user"', '"disabled user"', '"wrong password"', "", '"wrong code"',
+                       "", '"used code"']
+    assert caplog.messages[3] == 'otp_required user="alice" address=""'
 
 
 def test_new_secret_has_160_bits():
@@ -483,6 +485,7 @@ def test_key_list_and_prune_know_which_key_signed_live_tokens(
                                 clock=clock))
     old = sign_in(client).json
     command("key rotate")
+    Path("other.key").write_text("k" * 32)
     clock.now += 1
     sign_in(client)
     alice = store.find_user("alice")
@@ -491,13 +494,15 @@ def test_key_list_and_prune_know_which_key_signed_live_tokens(
     (signs, verifies, unknown) = command("key list")[1].splitlines()
     assert re.fullmatch("[0-9a-f]{16} signs         live sessions: 1", signs)
     assert re.fullmatch("[0-9a-f]{16} verifies only live sessions: 1", verifies)
-    assert unknown == "Live sessions of unknown keys: 1"
+    assert unknown == "Live sessions from before an upgrade, whose key was not recorded: 1"
     assert refused(command("key prune"), "tokens that are valid: 2, for example of alice. Wait"
                    " until they expire, or make these tokens invalid with --force (refresh tokens"
                    " keep working)")
 
     new = client.post_json("/refresh", {"refresh_token": old["refresh_token"]}).json
     assert "verifies only live sessions: 0" in command("key list")[1]
+    assert command("key list --secret-file other.key")[1].endswith(
+        "\nLive sessions whose key is not here: 2\n")
     clock.now += 3600 + 30 + 10 - 1  # the lifetime, the grace period and the leeway
     assert refused(command("key prune"), "tokens that are valid: 1")
     assert command("key prune --force")[0] == 0
