@@ -484,11 +484,12 @@ def _file_advice(path: Path) -> str:
     """What to do about a file that cannot be used, if that is certain."""
     if os.path.isdir(path):
         return "; name a file, not a folder"
-    for place, kind in ((path, "file"), (path.absolute().parent, "folder")):
+    for place, kind, remedy in (
+            (path, "file", "change its owner with chown"),
+            (path.absolute().parent, "folder", "use another one")):
         if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                 and os.stat(place).st_uid != os.getuid()):
-            return (f"; the {kind} belongs to another user; run this as that user, or use another"
-                    f" {kind}")
+            return f"; the {kind} belongs to another user; run this as that user, or {remedy}"
     return ""
 
 
@@ -558,7 +559,9 @@ def _draft(
             file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             if like and hasattr(os, "fchown"):  # not on Windows
-                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                # Who is not root may not be able to keep the group; without rights, it need not be.
+                keeps_group = os.geteuid() == 0 or like.st_mode & 0o070
+                os.fchown(file.fileno(), like.st_uid, like.st_gid if keeps_group else -1)
                 os.fchmod(file.fileno(), like.st_mode & 0o777)
             os.fsync(file.fileno())
         yield draft
@@ -580,8 +583,7 @@ def replace_keys(
     """Replace the key file atomically, keeping owner and mode. Return the previous keys.
 
     Raises:
-        SettingsError: the keys are not in a file.
-        OSError: the file cannot be replaced.
+        SettingsError: the keys are not in a file, or it cannot be replaced.
     """
     path = settings.key_file.resolve()  # the file that a link points to
     with _open_folder(path.parent) as folder:
@@ -593,7 +595,8 @@ def replace_keys(
             status = os.fstat(file.fileno())
             _check_link(settings.key_file, path, status.st_uid)
             keys = _read_keys(settings.key_file, file)
-        with _draft(name, change(keys), folder, status) as draft:
+        with _key_file_errors(settings.key_file), _draft(
+                name, change(keys), folder, status) as draft:
             os.replace(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
         _remove_stale_drafts(path, folder)
     return keys

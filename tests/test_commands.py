@@ -120,7 +120,7 @@ def test_command_in_a_message_of_a_server_that_embeds_python_starts_python(monke
     assert jwtserver._program() == f"python {jwtserver.__file__}"
 
 
-def test_command_in_a_message_is_without_a_folder_if_the_shell_finds_it(monkeypatch):
+def test_command_in_a_message_is_without_a_in_folderif_the_shell_finds_it(monkeypatch):
     os.mkdir("bin")
     script = Path("bin/jwtserver").absolute()
     script.touch(0o755)
@@ -384,15 +384,17 @@ def test_files_of_another_user_are_named_as_such():
                                 timeout=20, input="long secret")
 
     folder = os.path.realpath(folder)
-    advice = "belongs to another user; run this as that user, or use another"
+    advice = "belongs to another user; run this as that user, or"
+    on_file = f"; the file {advice} change its owner with chown"
+    in_folder = f"; the folder {advice} use another one"
     assert result.stderr.splitlines()[1:] == [
-        f"jwtserver: {folder}/jwtserver.db: unable to open database file; the file {advice} file",
-        f"jwtserver: jwtserver.key: Permission denied; the file {advice} file",
-        f"jwtserver: --database: {folder}/new.db: Permission denied; the folder {advice} folder"]
+        f"jwtserver: {folder}/jwtserver.db: unable to open database file{on_file}",
+        f"jwtserver: jwtserver.key: Permission denied{on_file}",
+        f"jwtserver: --database: {folder}/new.db: Permission denied{in_folder}"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
-def test_files_in_a_closed_folder_of_another_user_are_named_as_such():
+def test_files_in_a_closed_in_folderof_another_user_are_named_as_such():
     lines = ("user list --database PATH", "user add bob --password-stdin --database PATH",
              "key list --secret-file PATH")
     with tempfile.TemporaryDirectory() as folder:  # its mode is 0700
@@ -408,7 +410,7 @@ def test_files_in_a_closed_folder_of_another_user_are_named_as_such():
 
     assert result.stderr.splitlines()[1:] == [
         f"jwtserver: {flag}: {path}: Permission denied; the folder belongs to another user; run"
-        " this as that user, or use another folder"
+        " this as that user, or use another one"
         for flag in ("--database", "--database", "--secret-file")]
 
 
@@ -686,7 +688,7 @@ def test_user_list_without_users_names_the_database(command, database):
 @for_each("line", [
     "user list", "user remove bob", "user enable bob", "user scope bob read", "user password bob",
     "token issue bob", "key list --secret-file keys", "key rotate", "key prune"])
-def test_command_in_a_wrong_folder_creates_nothing(command, line):
+def test_command_in_a_wrong_in_foldercreates_nothing(command, line):
     Path("keys").write_text("k" * 32)
 
     assert refused(command(line), f"there is no database {os.getcwd()}/jwtserver.db")
@@ -1128,7 +1130,7 @@ def test_audit_log_that_cannot_be_written_is_an_error(command, store, monkeypatc
 
 
 @pytest.mark.sqlite
-def test_audit_log_of_root_in_the_folder_of_another_user_causes_a_warning(
+def test_audit_log_of_root_in_the_in_folderof_another_user_causes_a_warning(
     command, store, monkeypatch, caplog,
 ):
     real_stat = os.stat

@@ -145,6 +145,16 @@ def test_deployment_readme_lines_of_the_file_of_variables_are_valid():
         jwtserver.Settings.from_environ({name: value})
 
 
+def test_deployment_readme_command_makes_the_last_key_the_first(tmp_path):
+    (command,) = re.findall("^ +(python3 -c 'k = .*)$", DEPLOYMENT, re.MULTILINE)
+    keys = tmp_path / "jwtserver.key"
+    keys.write_text(f"{'a' * 32}\n{'b' * 32}\n{'c' * 32}\n")
+
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=tmp_path, check=True)
+
+    assert [line[0] for line in keys.read_text().splitlines()] == ["c", "a", "b"]
+
+
 @for_each("command", COMMANDS)
 def test_readme_commands_exist(command, capsys):
     with pytest.raises(SystemExit) as exit:

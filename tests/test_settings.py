@@ -512,6 +512,24 @@ def test_replace_keys_where_files_have_no_owner_replaces_them(monkeypatch):
     assert os.listdir() == ["jwtserver.key"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fchown"), reason="files have no group")
+@for_each("mode, user_id, group_kept", [
+    (0o600, 1000, False), (0o640, 1000, True), (0o600, 0, True)])
+def test_replace_keys_keeps_the_group_if_it_has_rights_or_root_asks(
+    mode, user_id, group_kept, monkeypatch,
+):
+    """A user cannot give a file to a group without being in it."""
+    prepare_keys(Settings())
+    os.chmod("jwtserver.key", mode)
+    groups = []
+    monkeypatch.setattr(os, "geteuid", lambda: user_id)
+    monkeypatch.setattr(os, "fchown", lambda file, owner, group: groups.append(group))
+
+    replace_keys(Settings(), lambda keys: [OTHER.encode()])
+
+    assert groups == [os.stat("jwtserver.key").st_gid if group_kept else -1]
+
+
 def test_replace_keys_failing_leaves_no_draft():
     prepare_keys(Settings())
 
@@ -520,7 +538,7 @@ def test_replace_keys_failing_leaves_no_draft():
         os.mkdir("jwtserver.key")  # which no file can replace
         return keys
 
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(SettingsError, match="jwtserver.key: Is a directory"):
         replace_keys(Settings(), change)
 
     assert sorted(os.listdir()) == ["jwtserver.key", "moved"]
