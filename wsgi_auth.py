@@ -797,6 +797,9 @@ _INVISIBLE = re.compile(  # control characters, and category Cf, which databases
     "\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001"
     "\U000e0020-\U000e007f]")
+# Percent signs and invisible characters of Latin-1. Applications that remove them first may find a
+# letter in bytes that are not UTF-8, such as `\xc3\x7f\xb1`.
+_REMOVED_BYTE = re.compile(rb"[%\x01-\x1f\x7f-\x9f\xad]")
 _PUNCTUATION = str.maketrans(  # `/a-b` is `/a_b` for CherryPy
     dict.fromkeys(string.punctuation.replace("/", ""), "_"))
 # CherryPy, Pecan and TurboGears walk the attributes of objects, so they may read `/x/__self__/y` as
@@ -915,13 +918,12 @@ def _decode_fully(data: bytes, encoding: str) -> str:
     for _ in range(_MAX_ENCODINGS + 1):
         unquoted = unquote_to_bytes(data)
         text = unquoted.decode(encoding, "ignore")
-        is_lossy = encoding == "utf-8" and text.encode() != unquoted
+        if encoding == "utf-8" and _REMOVED_BYTE.search(unquoted) and text.encode() != unquoted:
+            break
         if _LINE_END_OR_NUL.search(text) or _MANY_MARKS.search(text):
             break
         text = _INVISIBLE.sub("", _nfkc(text))  # NFKC may expand
         if len(text) > _MAX_ODD_PATH or len(_SEPARATOR.findall(text)) > _MAX_DEPTH:
-            break
-        if is_lossy and "%" in text:  # what is lost may be a letter with an encoded byte after it
             break
         if text == previous:
             return text
