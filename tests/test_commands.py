@@ -528,7 +528,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     (["user", "scope", "alice", 'a"b'], "", "not a scope"),
     ("user import none.csv", "", "jwtserver: none.csv: No such file or directory"),
     ("user list --database no/such.db", "", "no/such.db; set JWTSERVER_DATABASE as for the server"),
-    ("session end eyJ.eyJ.x", "", "jwtserver: there is no session with this ID in /"),
+    ("session end eyJ.eyJ.x", "", "jwtserver: there is no session with this ID in "),
     ("user add bob --password-stdin --database no/such.db", "long secret",
      "no/such.db: No such file"),
     ("user list --database users.csv/x", "", "users.csv/x: Not a directory"),
@@ -946,6 +946,7 @@ def test_dates_are_for_people_only(command, store, monkeypatch):
 
 
 def test_token_commands_on_a_terminal_show_dates(store):
+    jwtserver.prepare_keys(Settings())
     code, screen = on_a_terminal(["token", "issue", "alice"])
 
     assert code == 0

@@ -572,7 +572,7 @@ def test_other_error_in_a_block_closes_its_connection(store):
         raise KeyError
 
     assert store.database.pools[os.getpid()] == []
-    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+    with pytest.raises(store.database.driver_error, match="closed"):
         connection.execute("SELECT 1")
 
 

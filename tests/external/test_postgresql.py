@@ -108,6 +108,14 @@ def test_table_of_another_application_is_left_alone(postgresql_url):
     database.close()
 
 
+def test_role_that_owns_nothing_is_told_so_in_one_line(postgresql_url, administrator):
+    administrator.execute("DROP ROLE IF EXISTS stranger")
+    administrator.execute("CREATE ROLE stranger LOGIN")
+
+    with pytest.raises(SettingsError, match="; the role must own the database and its tables$"):
+        open_store(postgresql_url.replace("postgres@", "stranger@"))
+
+
 def test_failures_at_once_are_all_counted_without_deadlock(store):
     rate = Rate(1000, 900)
     attempts = [jwtserver.Attempt.of(name, address, rate)

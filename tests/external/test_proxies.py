@@ -578,7 +578,7 @@ def show(environ, start_response):
     names = ["REMOTE_USER", "REMOTE_ADDR", "wsgi.url_scheme", "HTTP_HOST"]
     return [" ".join(environ[name] for name in names).encode()]
 
-application = jwtserver.create_app(app=show)
+app = jwtserver.create_app(app=show)
 """
 
 
