@@ -982,13 +982,16 @@ def _words(folded_path: str) -> _Words:
 def _canonical_words(path: str) -> List[_Words]:
     """Return the words of a canonical path, once for each stem of its last segment.
 
-    Some applications skip a segment with the name of a handler: each one is also left out.
+    Some applications skip segments with the name of a handler: each is also left out, and all are.
     """
     above, _, last = _fold(path).rstrip("/").rpartition("/")
     # No rule has more segments than `_MAX_DEPTH`.
     readings = [_words(f"{above}/{stem}")[:_MAX_DEPTH + 1] for stem in _stems(last)]
-    return readings + [words[:index] + words[index + 1:] for words in readings
-                       for index, word in enumerate(words) if word in _HANDLERS]
+    without_one = [words[:index] + words[index + 1:] for words in readings
+                   for index, word in enumerate(words) if word in _HANDLERS]
+    without_all = [tuple(filterfalse(_HANDLERS.__contains__, words)) for words in readings
+                   if not _HANDLERS.isdisjoint(words)]
+    return readings + without_one + without_all
 
 
 def _odd_words(path: str) -> _Words:

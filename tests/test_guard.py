@@ -863,6 +863,7 @@ def test_rules_may_contain_attributes():
 
 @for_each("path", [
     "/default/a/b", "/_default/a/b", "/-default/a/b/", "/index/a/b/c", "/a/default/b",
+    "/default/index/a/b", "/default/a/index/b.json",
     "/a/get_one/b", "/a/_default/b.json", "/A/Default/B", "/index/default/a/b", "/a/%69ndex/b",
 ])
 def test_path_with_the_name_of_a_handler_is_refused(path):
