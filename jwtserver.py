@@ -5488,7 +5488,6 @@ def _user_otp(args: argparse.Namespace, settings: Settings) -> None:
     print(f"Secret: {secret}\n{otp_uri(user.name, secret, settings.issuer or 'jwtserver')}\n"
           "Add one of these lines to an authenticator app, and enter the code that it shows.",
           flush=True)
-    step = -1
     for attempt in range(MAX_CODES):
         print("Wrong. Code: " if attempt else "Code: ", end="", file=sys.stderr, flush=True)
         step = find_otp_step(secret, _read_line().strip(), time.time())
