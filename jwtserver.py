@@ -5631,7 +5631,7 @@ def _key_rotate(args: argparse.Namespace, settings: Settings) -> None:
     others = " Servers on other machines refuse its tokens until they have it too."
     print(f"Added a new signing key to {settings.key_file.absolute()}."
           f"{others if _is_postgresql(settings.database) else ''} Older keys, whose tokens"
-          f" stay valid: {len(keys)}. To remove them when no valid token needs them:"
+          f" stay valid: {len(keys)}. To remove them, as this user, when no valid token needs them:"
           f" {_program(settings)} key prune")
 
 
