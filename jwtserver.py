@@ -2728,8 +2728,8 @@ class Pages:
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
         sessions = "".join(
-            f"<li>{escape(session.label or ('token' if session.machine else 'sign-in'))},"
-            f" {_time(session.created)}"
+            f"<li>{'Token' if session.machine else 'Sign-in'}"
+            f" {escape(session.label or '')} {_time(session.created)}"
             + (" (this one)" if session.id == claims.get("sid") else _html_form(
                 "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))
@@ -5560,7 +5560,7 @@ def _session_list(args: argparse.Namespace, settings: Settings) -> None:
     for session in sessions:
         parts = [f"{session.id} {'token' if session.machine else 'session':7} created"
                  f" {_time(session.created)}", f"expires {_time(session.expires)}"]
-        if session.refresh_hash:
+        if session.refreshed > session.created:
             parts.insert(1, f"last refreshed {_time(session.refreshed)}")
         if session.scope is not None:
             parts.append(f"scope '{session.scope}'")

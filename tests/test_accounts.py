@@ -202,7 +202,8 @@ def test_session_of_another_user_is_404_and_stays(client):
 
 
 def test_operator_lists_and_ends_sessions(client, command, clock):
-    token = sign_in(client).json["token"]
+    tokens = sign_in(client).json
+    token = tokens["token"]
     session_id = decode(token, KEY, now=clock())["sid"]
     command("token issue alice --label night --lifetime 60 --scope read")
 
@@ -211,9 +212,14 @@ def test_operator_lists_and_ends_sessions(client, command, clock):
     assert len(lines) == 2 and lines[0 if "token" in lines[0] else 1].endswith(
         "token   created 2027-01-15 08:00 UTC, expires 2027-01-15 08:01 UTC, scope 'read',"
         ' "night"')
-    assert any(line == f"{session_id} session created 2027-01-15 08:00 UTC, last refreshed"
-               " 2027-01-15 08:00 UTC, expires 2027-01-29 08:00 UTC" for line in lines)
+    assert any(line == f"{session_id} session created 2027-01-15 08:00 UTC, expires 2027-01-29"
+               " 08:00 UTC" for line in lines)
 
+    clock.now += 60
+    client.post_json("/refresh", {"refresh_token": tokens["refresh_token"]})
+    assert command("session list alice")[1].rstrip() == (
+        f"{session_id} session created 2027-01-15 08:00 UTC, last refreshed 2027-01-15 08:01 UTC,"
+        " expires 2027-01-29 08:00 UTC")
     assert command(f"session end {session_id}")[:2] == (0, "Ended a session of alice\n")
     client.get("/protected", headers=bearer(token), status=401)
     for wrong in (session_id, "x"):
