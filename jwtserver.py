@@ -2728,8 +2728,8 @@ class Pages:
         # site, the sign-in form stays, without a message. After a reload, this link leads on.
         link = escape(next_page)
         sessions = "".join(
-            f"<li>{'Token' if session.machine else 'Sign-in'}"
-            f" {escape(session.label or '')} {_time(session.created)}"
+            "<li>" + escape(", ".join(filter(None, (
+                "Token" if session.machine else "Sign-in", session.label, _time(session.created)))))
             + (" (this one)" if session.id == claims.get("sid") else _html_form(
                 "End this session", action=f"{prefix}/sessions/{session.id}")) + "</li>\n"
             for session in service.store.sessions_of(claims["sub"], service.clock()))

@@ -383,7 +383,7 @@ def test_everything_that_is_shown_is_escaped(browser, store, clock):
     for path in ("/", "/login"):
         assert f"<strong>{shown}</strong>" in browser.get(path)
     store.open_session(new_grant(user(name), 60, clock(), label=name), clock())
-    assert f"<li>{shown}, " in browser.get("/login")
+    assert f"<li>Sign-in, {shown}, " in browser.get("/login")
 
 
 # Where a browser goes after the sign-in. All of these lead it to another site, or may.
