@@ -1794,13 +1794,15 @@ class Store:
                 f"SELECT key_fingerprint, count(*) FROM sessions WHERE {_HAS_VALID_TOKEN}"
                 " GROUP BY key_fingerprint", [now, now - lifetime]).fetchall())
 
-    def users_of_other_keys(self, fingerprint: str, lifetime: float, now: float) -> List[str]:
-        """The names of at most three users whose last token is valid, and not of this key."""
+    def users_of_keys(
+        self, fingerprints: Sequence[str], lifetime: float, now: float,
+    ) -> List[str]:
+        """The names of at most three users whose last token is valid and of one of these keys."""
         with self.database.connection() as connection:
             return [name for (name,) in connection.execute(
                 f"SELECT DISTINCT user_name FROM sessions WHERE {_HAS_VALID_TOKEN}"
-                " AND key_fingerprint <> ? ORDER BY user_name LIMIT 3",
-                [now, now - lifetime, fingerprint])]
+                f" AND key_fingerprint IN ({', '.join('?' * len(fingerprints))})"
+                " ORDER BY user_name LIMIT 3", [now, now - lifetime, *fingerprints])]
 
 
 def open_store(database: str, leeway: float = LEEWAY) -> Store:
@@ -5656,12 +5658,12 @@ def _key_prune(args: argparse.Namespace, settings: Settings) -> None:
         if len(keys) == 1:
             print(f"{settings.key_file.absolute()} has only one key; there is none to remove")
             return
-        signing, seconds, now = key_fingerprint(keys[0]), _accepted_seconds(settings), time.time()
-        live = store.count_tokens(seconds, now)
-        live.pop(signing, None)
-        broken = sum(live.values())
+        # An earlier release did not record the key of a session: it may be an older one.
+        older, seconds = ["", *map(key_fingerprint, keys[1:])], _accepted_seconds(settings)
+        live = store.count_tokens(seconds, time.time())
+        broken = sum(live.get(fingerprint, 0) for fingerprint in older)
         if broken and not args.force:
-            names = ", ".join(store.users_of_other_keys(signing, seconds, now))
+            names = ", ".join(store.users_of_keys(older, seconds, time.time()))
             raise Error(f"older keys have signed tokens that are valid: {broken}, for example of"
                         f" {names}. Wait until they expire, or make these tokens invalid with"
                         " --force (refresh tokens keep working)")
