@@ -15,8 +15,12 @@ while True:
     for key, _ in selector.select():
         if key.fileobj is listener:
             selector.register(listener.accept()[0], selectors.EVENT_READ)
-        elif key.fileobj.recv(65536):  # small requests arrive whole
-            key.fileobj.send(RESPONSE)
-        else:
+            continue
+        try:
+            request = key.fileobj.recv(65536)  # small requests arrive whole
+            key.fileobj.send(RESPONSE if request else b"")
+        except OSError:  # wrk resets its connections at the end
+            request = b""
+        if not request:
             selector.unregister(key.fileobj)
             key.fileobj.close()
