@@ -154,7 +154,7 @@ def _always_enabled(logger: logging.Logger) -> logging.Logger:
 logger = _always_enabled(logging.getLogger("jwtserver"))
 audit_logger = _always_enabled(logging.getLogger("jwtserver.audit"))
 audit_logger.setLevel(logging.INFO)
-_warn_once = lru_cache(maxsize=256)(logger.warning)  # the same warning, in each process
+_warn_once = lru_cache(maxsize=256)(logger.warning)  # each warning once per process
 _audit_path = ""  # the file of JWTSERVER_AUDIT_LOG, if it is set
 
 
@@ -208,11 +208,12 @@ def _open_audit_log(settings: "Settings") -> None:
     if settings.audit_log:
         path = os.path.abspath(settings.audit_log)  # an application may change the current folder
         try:
-            open(path, "a", opener=_for_owner_only).close()
+            with open(path, "a", opener=_for_owner_only) as file:
+                owner = os.fstat(file.fileno()).st_uid
         except OSError as error:
             raise SettingsError(f": {path}: {error.strerror}", "audit_log") from error
         _audit_path = path
-        if os.stat(path).st_uid == 0 != os.stat(os.path.dirname(path)).st_uid:
+        if owner == 0 != os.stat(os.path.dirname(path)).st_uid:
             logger.warning("%s belongs to root, but its folder to another user, who may not be able"
                            " to write it; change its owner with chown", path)
 
@@ -476,7 +477,7 @@ def _key_file_errors(key_file: Path) -> Iterator[None]:
     except OSError as error:
         advice = _file_advice(key_file)
         if isinstance(error, FileNotFoundError):
-            advice = "; set JWTSERVER_DATABASE or JWTSERVER_SECRET_FILE as for the server"
+            advice = "; check JWTSERVER_SECRET_FILE and JWTSERVER_DATABASE"
         raise SettingsError(f": {key_file}: {error.strerror}{advice}", "secret_file") from error
 
 
@@ -486,7 +487,7 @@ def _file_advice(path: Path) -> str:
         return "; name a file, not a folder"
     for place, kind, remedy in (
             (path, "file", "change its owner with chown"),
-            (path.absolute().parent, "folder", "use another one")):
+            (path.absolute().parent, "folder", "use another folder")):
         if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                 and os.stat(place).st_uid != os.getuid()):
             return f"; the {kind} belongs to another user; run this as that user, or {remedy}"
@@ -515,7 +516,8 @@ def _read_keys(path: Path, file: BinaryIO) -> List[bytes]:
             _warn_once("%s belongs to another user, and so do its keys; run jwtserver as that user,"
                        " not as root", path)
     text = file.read().removeprefix(codecs.BOM_UTF8)
-    advice = "" if text else ". Or delete the empty file: the next start then creates a key"
+    advice = "" if text else (". Restore it from a backup. Only if there is none, delete the empty"
+                              " file: the next start creates a key")
     return _parse_keys(text, f": {path}", "secret_file", advice)
 
 
@@ -559,7 +561,7 @@ def _draft(
             file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             if like and hasattr(os, "fchown"):  # not on Windows
-                # Who is not root may not be able to keep the group; without rights, it need not be.
+                # Only root can always keep the group. It does not matter if it has no rights.
                 keeps_group = os.geteuid() == 0 or like.st_mode & 0o070
                 os.fchown(file.fileno(), like.st_uid, like.st_gid if keeps_group else -1)
                 os.fchmod(file.fileno(), like.st_mode & 0o777)
@@ -585,8 +587,10 @@ def replace_keys(
     Raises:
         SettingsError: the keys are not in a file, or it cannot be replaced.
     """
-    path = settings.key_file.resolve()  # the file that a link points to
-    with _open_folder(path.parent) as folder:
+    path = _with_key_file(settings).key_file.resolve()  # the file that a link points to
+    with ExitStack() as stack:
+        with _key_file_errors(settings.key_file):
+            folder = stack.enter_context(_open_folder(path.parent))
         name = path.name if folder is not None else str(path)
         flags = getattr(os, "O_NOFOLLOW", 0)
         with _key_file_errors(settings.key_file), open(
@@ -709,7 +713,10 @@ Signer = Union[TokenSigner, FileSigner]
 
 
 def _accepted_seconds(settings: Settings) -> int:
-    """Seconds after a refresh in which a token may be accepted: it may be repeated, and expired."""
+    """Seconds after a refresh in which its tokens may be accepted.
+
+    It may be repeated in the grace period, and servers accept an expired token within the leeway.
+    """
     return settings.token_lifetime + settings.refresh_grace + settings.leeway
 
 
@@ -1079,7 +1086,7 @@ class _Database(ABC):
     def take(self, idle: List[Any], max_age: float = 0.0) -> Any:
         """Take a usable connection from this list, or open one.
 
-        The database may have been replaced in the last `max_age` seconds.
+        A database that was replaced is noticed after at most `max_age` seconds.
         """
 
     def _take_any(self, idle: List[Any]) -> Any:
@@ -1106,9 +1113,11 @@ class _Database(ABC):
         connection = self.take(idle, max_age)
         try:
             row = connection.execute(statement, values).fetchone()
-        except self.driver_error as error:
+        except BaseException as error:
             connection.close()
-            raise self.store_error(error) from error
+            if isinstance(error, self.driver_error):
+                raise self.store_error(error) from error
+            raise
         self.give_back(connection, idle)
         return row
 
@@ -1616,7 +1625,6 @@ class Store:
                 been checked.
         """
         with self.database.transaction() as connection:
-            self._sweep(connection, "failures", now)
             for counter in sorted(attempt.limits):
                 # One that has expired, or that a wrong clock has written, starts again at 1.
                 connection.execute(
@@ -1627,6 +1635,7 @@ class Store:
                     "INSERT INTO failures VALUES (?, 1, ?, ?) ON CONFLICT (id) DO UPDATE SET"
                     " count = failures.count + 1, name = excluded.name",
                     [counter, now + attempt.seconds, name])
+            self._sweep(connection, "failures", now)  # after the locks above, or it may deadlock
             self._check_lockout(connection, attempt, now, own_failures=1)
 
     def lockouts(self, rate: Rate, now: float) -> Dict[str, float]:
@@ -2241,7 +2250,7 @@ class Service:
     ) -> Iterator[Attempt]:
         """Let a `with` block check a password, and count the failure if it raises _WrongPassword.
 
-        The caller gets an HTTPError instead, and also if the password must not be tried now.
+        It raises HTTPError in its place, and also if the password must not be tried now.
         """
         attempt = Attempt.of(name, _address(environ), self.settings.login_failures)
         try:
@@ -2757,7 +2766,7 @@ class Pages:
         self, environ: Environ, start_response: StartResponse, status: str, message: str,
         *headers: Tuple[str, str],
     ) -> Iterable[bytes]:
-        """Answer a request that the guard refuses: with a page for a person without a scope."""
+        """Answer a request that the guard refuses: a person without a scope gets a page."""
         error = HTTPError(int(status[:3]), message, *headers)
         response = _NO_ROUTE.error_response(error)
         if (error.status == 403 and environ["REQUEST_METHOD"] in ("GET", "HEAD")
@@ -2842,9 +2851,9 @@ def _form_errors(error: HTTPError, otp: str) -> Dict[str, str]:
 
 # --- Routes and OpenAPI -------------------------------------------------------------------------
 #
-# Design: `_routes` is the table of all endpoints. The router and the OpenAPI document are made from
-# it when the application is built, so that a description cannot differ from what is served. The
-# summary of an operation is the first line of its endpoint's docstring.
+# Design: `_routes` is the table of all endpoints. The router and the OpenAPI document are both made
+# from it, so that a description cannot differ from what is served. The summary of an operation is
+# the first line of its endpoint's docstring.
 
 
 def _object(**members: Any) -> Dict[str, Any]:
@@ -3045,6 +3054,7 @@ def create_app(
     _open_audit_log(settings)
     store = store or _open_store_for_app(settings)
     _prepare_keys_for(store, settings)
+    store.close()  # the server may fork now; uWSGI gives no notice of it
     service = Service(store, make_signer(settings, clock), settings, clock)
     pages = Pages(service)
     routes = _routes(service, pages, settings.prefix, demo=app is None)
@@ -3086,7 +3096,6 @@ def _open_store_for_app(settings: Settings) -> Store:
     if store.is_empty():
         logger.warning("%s has no users; run: %s user add NAME",
                        store.name, _program(settings, absolute=True))
-    store.close()  # the server may fork now; uWSGI gives no notice of it
     return store
 
 
@@ -5827,8 +5836,8 @@ class _CommandParser(argparse.ArgumentParser):
             flag = unknown[0].partition("=")[0]
             if flag == "--scope":
                 hint = "; to change scopes, write: user scope NAME read write"
-            elif flag.strip("-").replace("-", "_") in _PARSERS:
-                hint = f"; set {_variable(flag.strip('-').replace('-', '_'))} in the environment"
+            elif flag[:2] == "--" and flag[2:].replace("-", "_") in _PARSERS:
+                hint = f"; set {_variable(flag[2:].replace('-', '_'))} in the environment"
             elif flag.startswith("-"):
                 hint = _did_you_mean(flag, self._option_string_actions, len("--"))
             elif flag in ("serve", *_GROUPS):

@@ -362,7 +362,7 @@ def test_key_file_that_is_empty_can_be_deleted(command, store):
     Path("jwtserver.key").touch(0o600)
 
     assert refused(command("token issue alice"), "jwtserver.key: There is no key. ")
-    assert refused(command("key list"), ". Or delete the empty file: the next start then creates a")
+    assert refused(command("key list"), "Only if there is none, delete the empty file: the next")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
@@ -386,7 +386,7 @@ def test_files_of_another_user_are_named_as_such():
     folder = os.path.realpath(folder)
     advice = "belongs to another user; run this as that user, or"
     on_file = f"; the file {advice} change its owner with chown"
-    in_folder = f"; the folder {advice} use another one"
+    in_folder = f"; the folder {advice} use another folder"
     assert result.stderr.splitlines()[1:] == [
         f"jwtserver: {folder}/jwtserver.db: unable to open database file{on_file}",
         f"jwtserver: jwtserver.key: Permission denied{on_file}",
@@ -410,7 +410,7 @@ def test_files_in_a_closed_in_folderof_another_user_are_named_as_such():
 
     assert result.stderr.splitlines()[1:] == [
         f"jwtserver: {flag}: {path}: Permission denied; the folder belongs to another user; run"
-        " this as that user, or use another one"
+        " this as that user, or use another folder"
         for flag in ("--database", "--database", "--secret-file")]
 
 
@@ -536,7 +536,7 @@ def test_user_add_takes_the_password_from_the_input(command, database):
     ("user add bob --scope a,b --password-stdin", "x", "with spaces, not commas: 'a,b'"),
     ("key rotate --secret-file no/such.key", "", "No such file or directory"),
     ("key rotate --secret-file such.key", "",
-     "such.key: No such file or directory; set JWTSERVER_DATABASE or JWTSERVER_SECRET_FILE as for"),
+     "such.key: No such file or directory; check JWTSERVER_SECRET_FILE and JWTSERVER_DATABASE"),
 ])
 def test_command_that_cannot_be_done_is_one_line(command, store, line, stdin, words):
     before = store.all_users()
@@ -1134,15 +1134,16 @@ def test_audit_log_that_cannot_be_written_is_an_error(command, store, monkeypatc
 def test_audit_log_of_root_in_the_in_folderof_another_user_causes_a_warning(
     command, store, monkeypatch, caplog,
 ):
-    real_stat = os.stat
+    def owned_by(user_id, real_function):  # only root could make such files
+        def function(*arguments, **options):
+            status = list(real_function(*arguments, **options))
+            return os.stat_result([*status[:4], user_id, *status[5:]])
 
-    def stat(path, **options):  # only root could make such files
-        status = list(real_stat(path, **options))
-        status[4] = 0 if str(path).endswith("audit.log") else 65534
-        return os.stat_result(status)
+        return function
 
     monkeypatch.setenv("JWTSERVER_AUDIT_LOG", "audit.log")
-    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "fstat", owned_by(0, os.fstat))
+    monkeypatch.setattr(os, "stat", owned_by(65534, os.stat))
 
     assert command("user list")[0] == 0
 

@@ -146,7 +146,8 @@ def test_deployment_readme_lines_of_the_file_of_variables_are_valid():
 
 
 def test_deployment_readme_command_makes_the_last_key_the_first(tmp_path):
-    (command,) = re.findall("^ +(python3 -c 'k = .*)$", DEPLOYMENT, re.MULTILINE)
+    (command,) = re.findall("^ +.umask 077; (python3 -c 'import os; k = .*).$", DEPLOYMENT,
+                            re.MULTILINE)
     keys = tmp_path / "jwtserver.key"
     keys.write_text(f"{'a' * 32}\n{'b' * 32}\n{'c' * 32}\n")
 

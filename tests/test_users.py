@@ -576,6 +576,14 @@ def test_other_error_in_a_block_closes_its_connection(store):
         connection.execute("SELECT 1")
 
 
+@pytest.mark.sqlite
+def test_other_error_in_a_look_up_closes_its_connection(store):
+    with pytest.raises(UnicodeEncodeError):
+        store.database.fetch_one("SELECT ?", ["\udcff"])
+
+    assert store.database.pools[os.getpid()] == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child_opens_connections_of_its_own(store):
     store.add_users([user("a")])
