@@ -487,7 +487,7 @@ def _file_advice(path: Path) -> str:
         return "; name a file, not a folder"
     for place, kind, remedy in (
             (path, "file", "change its owner with chown"),
-            (path.absolute().parent, "folder", "use another folder")):
+            (path.absolute().parent, "folder", "with the settings of the server")):
         if (os.name == "posix" and os.path.exists(place) and not os.access(place, os.W_OK)
                 and os.stat(place).st_uid != os.getuid()):
             return f"; the {kind} belongs to another user; run this as that user, or {remedy}"
@@ -5148,8 +5148,8 @@ def _program(settings: Settings = Settings(), *, absolute: bool = False) -> str:
     command = shlex.join(words)
     if settings.audit_log:
         command = f"JWTSERVER_AUDIT_LOG={shlex.quote(path(settings.audit_log))} {command}"
-    if _is_postgresql(settings.database):  # others would see the password of a URL in a flag
-        return command
+    if _is_postgresql(settings.database):  # the URL may contain a password
+        return f"JWTSERVER_DATABASE=postgresql://… {command}"
     if absolute or settings.database != Settings().database:
         command += f" --database {shlex.quote(path(settings.database))}"
     return command
@@ -5456,7 +5456,7 @@ def _user_unlock(args: argparse.Namespace, settings: Settings) -> None:
     if _counter(user.name, None) in store.lockouts(settings.login_failures, time.time()):
         outcome = "Ended the lock-outs of {}"
     _change_user(args, settings, Store.unlock,
-                 f"{outcome}. An address with too many failures stays locked out")
+                 f"{outcome}. An address with too many failures stays locked out, for all users")
 
 
 def _user_password(args: argparse.Namespace, settings: Settings) -> None:

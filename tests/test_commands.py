@@ -101,7 +101,7 @@ def test_example_shows_the_command_as_it_was_called(tmp_path, line, shown):
     (["jwtserver.py"], None, Settings(database="a b.db", secret_file="$x"),
      "py jwtserver.py --secret-file '$x' --database 'a b.db'"),
     (["jwtserver.py"], None, Settings(database="postgresql://u:secret@h/d"),
-     "py jwtserver.py"),
+     "JWTSERVER_DATABASE=postgresql://… py jwtserver.py"),
     (["jwtserver.py"], None, Settings(audit_log="a b.log"),
      "JWTSERVER_AUDIT_LOG='a b.log' py jwtserver.py"),
 ])
@@ -386,7 +386,7 @@ def test_files_of_another_user_are_named_as_such():
     folder = os.path.realpath(folder)
     advice = "belongs to another user; run this as that user, or"
     on_file = f"; the file {advice} change its owner with chown"
-    in_folder = f"; the folder {advice} use another folder"
+    in_folder = f"; the folder {advice} with the settings of the server"
     assert result.stderr.splitlines()[1:] == [
         f"jwtserver: {folder}/jwtserver.db: unable to open database file{on_file}",
         f"jwtserver: jwtserver.key: Permission denied{on_file}",
@@ -410,7 +410,7 @@ def test_files_in_a_closed_in_folderof_another_user_are_named_as_such():
 
     assert result.stderr.splitlines()[1:] == [
         f"jwtserver: {flag}: {path}: Permission denied; the folder belongs to another user; run"
-        " this as that user, or use another folder"
+        " this as that user, or with the settings of the server"
         for flag in ("--database", "--database", "--secret-file")]
 
 

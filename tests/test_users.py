@@ -498,7 +498,8 @@ def test_user_unlock_ends_the_lock_outs_of_one_user(store, capsys, caplog):
     assert jwtserver.main(["user", "unlock", "alice"]) == 0
 
     assert capsys.readouterr().out == (
-        "Ended the lock-outs of alice. An address with too many failures stays locked out\n")
+        "Ended the lock-outs of alice. An address with too many failures stays locked out, for all"
+        " users\n")
     assert 'user_unlock user="alice"' in caplog.messages
     assert not is_locked(store, "alice", "192.0.2.1")
     assert not is_locked(store, "alice", "192.0.2.99")
