@@ -1114,12 +1114,16 @@ class _Database(ABC):
         try:
             row = connection.execute(statement, values).fetchone()
         except BaseException as error:
-            connection.close()
-            if isinstance(error, self.driver_error):
-                raise self.store_error(error) from error
-            raise
+            self._close_and_raise(connection, error)
         self.give_back(connection, idle)
         return row
+
+    def _close_and_raise(self, connection: Any, error: BaseException) -> NoReturn:
+        """Close a connection that is in an unknown state, and raise the error again."""
+        connection.close()
+        if isinstance(error, self.driver_error):
+            raise self.store_error(error) from error
+        raise error
 
     def close(self) -> None:
         """Close the idle connections of this process. A later statement opens a new one."""
@@ -1139,10 +1143,7 @@ class _Database(ABC):
             self.give_back(connection, idle)
             raise
         except BaseException as error:
-            connection.close()
-            if isinstance(error, self.driver_error):
-                raise self.store_error(error) from error
-            raise
+            self._close_and_raise(connection, error)
         self.give_back(connection, idle)
 
     @contextmanager
@@ -3062,7 +3063,6 @@ def create_app(
     behind_guard = {path: route for path, route in routes.items() if route.guarded}
     own_paths = [path for path in behind_guard if path != "/protected" and "{" not in path]
     protect = settings.protect or ("/protected" if app is None else "/",)
-
     inside = Router(behind_guard, None if app is None else _with_service_rules(app))
     guard = pages.guard = _with_guard(inside, pages, own_paths, protect)
     verify_path, logout_path = f"{settings.prefix}/verify", f"{settings.prefix}/logout"
@@ -4299,17 +4299,15 @@ class _Server:
         tls: Optional["ssl.SSLContext"] = None, access_log: Optional[TextIO] = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.app = app
-        self.settings = settings
+        self.app, self.settings = app, settings
         self.tls, self.access_log = tls, access_log
         self.stopping = self._ended = False
         self._deadline = math.inf  # for responses in progress, once the server is stopping
         self._clock, self._listeners = clock, listeners
-        for listener in listeners:
-            listener.setblocking(False)
-            _limit_kernel_buffer(listener)
         self._wakeup_sender, self._wakeup_receiver = pair = socket.socketpair()
-        for sock in pair:
+        for listener in listeners:
+            _limit_kernel_buffer(listener)
+        for sock in (*listeners, *pair):
             sock.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._max_connections = _connection_limit(self._selector, settings)
